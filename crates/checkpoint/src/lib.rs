@@ -1,0 +1,14 @@
+//! Containers on disk to named tensors: safetensors (single, sharded), GGUF, `config.json`.
+//!
+//! Everything is memory-mapped and bounds-checked before a byte is interpreted: a tensor that
+//! [`Checkpoint::get`] returns lies wholly inside its file and has exactly the bytes its shape
+//! and encoding need. Which tensors a model wants, and in which shape, is the caller's business
+//! ([`Checkpoint::require`]).
+
+mod checkpoint;
+mod error;
+mod ggml_type;
+
+pub use checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
+pub use error::CheckpointError;
+pub use ggml_type::GgmlType;

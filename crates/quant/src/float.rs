@@ -1,0 +1,54 @@
+//! Unquantized matrices: `KEY.weight [out_features, in_features]` in F32, F16 or BF16.
+
+use crate::{QuantError, WeightFormat};
+use marlin_checkpoint::{Checkpoint, Encoding};
+use marlin_tensor::{DType, Weight};
+use std::ops::Range;
+
+/// A float format of one element type.
+pub struct Float {
+    id: &'static str,
+    dtype: DType,
+}
+
+/// IEEE single precision.
+pub static F32: Float = Float { id: "f32", dtype: DType::F32 };
+/// IEEE half precision.
+pub static F16: Float = Float { id: "f16", dtype: DType::F16 };
+/// bfloat16.
+pub static BF16: Float = Float { id: "bf16", dtype: DType::BF16 };
+
+impl WeightFormat for Float {
+    fn id(&self) -> &'static str {
+        self.id
+    }
+
+    fn detect(&self, checkpoint: &Checkpoint, key: &str) -> bool {
+        checkpoint
+            .get(&format!("{key}.weight"))
+            .is_some_and(|t| t.encoding == Encoding::Plain(self.dtype))
+    }
+
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        key: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Weight, QuantError> {
+        let name = format!("{key}.weight");
+        let stored = checkpoint.require(&name, &[out_features, in_features])?;
+        let tensor = stored.plain().ok_or(QuantError::Type { key: name, dtype: self.dtype })?;
+        Ok(Weight { format: self.id, out_features, in_features, parts: vec![("weight", tensor)] })
+    }
+
+    fn decode_rows(
+        &self,
+        weight: &Weight,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), QuantError> {
+        out.copy_from_slice(&weight.parts[0].1.slice_rows(rows).to_f32()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! The trait of a weight encoding and the list of all of them.
+
+use crate::{QuantError, float};
+use marlin_checkpoint::Checkpoint;
+use marlin_tensor::Weight;
+use std::ops::Range;
+
+/// A way of storing a matrix.
+pub trait WeightFormat: Sync {
+    /// Identifier, equal to [`Weight::format`].
+    fn id(&self) -> &'static str;
+
+    /// Whether the tensors stored under `key` (without `.weight`) are in this format.
+    /// Looks at names and encodings only.
+    fn detect(&self, checkpoint: &Checkpoint, key: &str) -> bool;
+
+    /// Loads the matrix `[out_features, in_features]` stored under `key`.
+    ///
+    /// # Errors
+    /// When tensors are missing, shaped otherwise, or contradict the format.
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        key: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Weight, QuantError>;
+
+    /// Rows `rows` of the matrix as f32, `out: [rows.len(), in_features]`. The definition of the
+    /// format: slow and obvious.
+    ///
+    /// # Errors
+    /// When stored values are invalid.
+    fn decode_rows(
+        &self,
+        weight: &Weight,
+        rows: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), QuantError>;
+
+    /// Output rows that must be decoded or sliced together (EXL3: 128).
+    fn row_granularity(&self) -> usize {
+        1
+    }
+
+    /// Rows `rows` as a weight of its own, sharing the bytes. The default serves formats whose
+    /// parts all have one entry per output row.
+    ///
+    /// # Errors
+    /// When the range does not fall on [`row_granularity`](Self::row_granularity).
+    fn slice_rows(&self, weight: &Weight, rows: Range<usize>) -> Result<Weight, QuantError> {
+        let parts = weight.parts.iter().map(|(n, t)| (*n, t.slice_rows(rows.clone()))).collect();
+        Ok(Weight {
+            format: weight.format,
+            out_features: rows.len(),
+            in_features: weight.in_features,
+            parts,
+        })
+    }
+}
+
+/// Every format, most specific first: the first that detects a key loads it.
+pub fn formats() -> &'static [&'static dyn WeightFormat] {
+    &[&float::F32, &float::F16, &float::BF16]
+}
+
+/// The format called `id`.
+///
+/// # Panics
+/// When no such format exists: identifiers come from [`load`].
+pub fn format(id: &str) -> &'static dyn WeightFormat {
+    *formats().iter().find(|f| f.id() == id).expect("identifier of a listed format")
+}
+
+/// Finds the format of `key` and loads it.
+///
+/// # Errors
+/// When no format recognises the key, or loading fails.
+pub fn load(
+    checkpoint: &Checkpoint,
+    key: &str,
+    out_features: usize,
+    in_features: usize,
+) -> Result<Weight, QuantError> {
+    match formats().iter().find(|f| f.detect(checkpoint, key)) {
+        Some(f) => f.load(checkpoint, key, out_features, in_features),
+        None => {
+            let prefix = format!("{key}.");
+            let found = checkpoint.tensors().map(|t| &t.name);
+            Err(QuantError::Unknown {
+                key: key.to_owned(),
+                found: found.filter(|n| n.starts_with(&prefix)).cloned().collect(),
+            })
+        }
+    }
+}
+
+/// The whole matrix as f32, `[out_features, in_features]`.
+///
+/// # Errors
+/// When stored values are invalid.
+pub fn decode(weight: &Weight) -> Result<Vec<f32>, QuantError> {
+    let mut out = vec![0.0; weight.out_features * weight.in_features];
+    format(weight.format).decode_rows(weight, 0..weight.out_features, &mut out)?;
+    Ok(out)
+}
+
+/// Rows `rows` of `weight` as a weight of its own.
+///
+/// # Errors
+/// When the format cannot be cut there.
+pub fn slice_rows(weight: &Weight, rows: Range<usize>) -> Result<Weight, QuantError> {
+    format(weight.format).slice_rows(weight, rows)
+}

@@ -1,0 +1,10 @@
+//! Weight encodings. One file is one family of [`WeightFormat`]s: how to recognise it in a
+//! checkpoint, how to load it, and the scalar decode that defines what its bytes mean. Backends
+//! may have faster kernels; they are tested against [`WeightFormat::decode_rows`].
+
+mod error;
+mod float;
+mod format;
+
+pub use error::QuantError;
+pub use format::{WeightFormat, decode, format, formats, load, slice_rows};

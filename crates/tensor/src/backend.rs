@@ -1,0 +1,270 @@
+//! The operators a device implements.
+//!
+//! Activations are two-dimensional, `[rows, columns]`, f32 unless a backend keeps something
+//! narrower inside; heads are flattened into columns. Operators take handles and return
+//! handles: nothing inside a forward pass reads results back, so a GPU can record it as a
+//! graph. Operators are coarse (one call is one or a few kernels); those with a default body are
+//! compositions a backend may fuse.
+
+use crate::{
+    Activation, AttentionParams, Batch, Cache, CacheSpec, Heads, HostTensor, Rope, Router,
+    TensorError, Weight,
+};
+use std::any::Any;
+use std::sync::Arc;
+
+/// Storage only its backend can interpret.
+pub type Opaque = Arc<dyn Any + Send + Sync>;
+
+/// Why a backend cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The device has no room.
+    #[error(
+        "{what} needs {needed_bytes} bytes, {available_bytes} are available; choose a smaller model or context"
+    )]
+    OutOfMemory {
+        /// What was being placed.
+        what: String,
+        /// Bytes asked for.
+        needed_bytes: u64,
+        /// Bytes free.
+        available_bytes: u64,
+    },
+    /// No kernel and no fallback for this storage format or parameter.
+    #[error("{what} is not supported by the {backend} backend")]
+    Unsupported {
+        /// Backend name.
+        backend: String,
+        /// Format, type or parameter.
+        what: String,
+    },
+    /// Stored bytes do not decode.
+    #[error("{what}: {reason}")]
+    Decode {
+        /// Weight or part.
+        what: String,
+        /// Reason.
+        reason: String,
+    },
+    /// A host tensor has the wrong type or size.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The device or driver failed.
+    #[error("device error: {0}")]
+    Device(String),
+}
+
+/// Activations `[rows, columns]` on a device.
+#[derive(Clone)]
+pub struct Tensor {
+    /// Rows (tokens).
+    pub rows: usize,
+    /// Columns (features).
+    pub columns: usize,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// A loaded matrix with an optional bias: `[rows, in_features] -> [rows, out_features]`.
+#[derive(Clone)]
+pub struct Linear {
+    /// Output columns.
+    pub out_features: usize,
+    /// Input columns.
+    pub in_features: usize,
+    /// Bytes it occupies on the device.
+    pub bytes: u64,
+    /// Kernel path it takes, for `inspect` (`"q4_0 avx512-vnni"`, `"iq2_s decoded to f32"`).
+    pub kernel: String,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// A stack of small dense matrices, one per head: columns `[heads * in] -> [heads * out]`.
+#[derive(Clone)]
+pub struct HeadLinear {
+    /// Heads.
+    pub heads: usize,
+    /// Output columns per head.
+    pub out_features: usize,
+    /// Input columns per head.
+    pub in_features: usize,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// A loaded token-embedding table `[vocab_size, hidden_size]`.
+#[derive(Clone)]
+pub struct Embedding {
+    /// Rows of the table.
+    pub vocab_size: usize,
+    /// Columns of the table.
+    pub hidden_size: usize,
+    /// Bytes it occupies on the device.
+    pub bytes: u64,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// A loaded f32 vector: norm weights, router correction bias.
+#[derive(Clone)]
+pub struct Vector {
+    /// Elements.
+    pub len: usize,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// Loaded rotary frequencies.
+#[derive(Clone)]
+pub struct RopeTable {
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// Chosen experts and their weights for every row, on the device.
+#[derive(Clone)]
+pub struct Routing {
+    /// Rows.
+    pub rows: usize,
+    /// Experts per row.
+    pub top_k: usize,
+    /// Backend storage.
+    pub handle: Opaque,
+}
+
+/// The loaded matrices of a set of gated experts; index = expert id.
+#[derive(Clone)]
+pub struct Experts {
+    /// Gate projections.
+    pub gate: Vec<Linear>,
+    /// Up projections.
+    pub up: Vec<Linear>,
+    /// Down projections.
+    pub down: Vec<Linear>,
+}
+
+/// How a matrix is to be loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinearOptions {
+    /// Keep activations in float even where the backend would quantize them (routers).
+    pub float_activations: bool,
+}
+
+/// Result of a backend call.
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// A device that holds weights and runs operators.
+pub trait Backend: Send + Sync {
+    /// What the user sees, for example `"cpu (avx512-vnni, 2 threads)"`.
+    fn name(&self) -> String;
+
+    /// Kernel path that [`load_linear`](Self::load_linear) would choose for `format`, without loading.
+    fn kernel(&self, format: &str, options: LinearOptions) -> String;
+
+    /// Places a matrix; `bias` has `out_features` elements.
+    fn load_linear(
+        &self,
+        weight: &Weight,
+        bias: Option<&HostTensor>,
+        options: LinearOptions,
+    ) -> Result<Linear>;
+
+    /// Places per-head dense matrices `values: [heads, out_features, in_features]`.
+    fn load_head_linear(
+        &self,
+        heads: usize,
+        out_features: usize,
+        in_features: usize,
+        values: Vec<f32>,
+    ) -> Result<HeadLinear>;
+
+    /// Places a token-embedding table.
+    fn load_embedding(&self, weight: &Weight) -> Result<Embedding>;
+
+    /// Places a vector.
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vector>;
+
+    /// Places rotary frequencies.
+    fn load_rope(&self, rope: &Rope) -> Result<RopeTable>;
+
+    /// Allocates a paged cache.
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Cache>;
+
+    /// Copies whole cache blocks, all layers: `(from, to)` pairs.
+    fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<()>;
+
+    /// Copies host values `[rows, columns]` to the device.
+    fn upload(&self, rows: usize, columns: usize, values: Vec<f32>) -> Result<Tensor>;
+
+    /// Copies activations back to the host.
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>>;
+
+    /// Copies a routing back: expert ids and weights, each `[rows, top_k]`.
+    fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)>;
+
+    /// Rows of the table for `batch.tokens`, times `scale`.
+    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor>;
+
+    /// `x / sqrt(mean(x²) + eps) * weight` over each consecutive group of `weight.len` columns.
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor>;
+
+    /// `x Wᵀ + bias`.
+    fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor>;
+
+    /// Several matrices over one input (q, k, v; gate, up).
+    fn linear_many(&self, x: &Tensor, weights: &[&Linear]) -> Result<Vec<Tensor>> {
+        weights.iter().map(|w| self.linear(x, w)).collect()
+    }
+
+    /// Each head's columns times that head's matrix.
+    fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor>;
+
+    /// Rotates `heads` in place at the positions of `batch`.
+    fn rope(&self, x: Tensor, table: &RopeTable, heads: Heads, batch: &Batch) -> Result<Tensor>;
+
+    /// Columns `start .. start + len` of every head: `[rows, heads * head_dim] -> [rows, heads * len]`.
+    fn slice_heads(&self, x: &Tensor, heads: Heads, start: usize, len: usize) -> Result<Tensor>;
+
+    /// Per head `[a | b]`: `[rows, heads * m], [rows, heads * n] -> [rows, heads * (m + n)]`.
+    fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor>;
+
+    /// Writes `k` (and `v`) into `cache` layer `layer`, then attends causally over every sequence's
+    /// cached tokens. `v = None` takes values from the first `value_head_dim` columns of the keys.
+    #[allow(clippy::too_many_arguments)]
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: Option<&Tensor>,
+        cache: &Cache,
+        layer: usize,
+        batch: &Batch,
+        params: &AttentionParams,
+    ) -> Result<Tensor>;
+
+    /// `activation(gate) * up`.
+    fn gated(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor>;
+
+    /// `x + y`.
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor>;
+
+    /// `cap * tanh(x / cap)`.
+    fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor>;
+
+    /// Chooses experts from router logits `[rows, num_experts]`; ties go to the lower index.
+    fn route(&self, logits: &Tensor, bias: Option<&Vector>, router: &Router) -> Result<Routing>;
+
+    /// Weighted sum of the chosen experts' gated feed-forwards.
+    fn experts(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        experts: &Experts,
+        activation: Activation,
+    ) -> Result<Tensor>;
+
+    /// The given rows, in order.
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor>;
+}

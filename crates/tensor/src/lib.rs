@@ -1,0 +1,26 @@
+//! The vocabulary every other crate speaks: data types, host tensors, encoded
+//! weights, batches, and the [`Backend`] trait. No I/O and no arithmetic beyond
+//! shapes and element conversion.
+//!
+//! * [`DType`], [`HostTensor`]: plain arrays in host memory, usually a view into a mapped file.
+//! * [`Weight`]: one matrix in some storage format, still encoded.
+//! * [`Batch`]: the rows of one forward pass, and where their keys and values live.
+//! * [`Backend`]: the operators a device implements; [`Tensor`] and the loaded
+//!   handles ([`Linear`], [`Vector`], …) are opaque outside the backend that made them.
+
+mod backend;
+mod batch;
+mod dtype;
+mod host;
+mod op;
+mod weight;
+
+pub use backend::{
+    Backend, BackendError, Embedding, Experts, HeadLinear, Linear, LinearOptions, Opaque,
+    RopeTable, Routing, Tensor, Vector,
+};
+pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
+pub use dtype::DType;
+pub use host::{HostTensor, TensorError};
+pub use op::{Activation, AttentionParams, Heads, LongRope, Rope, RopeStyle, Router, Scoring};
+pub use weight::Weight;
