@@ -95,15 +95,45 @@ impl Checkpoint {
     /// # Errors
     /// When it is missing or shaped otherwise.
     pub fn require(&self, name: &str, shape: &[usize]) -> Result<&StoredTensor, CheckpointError> {
+        self.require_if(name, shape, |found| found == shape)
+    }
+
+    /// The tensor called `name` as a matrix: its fastest dimension is `columns`, the others
+    /// multiply to `rows` (stacked experts are `[experts, rows, columns]`).
+    ///
+    /// # Errors
+    /// When it is missing or shaped otherwise.
+    pub fn require_matrix(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<&StoredTensor, CheckpointError> {
+        self.require_if(name, &[rows, columns], |found| match found.split_last() {
+            Some((&last, rest)) => {
+                last == columns
+                    && !rest.is_empty()
+                    && rest.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) == Some(rows)
+            }
+            None => false,
+        })
+    }
+
+    fn require_if(
+        &self,
+        name: &str,
+        expected: &[usize],
+        fits: impl Fn(&[usize]) -> bool,
+    ) -> Result<&StoredTensor, CheckpointError> {
         let tensor = self.get(name).ok_or_else(|| CheckpointError::Missing {
             path: self.path.clone(),
             key: name.to_owned(),
         })?;
-        if tensor.shape != shape {
+        if !fits(&tensor.shape) {
             return Err(CheckpointError::Shape {
                 path: tensor.file.to_path_buf(),
                 key: name.to_owned(),
-                expected: shape.to_vec(),
+                expected: expected.to_vec(),
                 found: tensor.shape.clone(),
             });
         }

@@ -2,7 +2,7 @@
 
 use crate::{QuantError, WeightFormat};
 use marlin_checkpoint::{Checkpoint, Encoding};
-use marlin_tensor::{DType, Weight};
+use marlin_tensor::{DType, HostTensor, Weight};
 use std::ops::Range;
 
 /// A float format of one element type.
@@ -37,8 +37,9 @@ impl WeightFormat for Float {
         in_features: usize,
     ) -> Result<Weight, QuantError> {
         let name = format!("{key}.weight");
-        let stored = checkpoint.require(&name, &[out_features, in_features])?;
-        let tensor = stored.plain().ok_or(QuantError::Type { key: name, dtype: self.dtype })?;
+        let stored = checkpoint.require_matrix(&name, out_features, in_features)?;
+        let bytes = stored.data.clone();
+        let tensor = HostTensor::new(self.dtype, vec![out_features, in_features], bytes)?;
         Ok(Weight { format: self.id, out_features, in_features, parts: vec![("weight", tensor)] })
     }
 

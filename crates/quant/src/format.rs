@@ -61,7 +61,8 @@ pub trait WeightFormat: Sync {
 
 /// Every format, most specific first: the first that detects a key loads it.
 pub fn formats() -> &'static [&'static dyn WeightFormat] {
-    &[&float::F32, &float::F16, &float::BF16]
+    static FORMATS: [&dyn WeightFormat; 3] = [&float::F32, &float::F16, &float::BF16];
+    &FORMATS
 }
 
 /// The format called `id`.
