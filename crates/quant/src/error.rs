@@ -33,6 +33,12 @@ pub enum QuantError {
         /// What is wrong.
         reason: String,
     },
+    /// The format is only read.
+    #[error("{format} weights can be read but not made; choose another format")]
+    NoPacker {
+        /// Format identifier.
+        format: &'static str,
+    },
     /// A part has the wrong type or length.
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -1,6 +1,7 @@
 //! Unquantized matrices: `KEY.weight [out_features, in_features]` in F32, F16 or BF16.
 
-use crate::{QuantError, WeightFormat};
+use crate::{Description, QuantError, WeightFormat};
+use half::{bf16, f16};
 use marlin_checkpoint::{Checkpoint, Encoding};
 use marlin_tensor::{DType, HostTensor, Weight};
 use std::ops::Range;
@@ -21,6 +22,13 @@ pub static BF16: Float = Float { id: "bf16", dtype: DType::BF16 };
 impl WeightFormat for Float {
     fn id(&self) -> &'static str {
         self.id
+    }
+
+    fn describe(&self) -> Description {
+        Description {
+            bits_per_weight: (self.dtype.size_bytes() * 8).to_string(),
+            detected_by: format!("`KEY.weight` of type {}", self.dtype),
+        }
     }
 
     fn detect(&self, checkpoint: &Checkpoint, key: &str) -> bool {
@@ -51,5 +59,20 @@ impl WeightFormat for Float {
     ) -> Result<(), QuantError> {
         out.copy_from_slice(&weight.parts[0].1.slice_rows(rows).to_f32()?);
         Ok(())
+    }
+
+    fn pack(
+        &self,
+        values: &[f32],
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Weight, QuantError> {
+        let data: Vec<u8> = match self.dtype {
+            DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        let tensor = HostTensor::new(self.dtype, vec![out_features, in_features], data.into())?;
+        Ok(Weight { format: self.id, out_features, in_features, parts: vec![("weight", tensor)] })
     }
 }

@@ -5,10 +5,22 @@ use marlin_checkpoint::Checkpoint;
 use marlin_tensor::Weight;
 use std::ops::Range;
 
+/// What the generated page of formats says about one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Stored bits per weight, scales included: `"4.5"`, `"1 to 8"`.
+    pub bits_per_weight: String,
+    /// Tensors it is recognised by, `KEY` being the name of the layer.
+    pub detected_by: String,
+}
+
 /// A way of storing a matrix.
 pub trait WeightFormat: Sync {
     /// Identifier, equal to [`Weight::format`].
     fn id(&self) -> &'static str;
+
+    /// Facts for the documentation.
+    fn describe(&self) -> Description;
 
     /// Whether the tensors stored under `key` (without `.weight`) are in this format.
     /// Looks at names and encodings only.
@@ -37,6 +49,21 @@ pub trait WeightFormat: Sync {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), QuantError>;
+
+    /// Encodes `values: [out_features, in_features]` by rounding to nearest, without calibration:
+    /// for tests, benches and plain conversions.
+    ///
+    /// # Errors
+    /// When the format has no such encoder, or cannot hold the shape or a value.
+    fn pack(
+        &self,
+        values: &[f32],
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Weight, QuantError> {
+        let _ = (values, out_features, in_features);
+        Err(QuantError::NoPacker { format: self.id() })
+    }
 
     /// Output rows that must be decoded or sliced together (EXL3: 128).
     fn row_granularity(&self) -> usize {

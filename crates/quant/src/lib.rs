@@ -7,4 +7,4 @@ mod float;
 mod format;
 
 pub use error::QuantError;
-pub use format::{WeightFormat, decode, format, formats, load, slice_rows};
+pub use format::{Description, WeightFormat, decode, format, formats, load, slice_rows};
