@@ -205,7 +205,7 @@ pub enum MlaQuery {
 #[derive(Debug, Clone, PartialEq)]
 pub enum FeedForwardSpec {
     /// One gated feed-forward.
-    Gated(GatedSpec),
+    Gated(Box<GatedSpec>),
     /// Mixture of experts.
     Moe(Box<MoeSpec>),
 }
@@ -385,5 +385,17 @@ impl ModelSpec {
     /// What each trunk layer caches.
     pub fn cache_layers(&self) -> Vec<CacheLayerSpec> {
         self.blocks.iter().map(|b| b.mixer.cache_layer()).collect()
+    }
+}
+
+impl From<GatedSpec> for FeedForwardSpec {
+    fn from(spec: GatedSpec) -> Self {
+        Self::Gated(Box::new(spec))
+    }
+}
+
+impl From<MoeSpec> for FeedForwardSpec {
+    fn from(spec: MoeSpec) -> Self {
+        Self::Moe(Box::new(spec))
     }
 }

@@ -116,7 +116,7 @@ fn blocks(d: &Decoder, router: Router, bias: bool) -> Result<Vec<BlockSpec>, Mod
     let blocks = dense.into_iter().enumerate().map(|(i, dense)| {
         let ffn = if dense {
             let width = config.dim("intermediate_size")?;
-            FeedForwardSpec::Gated(d.gated(&format!("model.layers.{i}.mlp"), width))
+            FeedForwardSpec::from(d.gated(&format!("model.layers.{i}.mlp"), width))
         } else {
             moe(d, i, router, bias)?
         };
@@ -139,7 +139,7 @@ fn moe(
     if shared > 0 {
         moe.shared = Some(d.gated(&format!("{prefix}.shared_experts"), width * shared));
     }
-    Ok(FeedForwardSpec::Moe(Box::new(moe)))
+    Ok(FeedForwardSpec::from(moe))
 }
 
 fn mla(d: &Decoder, layer: usize) -> Result<MlaSpec, ModelError> {

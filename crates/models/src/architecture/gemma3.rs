@@ -45,7 +45,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         gqa.params.softcap = attention_softcap;
         let prefix = format!("model.layers.{i}");
         let ffn = d.gated(&format!("{prefix}.mlp"), intermediate);
-        let mut block = d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::Gated(ffn));
+        let mut block = d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::from(ffn));
         block.mixer_output_norm = Some(block.feed_forward_norm);
         block.feed_forward_norm =
             d.norm(format!("{prefix}.pre_feedforward_layernorm"), d.hidden_size);

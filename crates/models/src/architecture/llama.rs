@@ -41,7 +41,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         for l in [&mut ffn.gate, &mut ffn.up, &mut ffn.down] {
             l.bias = mlp_bias;
         }
-        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::Gated(ffn)))
+        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::from(ffn)))
     });
     d.finish(blocks.collect::<Result<_, ModelError>>()?)
 }

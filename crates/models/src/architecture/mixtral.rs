@@ -39,7 +39,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         let mut gqa = d.gqa(i, Some(rope.clone()), false)?;
         gqa.params.window = window;
         let moe = d.moe(&format!("model.layers.{i}.mlp"), router, intermediate)?;
-        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::Moe(Box::new(moe))))
+        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::from(moe)))
     });
     d.finish(blocks.collect::<Result<_, ModelError>>()?)
 }

@@ -49,7 +49,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         let mut gqa = d.gqa(i, Some(rope.clone()), true)?;
         gqa.params.window = window;
         let ffn = d.gated(&format!("model.layers.{i}.mlp"), intermediate);
-        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::Gated(ffn)))
+        Ok(d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::from(ffn)))
     });
     d.finish(blocks.collect::<Result<_, ModelError>>()?)
 }

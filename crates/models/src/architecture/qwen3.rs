@@ -40,7 +40,7 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let intermediate = config.dim("intermediate_size")?;
     let blocks = attention(&d)?.into_iter().enumerate().map(|(i, gqa)| {
         let ffn = d.gated(&format!("model.layers.{i}.mlp"), intermediate);
-        d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::Gated(ffn))
+        d.block(i, MixerSpec::Gqa(gqa), FeedForwardSpec::from(ffn))
     });
     d.finish(blocks.collect())
 }

@@ -31,9 +31,9 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         let prefix = format!("model.layers.{i}.mlp");
         let dense = dense_layers.contains(&(i as f64)) || (i + 1) % step != 0;
         let ffn = if dense {
-            FeedForwardSpec::Gated(d.gated(&prefix, config.dim("intermediate_size")?))
+            FeedForwardSpec::from(d.gated(&prefix, config.dim("intermediate_size")?))
         } else {
-            FeedForwardSpec::Moe(Box::new(d.moe(&prefix, router, expert_width)?))
+            FeedForwardSpec::from(d.moe(&prefix, router, expert_width)?)
         };
         Ok(d.block(i, MixerSpec::Gqa(gqa), ffn))
     });
