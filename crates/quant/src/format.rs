@@ -1,6 +1,6 @@
 //! The trait of a weight encoding and the list of all of them.
 
-use crate::{QuantError, float};
+use crate::{QuantError, exl3, float};
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::Weight;
 use std::ops::Range;
@@ -88,7 +88,13 @@ pub trait WeightFormat: Sync {
 
 /// Every format, most specific first: the first that detects a key loads it.
 pub fn formats() -> &'static [&'static dyn WeightFormat] {
-    static FORMATS: [&dyn WeightFormat; 3] = [&float::F32, &float::F16, &float::BF16];
+    static FORMATS: [&dyn WeightFormat; 5] = [
+        &exl3::format::EXL3,
+        &exl3::embedding::EXL3_EMBEDDING,
+        &float::F32,
+        &float::F16,
+        &float::BF16,
+    ];
     &FORMATS
 }
 

@@ -3,6 +3,7 @@
 //! may have faster kernels; they are tested against [`WeightFormat::decode_rows`].
 
 mod error;
+pub mod exl3;
 mod float;
 mod format;
 
