@@ -29,13 +29,12 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// Rotary position embedding, resolved to frequencies.
+/// Rotary position embedding, resolved to frequencies. The first [`rotary_dim`](Self::rotary_dim)
+/// columns of a head rotate, the rest pass through.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Pairing of columns.
     pub style: RopeStyle,
-    /// First column of a head that rotates; columns outside pass through.
-    pub offset: usize,
     /// Angular frequency per pair, radians per position: `rotary_dim / 2` values.
     pub inv_freq: Vec<f32>,
     /// Multiplier of cosine and sine (YaRN's and LongRoPE's attention factor).

@@ -1,0 +1,107 @@
+//! Multi-head latent attention in the absorbed form: the key half of `kv_b` is applied to queries
+//! and the value half to outputs, so that the cache holds one latent vector and one rotary key per
+//! token, shared by all heads.
+
+use super::{Loader, Norm, Result, Step};
+use crate::spec::{MlaQuery, MlaSpec};
+use marlin_tensor::{AttentionParams, HeadLinear, Heads, Linear, RopeTable, Tensor};
+
+enum Query {
+    Full(Linear),
+    LowRank { a: Linear, norm: Norm, b: Linear },
+}
+
+/// Loaded latent attention.
+pub struct Mla {
+    query: Query,
+    kv_a: Linear,
+    kv_a_norm: Norm,
+    /// Per head `nope -> latent`.
+    absorb_key: HeadLinear,
+    /// Per head `latent -> value`.
+    absorb_value: HeadLinear,
+    o: Linear,
+    rope: RopeTable,
+    params: AttentionParams,
+    nope: usize,
+    rope_dim: usize,
+}
+
+impl Mla {
+    /// Loads the weights of `spec`; `kv_b` is decoded and split by head.
+    pub fn load(loader: &mut Loader, spec: &MlaSpec) -> Result<Self> {
+        let (heads, rank) = (spec.num_heads, spec.kv_lora_rank);
+        let (nope, value) = (spec.qk_nope_head_dim, spec.v_head_dim);
+        let query = match &spec.query {
+            MlaQuery::Full(q) => Query::Full(loader.linear(q)?),
+            MlaQuery::LowRank { a, norm, b } => Query::LowRank {
+                a: loader.linear(a)?,
+                norm: loader.norm(norm)?,
+                b: loader.linear(b)?,
+            },
+        };
+        let kv_b = loader.source.linear(&spec.kv_b)?;
+        let dense = marlin_quant::decode(&kv_b)?;
+        (loader.progress)(kv_b.bytes());
+        let mut keys = vec![0.0; heads * rank * nope];
+        let mut values = Vec::with_capacity(heads * value * rank);
+        for (head, rows) in dense.chunks_exact((nope + value) * rank).enumerate() {
+            let (key_rows, value_rows) = rows.split_at(nope * rank);
+            let key = &mut keys[head * rank * nope..][..rank * nope];
+            for (i, row) in key_rows.chunks_exact(rank).enumerate() {
+                row.iter().enumerate().for_each(|(j, &w)| key[j * nope + i] = w);
+            }
+            values.extend_from_slice(value_rows);
+        }
+        let backend = loader.backend.clone();
+        Ok(Self {
+            query,
+            kv_a: loader.linear(&spec.kv_a)?,
+            kv_a_norm: loader.norm(&spec.kv_a_norm)?,
+            absorb_key: backend.load_head_linear(heads, rank, nope, keys)?,
+            absorb_value: backend.load_head_linear(heads, value, rank, values)?,
+            o: loader.linear(&spec.o)?,
+            rope: loader.rope(&spec.rope)?,
+            params: AttentionParams {
+                num_heads: heads,
+                num_kv_heads: 1,
+                key_head_dim: rank + spec.qk_rope_head_dim,
+                value_head_dim: rank,
+                scale: spec.scale,
+                window: None,
+                softcap: None,
+            },
+            nope,
+            rope_dim: spec.qk_rope_head_dim,
+        })
+    }
+
+    /// `[rows, hidden] -> [rows, hidden]`; `layer` is the cache layer.
+    pub fn forward(&self, step: &Step, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let (b, p) = (step.backend, &self.params);
+        let (q, kv) = match &self.query {
+            Query::Full(q) => (b.linear(x, q)?, b.linear(x, &self.kv_a)?),
+            Query::LowRank { a, norm, b: up } => {
+                let mut down = b.linear_many(x, &[a, &self.kv_a])?;
+                let (Some(kv), Some(low)) = (down.pop(), down.pop()) else {
+                    unreachable!("linear_many returns one tensor per matrix")
+                };
+                (b.linear(&norm.forward(b, &low)?, up)?, kv)
+            }
+        };
+        let rank = p.value_head_dim;
+        let q_heads = Heads { heads: p.num_heads, head_dim: self.nope + self.rope_dim };
+        let q_nope = b.slice_heads(&q, q_heads, 0, self.nope)?;
+        let q_rope = b.slice_heads(&q, q_heads, self.nope, self.rope_dim)?;
+        let kv_heads = Heads { heads: 1, head_dim: rank + self.rope_dim };
+        let latent = self.kv_a_norm.forward(b, &b.slice_heads(&kv, kv_heads, 0, rank)?)?;
+        let k_rope = b.slice_heads(&kv, kv_heads, rank, self.rope_dim)?;
+        let rotary = |heads| Heads { heads, head_dim: self.rope_dim };
+        let q_rope = b.rope(q_rope, &self.rope, rotary(p.num_heads), step.batch)?;
+        let k_rope = b.rope(k_rope, &self.rope, rotary(1), step.batch)?;
+        let q = b.concat_heads(&b.head_linear(&q_nope, &self.absorb_key)?, &q_rope, p.num_heads)?;
+        let k = b.concat_heads(&latent, &k_rope, 1)?;
+        let y = b.attention(&q, &k, None, step.cache, layer, step.batch, p)?;
+        Ok(b.linear(&b.head_linear(&y, &self.absorb_value)?, &self.o)?)
+    }
+}

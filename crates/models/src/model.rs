@@ -1,0 +1,262 @@
+//! A loaded model: the layers of a [`ModelSpec`] on a backend, and the forward pass.
+
+use crate::error::ModelError;
+use crate::layers::{FeedForward, Gqa, Loader, Mla, Norm, Step};
+use crate::source::Source;
+use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
+use marlin_checkpoint::Checkpoint;
+use marlin_tensor::{
+    Backend, Batch, Cache, CacheSpec, DType, Embedding, Linear, LinearOptions, Routing, Tensor,
+    Weight,
+};
+use std::sync::Arc;
+
+type Result<T> = std::result::Result<T, ModelError>;
+
+enum Mixer {
+    Gqa(Box<Gqa>),
+    Mla(Box<Mla>),
+}
+
+struct Block {
+    input_norm: Norm,
+    mixer: Mixer,
+    mixer_output_norm: Option<Norm>,
+    feed_forward_norm: Norm,
+    feed_forward: FeedForward,
+    feed_forward_output_norm: Option<Norm>,
+}
+
+struct Mtp {
+    embedding_norm: Norm,
+    hidden_norm: Norm,
+    projection: Linear,
+    block: Block,
+    norm: Norm,
+}
+
+/// A model ready to run.
+pub struct Model {
+    spec: ModelSpec,
+    backend: Arc<dyn Backend>,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Linear,
+    mtp: Option<Mtp>,
+}
+
+impl Model {
+    /// Loads every weight of `spec` from `checkpoint` onto `backend`. `progress` is told the
+    /// stored bytes of each matrix as it is placed.
+    ///
+    /// # Errors
+    /// When a tensor is missing, shaped otherwise, in no known format, or does not fit.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        spec: ModelSpec,
+        backend: Arc<dyn Backend>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let source = Source::new(checkpoint);
+        let mut loader = Loader { source, backend: backend.clone(), progress, ropes: Vec::new() };
+        let (embedding, embedding_weight) = load_embedding(&mut loader, &spec)?;
+        let blocks = spec.blocks.iter().map(|b| Block::load(&mut loader, b));
+        let blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let norm = loader.norm(&spec.norm)?;
+        let head = load_head(&mut loader, &spec, &embedding_weight)?;
+        let mtp = Mtp::load(&mut loader, &spec)?;
+        Ok(Self { spec, backend, embedding, blocks, norm, head, mtp })
+    }
+
+    /// The specification it was loaded from.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The backend that holds it.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Whether a multi-token-prediction layer was found and loaded.
+    pub fn has_mtp(&self) -> bool {
+        self.mtp.is_some()
+    }
+
+    /// Shape of a cache for this model; the prediction layer, if loaded, caches last.
+    pub fn cache_spec(&self, num_blocks: usize, block_size: usize, dtype: DType) -> CacheSpec {
+        let mut layers = self.spec.cache_layers();
+        if let (Some(_), Some(spec)) = (&self.mtp, &self.spec.mtp) {
+            layers.push(spec.block.mixer.cache_layer());
+        }
+        CacheSpec { layers, block_size, num_blocks, dtype }
+    }
+
+    /// Logits of `batch.output_rows`: `[output_rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the backend fails.
+    pub fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor> {
+        let x = self.blocks(batch, cache, &mut None)?;
+        let x = self.backend.gather_rows(&x, &batch.output_rows)?;
+        self.logits(&self.norm.forward(self.backend.as_ref(), &x)?)
+    }
+
+    /// Hidden states after the final norm, `[rows, hidden_size]`, and the routing of every
+    /// mixture-of-experts layer in order.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the backend fails.
+    pub fn hidden_states(&self, batch: &Batch, cache: &Cache) -> Result<(Tensor, Vec<Routing>)> {
+        let mut routings = Some(Vec::new());
+        let x = self.blocks(batch, cache, &mut routings)?;
+        Ok((self.norm.forward(self.backend.as_ref(), &x)?, routings.unwrap_or_default()))
+    }
+
+    /// Output projection of normed hidden states.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = self.backend.linear(hidden, &self.head)?;
+        Ok(match self.spec.head.softcap {
+            Some(cap) => self.backend.softcap(logits, cap)?,
+            None => logits,
+        })
+    }
+
+    /// One pass of the multi-token-prediction layer. Row `i` of `batch` holds the token that
+    /// follows the one whose normed hidden state is row `i` of `hidden`. Returns the layer's
+    /// normed state, to be fed to [`logits`](Self::logits): it predicts the token after.
+    /// `None` when the model has no such layer.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the backend fails.
+    pub fn predict_ahead(
+        &self,
+        batch: &Batch,
+        hidden: &Tensor,
+        cache: &Cache,
+    ) -> Result<Option<Tensor>> {
+        let Some(mtp) = &self.mtp else { return Ok(None) };
+        self.check_tokens(batch)?;
+        let b = self.backend.as_ref();
+        let embedded = b.embed(&self.embedding, batch, self.spec.embedding.scale)?;
+        let joined = b.concat_heads(
+            &mtp.embedding_norm.forward(b, &embedded)?,
+            &mtp.hidden_norm.forward(b, hidden)?,
+            1,
+        )?;
+        let step = Step { backend: b, batch, cache };
+        let x = b.linear(&joined, &mtp.projection)?;
+        let x = mtp.block.forward(&step, self.blocks.len(), x, &mut None)?;
+        Ok(Some(mtp.norm.forward(b, &x)?))
+    }
+
+    fn blocks(
+        &self,
+        batch: &Batch,
+        cache: &Cache,
+        routings: &mut Option<Vec<Routing>>,
+    ) -> Result<Tensor> {
+        self.check_tokens(batch)?;
+        let b = self.backend.as_ref();
+        let step = Step { backend: b, batch, cache };
+        let mut x = b.embed(&self.embedding, batch, self.spec.embedding.scale)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&step, layer, x, routings)?;
+        }
+        Ok(x)
+    }
+
+    fn check_tokens(&self, batch: &Batch) -> Result<()> {
+        let vocab_size = self.spec.vocab_size;
+        match batch.tokens.iter().find(|&&t| t as usize >= vocab_size) {
+            Some(&id) => Err(ModelError::Token { id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Block {
+    fn load(loader: &mut Loader, spec: &BlockSpec) -> Result<Self> {
+        Ok(Self {
+            input_norm: loader.norm(&spec.input_norm)?,
+            mixer: match &spec.mixer {
+                MixerSpec::Gqa(g) => Mixer::Gqa(Box::new(Gqa::load(loader, g)?)),
+                MixerSpec::Mla(m) => Mixer::Mla(Box::new(Mla::load(loader, m)?)),
+            },
+            mixer_output_norm: loader.optional_norm(&spec.mixer_output_norm)?,
+            feed_forward_norm: loader.norm(&spec.feed_forward_norm)?,
+            feed_forward: FeedForward::load(loader, &spec.feed_forward)?,
+            feed_forward_output_norm: loader.optional_norm(&spec.feed_forward_output_norm)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        step: &Step,
+        layer: usize,
+        x: Tensor,
+        routings: &mut Option<Vec<Routing>>,
+    ) -> Result<Tensor> {
+        let b = step.backend;
+        let h = self.input_norm.forward(b, &x)?;
+        let mut y = match &self.mixer {
+            Mixer::Gqa(m) => m.forward(step, layer, &h)?,
+            Mixer::Mla(m) => m.forward(step, layer, &h)?,
+        };
+        if let Some(norm) = &self.mixer_output_norm {
+            y = norm.forward(b, &y)?;
+        }
+        let x = b.add(x, &y)?;
+        let h = self.feed_forward_norm.forward(b, &x)?;
+        let mut y = self.feed_forward.forward(step, &h, routings)?;
+        if let Some(norm) = &self.feed_forward_output_norm {
+            y = norm.forward(b, &y)?;
+        }
+        Ok(b.add(x, &y)?)
+    }
+}
+
+impl Mtp {
+    /// Loads the layer when its projection is stored.
+    fn load(loader: &mut Loader, spec: &ModelSpec) -> Result<Option<Self>> {
+        let Some(mtp) = spec.mtp.as_ref().filter(|m| loader.source.has(&m.projection.key)) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            embedding_norm: loader.norm(&mtp.embedding_norm)?,
+            hidden_norm: loader.norm(&mtp.hidden_norm)?,
+            projection: loader.linear(&mtp.projection)?,
+            block: Block::load(loader, &mtp.block)?,
+            norm: loader.norm(&mtp.norm)?,
+        }))
+    }
+}
+
+fn load_embedding(loader: &mut Loader, spec: &ModelSpec) -> Result<(Embedding, Weight)> {
+    let table = crate::architecture::linear(
+        spec.embedding.key.clone(),
+        spec.vocab_size,
+        spec.hidden_size,
+        "embedding",
+    );
+    let weight = loader.source.linear(&table)?;
+    let embedding = loader.backend.load_embedding(&weight);
+    (loader.progress)(weight.bytes());
+    let embedding =
+        embedding.map_err(|source| ModelError::Load { key: table.key.clone(), source })?;
+    Ok((embedding, weight))
+}
+
+/// The head's own matrix when it is stored, whatever the configuration says about tying.
+fn load_head(loader: &mut Loader, spec: &ModelSpec, embedding: &Weight) -> Result<Linear> {
+    let key = &spec.head.linear.key;
+    if loader.source.has(key) || !spec.head.tied {
+        return loader.linear(&spec.head.linear);
+    }
+    let linear = loader.backend.load_linear(embedding, None, LinearOptions::default());
+    linear.map_err(|source| ModelError::Load { key: key.clone(), source })
+}

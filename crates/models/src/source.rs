@@ -1,0 +1,172 @@
+//! From the keys of a [`ModelSpec`](crate::ModelSpec) to stored tensors: prefixes that exporters
+//! put before the language model, projections stored fused, experts stored stacked, Mixtral's
+//! own spellings, GGUF names.
+
+use crate::error::ModelError;
+use crate::gguf;
+use crate::spec::{LinearSpec, NormSpec};
+use marlin_checkpoint::{Checkpoint, Container};
+use marlin_tensor::{HostTensor, Weight};
+
+type Result<T> = std::result::Result<T, ModelError>;
+
+/// Prefix of the language model in Hugging Face files, and what exporters write instead.
+const PREFIXES: [(&str, &str); 4] = [
+    ("", ""),
+    ("model.", "model.language_model."),
+    ("model.", "language_model.model."),
+    ("lm_head", "language_model.lm_head"),
+];
+
+/// Mixtral's names of what other families call something else.
+const SPELLINGS: [(&str, &str); 4] = [
+    (".mlp.gate", ".block_sparse_moe.gate"),
+    (".gate_proj", ".w1"),
+    (".up_proj", ".w3"),
+    (".down_proj", ".w2"),
+];
+
+/// A checkpoint seen through the keys of a specification.
+pub struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    gguf: bool,
+}
+
+impl<'a> Source<'a> {
+    /// Looks into `checkpoint`.
+    pub fn new(checkpoint: &'a Checkpoint) -> Self {
+        let gguf = matches!(checkpoint.container, Container::Gguf { .. });
+        Self { checkpoint, gguf }
+    }
+
+    fn stored_under(&self, key: &str) -> bool {
+        ["weight", "trellis", "blocks"]
+            .iter()
+            .any(|p| self.checkpoint.get(&format!("{key}.{p}")).is_some())
+    }
+
+    /// Names under which `key` may be stored, most likely first.
+    fn candidates(&self, key: &str) -> Vec<String> {
+        if self.gguf {
+            return gguf::tensor_names(key);
+        }
+        let mut names: Vec<String> = PREFIXES
+            .iter()
+            .filter_map(|(ours, theirs)| {
+                key.strip_prefix(ours).map(|rest| format!("{theirs}{rest}"))
+            })
+            .collect();
+        if let Some((layer, rest)) = key.split_once(".mlp.") {
+            let mut other = format!("{layer}.block_sparse_moe.{rest}");
+            for (ours, theirs) in &SPELLINGS[1..] {
+                if rest.starts_with("experts.") && other.ends_with(ours) {
+                    other = other.replace(ours, theirs);
+                }
+            }
+            names.push(other);
+        }
+        names
+    }
+
+    /// The name under which `key` is stored, if it is.
+    pub fn find(&self, key: &str) -> Option<String> {
+        self.candidates(key).into_iter().find(|n| self.stored_under(n))
+    }
+
+    /// Whether `key` (any parameter, with its suffix) exists.
+    pub fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Loads the matrix of `spec`, cutting it out of a fused or stacked one where needed.
+    ///
+    /// # Errors
+    /// When it is missing, shaped otherwise, or in no known format.
+    pub fn linear(&self, spec: &LinearSpec) -> Result<Weight> {
+        let (rows, columns) = (spec.out_features, spec.in_features);
+        if let Some(name) = self.find(&spec.key) {
+            return Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?);
+        }
+        if let Some(fused) = &spec.fused
+            && let Some(name) = self.find(&fused.key)
+        {
+            let whole = marlin_quant::load(self.checkpoint, &name, fused.total, columns)?;
+            return Ok(marlin_quant::slice_rows(&whole, fused.start..fused.start + rows)?);
+        }
+        let name = self.candidates(&spec.key).swap_remove(0);
+        Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?)
+    }
+
+    /// The bias of `spec`, when it has one.
+    ///
+    /// # Errors
+    /// When it is declared but missing, or shaped otherwise.
+    pub fn bias(&self, spec: &LinearSpec) -> Result<Option<HostTensor>> {
+        if !spec.bias {
+            return Ok(None);
+        }
+        let values = match self.optional_vector(&format!("{}.bias", spec.key))? {
+            Some(v) => v,
+            None => match &spec.fused {
+                Some(f) => self.vector(&format!("{}.bias", f.key), f.total)?
+                    [f.start..f.start + spec.out_features]
+                    .to_vec(),
+                None => self.vector(&format!("{}.bias", spec.key), spec.out_features)?,
+            },
+        };
+        // EXL3 stores biases padded like the outputs.
+        if values.len() < spec.out_features || values.len() >= spec.out_features + 128 {
+            self.vector(&format!("{}.bias", spec.key), spec.out_features)?;
+        }
+        Ok(Some(HostTensor::from_f32(vec![spec.out_features], &values[..spec.out_features])))
+    }
+
+    /// A norm's weight with its offset folded in.
+    ///
+    /// # Errors
+    /// When it is missing or shaped otherwise.
+    pub fn norm(&self, spec: &NormSpec) -> Result<Vec<f32>> {
+        let mut values = self.vector(&format!("{}.weight", spec.key), spec.size)?;
+        values.iter_mut().for_each(|v| *v += spec.offset);
+        Ok(values)
+    }
+
+    /// A vector of `size` floats; `key` carries its suffix.
+    ///
+    /// # Errors
+    /// When it is missing, shaped otherwise, or not a float type.
+    pub fn vector(&self, key: &str, size: usize) -> Result<Vec<f32>> {
+        let name = self.parameter_name(key);
+        let stored = self.checkpoint.require(&name, &[size])?;
+        let tensor = stored.plain().ok_or_else(|| marlin_quant::QuantError::Invalid {
+            key: name.clone(),
+            reason: "vectors must be stored as plain floats".into(),
+        })?;
+        tensor.to_f32().map_err(|source| ModelError::Tensor { key: name, source })
+    }
+
+    /// A vector of any length, if it exists.
+    ///
+    /// # Errors
+    /// When it is not a float vector.
+    pub fn optional_vector(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        let name = self.parameter_name(key);
+        match self.checkpoint.get(&name) {
+            Some(t) => self.vector(key, t.shape.iter().product()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Stored name of a full parameter name such as `model.norm.weight`.
+    fn parameter_name(&self, key: &str) -> String {
+        let (module, suffix) = key.rsplit_once('.').unwrap_or((key, "weight"));
+        let mut names: Vec<String> =
+            self.candidates(module).into_iter().map(|n| format!("{n}.{suffix}")).collect();
+        if self.gguf {
+            names.extend(gguf::parameter_names(key));
+        }
+        names.push(key.to_owned());
+        let first = names[0].clone();
+        names.into_iter().find(|n| self.checkpoint.get(n).is_some()).unwrap_or(first)
+    }
+}
