@@ -1,0 +1,387 @@
+//! The [`Backend`] trait on top of the operators: handles to slices and back.
+
+use crate::cache::PagedCache;
+use crate::frequencies::Frequencies;
+use crate::kernel::Decoded;
+use crate::memory::{Arena, Buffer};
+use crate::{Kernel, Level, Pool, moe, reference, simd};
+use marlin_quant::format;
+use marlin_tensor::{
+    Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
+    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
+    Routing, Tensor, Vector, Weight,
+};
+use std::sync::Arc;
+
+/// Whether matrix kernels may round their inputs to integers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Kernels choose what is fastest; each states its error.
+    #[default]
+    Auto,
+    /// Inputs stay in float.
+    Float,
+}
+
+/// How a [`CpuBackend`] works.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuOptions {
+    /// Threads, the calling one included.
+    pub threads: usize,
+    /// Instructions to use.
+    pub level: Level,
+    /// Treatment of matrix inputs.
+    pub activations: Activations,
+}
+
+impl Default for CpuOptions {
+    /// All cores, the best instructions, integer activations allowed.
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            level: Level::detect(),
+            activations: Activations::Auto,
+        }
+    }
+}
+
+/// The CPU as a device.
+pub struct CpuBackend {
+    options: CpuOptions,
+    pool: Pool,
+    arena: Arena,
+}
+
+/// Result of a backend call.
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// A loaded matrix.
+pub(crate) struct LoadedLinear {
+    pub(crate) kernel: Box<dyn Kernel>,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+/// Ids and weights of a [`Routing`], each `[rows, top_k]`.
+pub(crate) struct Chosen {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) weights: Vec<f32>,
+}
+
+/// What `handle` holds.
+///
+/// # Errors
+/// When it was made by another backend.
+pub(crate) fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
+    handle.downcast_ref().ok_or_else(|| {
+        let expected = std::any::type_name::<T>();
+        BackendError::Device(format!("handle is not a {expected} of the cpu backend"))
+    })
+}
+
+fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
+    Tensor { rows, columns, handle: Arc::new(buffer) }
+}
+
+impl CpuBackend {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When this machine lacks the instructions of `options.level`.
+    pub fn new(options: CpuOptions) -> Result<Self> {
+        if !options.level.is_supported() {
+            return Err(BackendError::Unsupported {
+                backend: "cpu".to_owned(),
+                what: format!("level {} (this machine has {})", options.level, Level::detect()),
+            });
+        }
+        Ok(Self { options, pool: Pool::new(options.threads), arena: Arena::default() })
+    }
+
+    fn float_activations(&self, options: LinearOptions) -> bool {
+        options.float_activations || self.options.activations == Activations::Float
+    }
+
+    /// Applies `change` to the values of `x`, in place when nothing else refers to them.
+    fn update(&self, mut x: Tensor, change: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+        if let Some(buffer) = Arc::get_mut(&mut x.handle).and_then(|h| h.downcast_mut::<Buffer>()) {
+            change(buffer);
+            return Ok(x);
+        }
+        let mut copy = self.arena.copy_of(open::<Buffer>(&x.handle)?);
+        change(&mut copy);
+        Ok(tensor(x.rows, x.columns, copy))
+    }
+
+    /// A new tensor filled by `write`.
+    fn create(
+        &self,
+        rows: usize,
+        columns: usize,
+        write: impl FnOnce(&mut [f32]),
+    ) -> Result<Tensor> {
+        let mut buffer = self.arena.take(rows * columns);
+        write(&mut buffer);
+        Ok(tensor(rows, columns, buffer))
+    }
+}
+
+impl LoadedLinear {
+    /// `out = x Wᵀ + bias`.
+    ///
+    /// # Errors
+    /// When the weights do not decode.
+    pub(crate) fn apply(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) -> Result<()> {
+        self.kernel.matmul(x, rows, out, pool);
+        if let Some(reason) = self.kernel.failure() {
+            return Err(BackendError::Decode { what: self.kernel.name(), reason });
+        }
+        if let Some(bias) = &self.bias {
+            out.chunks_exact_mut(bias.len()).for_each(|row| reference::add(row, bias));
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> String {
+        format!("cpu ({}, {} threads)", self.options.level, self.pool.threads())
+    }
+
+    fn kernel(&self, format: &str, options: LinearOptions) -> String {
+        simd::kernel_name(format, self.options.level, self.float_activations(options))
+            .unwrap_or_else(|| Decoded::name_of(format))
+    }
+
+    fn load_linear(
+        &self,
+        weight: &Weight,
+        bias: Option<&HostTensor>,
+        options: LinearOptions,
+    ) -> Result<Linear> {
+        let float = self.float_activations(options);
+        let kernel = match simd::load(weight, self.options.level, float) {
+            Some(kernel) => kernel,
+            None => Box::new(Decoded::new(weight)?),
+        };
+        let bias = bias.map(HostTensor::to_f32).transpose()?;
+        if let Some(bias) = &bias
+            && bias.len() != weight.out_features
+        {
+            return Err(BackendError::Decode {
+                what: "bias".to_owned(),
+                reason: format!("{} values for {} outputs", bias.len(), weight.out_features),
+            });
+        }
+        Ok(Linear {
+            out_features: weight.out_features,
+            in_features: weight.in_features,
+            bytes: kernel.bytes() + bias.as_ref().map_or(0, |b| 4 * b.len() as u64),
+            kernel: kernel.name(),
+            handle: Arc::new(LoadedLinear { kernel, bias }),
+        })
+    }
+
+    fn load_head_linear(
+        &self,
+        heads: usize,
+        out_features: usize,
+        in_features: usize,
+        values: Vec<f32>,
+    ) -> Result<HeadLinear> {
+        assert_eq!(values.len(), heads * out_features * in_features, "values fill the matrices");
+        Ok(HeadLinear { heads, out_features, in_features, handle: Arc::new(values) })
+    }
+
+    fn load_embedding(&self, weight: &Weight) -> Result<Embedding> {
+        Ok(Embedding {
+            vocab_size: weight.out_features,
+            hidden_size: weight.in_features,
+            bytes: weight.bytes(),
+            handle: Arc::new(weight.clone()),
+        })
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vector> {
+        Ok(Vector { len: values.len(), handle: Arc::new(values) })
+    }
+
+    fn load_rope(&self, rope: &Rope) -> Result<RopeTable> {
+        Ok(RopeTable { handle: Arc::new(Frequencies::new(rope)) })
+    }
+
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Cache> {
+        Ok(Cache { spec: spec.clone(), handle: Arc::new(PagedCache::new(spec)?) })
+    }
+
+    fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<()> {
+        open::<PagedCache>(&cache.handle)?.copy_blocks(pairs);
+        Ok(())
+    }
+
+    fn upload(&self, rows: usize, columns: usize, values: Vec<f32>) -> Result<Tensor> {
+        assert_eq!(values.len(), rows * columns, "values fill [rows, columns]");
+        Ok(tensor(rows, columns, self.arena.copy_of(&values)))
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(open::<Buffer>(&x.handle)?.to_vec())
+    }
+
+    fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
+        let chosen: &Chosen = open(&routing.handle)?;
+        Ok((chosen.ids.clone(), chosen.weights.clone()))
+    }
+
+    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
+        let weight: &Weight = open(&table.handle)?;
+        let format = format(weight.format);
+        let (columns, granularity) = (table.hidden_size, format.row_granularity());
+        let mut out = self.arena.take(batch.rows() * columns);
+        let mut band = vec![0.0; if granularity == 1 { 0 } else { granularity * columns }];
+        for (&token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(columns)) {
+            let token = token as usize;
+            let decode = |range, out: &mut [f32]| {
+                format.decode_rows(weight, range, out).map_err(|e| BackendError::Decode {
+                    what: format!("embedding of token {token}"),
+                    reason: e.to_string(),
+                })
+            };
+            if granularity == 1 {
+                decode(token..token + 1, out)?;
+            } else {
+                let first = token / granularity * granularity;
+                let last = weight.out_features.min(first + granularity);
+                decode(first..last, &mut band[..(last - first) * columns])?;
+                out.copy_from_slice(&band[(token - first) * columns..][..columns]);
+            }
+            if scale != 1.0 {
+                out.iter_mut().for_each(|v| *v *= scale);
+            }
+        }
+        Ok(tensor(batch.rows(), columns, out))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {
+        let (values, weight): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
+        self.create(x.rows, x.columns, |out| reference::rms_norm(values, weight, eps, out))
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
+        let (values, linear): (&Buffer, &LoadedLinear) = (open(&x.handle)?, open(&weight.handle)?);
+        assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
+        let mut out = self.arena.take(x.rows * weight.out_features);
+        linear.apply(values, x.rows, &mut out, &self.pool)?;
+        Ok(tensor(x.rows, weight.out_features, out))
+    }
+
+    fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {
+        let (values, matrices): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
+        let HeadLinear { heads, out_features, in_features, .. } = *weight;
+        assert_eq!(x.columns, heads * in_features, "input columns of the heads");
+        self.create(x.rows, heads * out_features, |out| {
+            reference::head_linear(values, matrices, heads, (out_features, in_features), out);
+        })
+    }
+
+    fn rope(&self, x: Tensor, table: &RopeTable, heads: Heads, batch: &Batch) -> Result<Tensor> {
+        let frequencies: &Frequencies = open(&table.handle)?;
+        let columns = heads.heads * heads.head_dim;
+        assert_eq!(x.columns, columns, "columns of the heads");
+        let (style, offset) = (frequencies.rope.style, frequencies.rope.offset);
+        self.update(x, |x| {
+            for sequence in &batch.sequences {
+                let angles = frequencies.angles(sequence.max_context, sequence.context_len);
+                let rows = sequence.first_row..sequence.first_row + sequence.rows;
+                let positions = &batch.positions[rows.clone()];
+                let x = &mut x[rows.start * columns..rows.end * columns];
+                reference::rope(x, heads, style, offset, |row| angles.at(positions[row] as usize));
+            }
+        })
+    }
+
+    fn slice_heads(&self, x: &Tensor, heads: Heads, start: usize, len: usize) -> Result<Tensor> {
+        let values: &Buffer = open(&x.handle)?;
+        self.create(x.rows, heads.heads * len, |out| {
+            reference::slice_heads(values, heads, start, len, out);
+        })
+    }
+
+    fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
+        let (left, right): (&Buffer, &Buffer) = (open(&a.handle)?, open(&b.handle)?);
+        let (m, n) = (a.columns / heads, b.columns / heads);
+        self.create(a.rows, a.columns + b.columns, |out| {
+            reference::concat_heads(left, m, right, n, out);
+        })
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: Option<&Tensor>,
+        cache: &Cache,
+        layer: usize,
+        batch: &Batch,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let paged: &PagedCache = open(&cache.handle)?;
+        let (queries, keys): (&Buffer, &Buffer) = (open(&q.handle)?, open(&k.handle)?);
+        let values = v.map(|v| open::<Buffer>(&v.handle)).transpose()?;
+        {
+            let mut layer = paged.layers[layer].write().unwrap_or_else(|e| e.into_inner());
+            let value_columns = layer.spec.num_kv_heads * layer.spec.value_head_dim;
+            for (row, &slot) in batch.slot_mapping.iter().enumerate() {
+                let v = values.map(|v| &v[row * value_columns..][..value_columns]);
+                layer.write(slot as usize, &keys[row * k.columns..][..k.columns], v);
+            }
+        }
+        let layer = paged.layers[layer].read().unwrap_or_else(|e| e.into_inner());
+        self.create(q.rows, params.num_heads * params.value_head_dim, |out| {
+            reference::attention(queries, &layer, &batch.sequences, params, out);
+        })
+    }
+
+    fn gated(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+        let up: &Buffer = open(&up.handle)?;
+        self.update(gate, |gate| reference::gated(gate, up, activation))
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        let y: &Buffer = open(&y.handle)?;
+        self.update(x, |x| reference::add(x, y))
+    }
+
+    fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
+        self.update(x, |x| reference::softcap(x, cap))
+    }
+
+    fn route(&self, logits: &Tensor, bias: Option<&Vector>, router: &Router) -> Result<Routing> {
+        let values: &Buffer = open(&logits.handle)?;
+        let bias = bias.map(|b| open::<Vec<f32>>(&b.handle)).transpose()?.map(Vec::as_slice);
+        let len = logits.rows * router.top_k;
+        let mut chosen = Chosen { ids: vec![0; len], weights: vec![0.0; len] };
+        reference::route(values, bias, router, &mut chosen.ids, &mut chosen.weights);
+        Ok(Routing { rows: logits.rows, top_k: router.top_k, handle: Arc::new(chosen) })
+    }
+
+    fn experts(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        experts: &Experts,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (values, chosen): (&Buffer, &Chosen) = (open(&x.handle)?, open(&routing.handle)?);
+        let out = moe::experts(values, chosen, experts, activation, &self.arena, &self.pool)?;
+        Ok(tensor(x.rows, out.len() / x.rows.max(1), out))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let values: &Buffer = open(&x.handle)?;
+        self.create(rows.len(), x.columns, |out| {
+            for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.columns)) {
+                out.copy_from_slice(&values[row as usize * x.columns..][..x.columns]);
+            }
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! Paged keys and values.
+//!
+//! Every layer keeps keys as `[block][kv_head][slot][key_head_dim]` and values likewise, so that
+//! one head's keys of a block are consecutive, which is what attention reads. Pages are mapped
+//! by the system when first written.
+
+use half::{bf16, f16};
+use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
+use std::sync::RwLock;
+
+/// Elements of one cache array; halves as bit patterns, so that zeros come unmapped from the system.
+pub(crate) enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<u16>),
+    BF16(Vec<u16>),
+}
+
+impl Elements {
+    fn zeros(dtype: DType, len: usize) -> Result<Self, BackendError> {
+        match dtype {
+            DType::F32 => Ok(Self::F32(vec![0.0; len])),
+            DType::F16 => Ok(Self::F16(vec![0; len])),
+            DType::BF16 => Ok(Self::BF16(vec![0; len])),
+            _ => Err(BackendError::Unsupported {
+                backend: "cpu".to_owned(),
+                what: format!("a cache of {dtype}"),
+            }),
+        }
+    }
+
+    /// Rounds `values` to the element type and writes them at `at`.
+    pub(crate) fn write(&mut self, at: usize, values: &[f32]) {
+        match self {
+            Self::F32(e) => e[at..at + values.len()].copy_from_slice(values),
+            Self::F16(e) => {
+                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = f16::from_f32(*v).to_bits());
+            }
+            Self::BF16(e) => {
+                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = bf16::from_f32(*v).to_bits());
+            }
+        }
+    }
+
+    /// Widens `out.len()` elements from `at`.
+    pub(crate) fn read(&self, at: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(e) => out.copy_from_slice(&e[at..at + out.len()]),
+            Self::F16(e) => {
+                out.iter_mut().zip(&e[at..]).for_each(|(o, e)| *o = f16::from_bits(*e).to_f32());
+            }
+            Self::BF16(e) => {
+                out.iter_mut().zip(&e[at..]).for_each(|(o, e)| *o = bf16::from_bits(*e).to_f32());
+            }
+        }
+    }
+
+    fn copy_within(&mut self, from: usize, to: usize, len: usize) {
+        match self {
+            Self::F32(e) => e.copy_within(from..from + len, to),
+            Self::F16(e) => e.copy_within(from..from + len, to),
+            Self::BF16(e) => e.copy_within(from..from + len, to),
+        }
+    }
+}
+
+/// One layer's arrays.
+pub(crate) struct Layer {
+    pub(crate) spec: CacheLayerSpec,
+    pub(crate) block_size: usize,
+    pub(crate) keys: Elements,
+    /// Empty when values are a prefix of the keys.
+    pub(crate) values: Elements,
+}
+
+impl Layer {
+    /// Start of head `head` at `slot` (`block * block_size + offset`) in an array of `dim` columns.
+    pub(crate) fn at(&self, slot: usize, head: usize, dim: usize) -> usize {
+        let (block, offset) = (slot / self.block_size, slot % self.block_size);
+        ((block * self.spec.num_kv_heads + head) * self.block_size + offset) * dim
+    }
+
+    /// Stores row `row` of `k` and `v` (flattened heads) at `slot`.
+    pub(crate) fn write(&mut self, slot: usize, k: &[f32], v: Option<&[f32]>) {
+        let (dk, dv) = (self.spec.key_head_dim, self.spec.value_head_dim);
+        for head in 0..self.spec.num_kv_heads {
+            let at = self.at(slot, head, dk);
+            self.keys.write(at, &k[head * dk..][..dk]);
+            if let Some(v) = v {
+                let at = self.at(slot, head, dv);
+                self.values.write(at, &v[head * dv..][..dv]);
+            }
+        }
+    }
+}
+
+/// All layers; each behind a lock that is never contended within one forward pass.
+pub(crate) struct PagedCache {
+    pub(crate) layers: Vec<RwLock<Layer>>,
+}
+
+impl PagedCache {
+    /// Allocates `spec`.
+    ///
+    /// # Errors
+    /// When the element type cannot be cached.
+    pub(crate) fn new(spec: &CacheSpec) -> Result<Self, BackendError> {
+        let slots = spec.num_blocks * spec.block_size;
+        let layer = |layer: &CacheLayerSpec| {
+            let heads = slots * layer.num_kv_heads;
+            Ok(RwLock::new(Layer {
+                spec: *layer,
+                block_size: spec.block_size,
+                keys: Elements::zeros(spec.dtype, heads * layer.key_head_dim)?,
+                values: Elements::zeros(spec.dtype, heads * layer.value_head_dim)?,
+            }))
+        };
+        Ok(Self { layers: spec.layers.iter().map(layer).collect::<Result<_, BackendError>>()? })
+    }
+
+    /// Copies whole blocks of every layer, pair by pair.
+    pub(crate) fn copy_blocks(&self, pairs: &[(u32, u32)]) {
+        for layer in &self.layers {
+            let mut layer = layer.write().unwrap_or_else(|e| e.into_inner());
+            let rows = layer.block_size * layer.spec.num_kv_heads;
+            let (keys, values) = (rows * layer.spec.key_head_dim, rows * layer.spec.value_head_dim);
+            for &(from, to) in pairs {
+                let (from, to) = (from as usize, to as usize);
+                layer.keys.copy_within(from * keys, to * keys, keys);
+                layer.values.copy_within(from * values, to * values, values);
+            }
+        }
+    }
+}

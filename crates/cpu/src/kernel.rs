@@ -1,0 +1,161 @@
+//! A loaded matrix that multiplies, and the fallback that serves every format.
+
+use crate::pool::Pool;
+use marlin_quant::{WeightFormat, format};
+use marlin_tensor::{BackendError, Weight};
+use std::sync::Mutex;
+
+/// One matrix `W [out_features, in_features]` prepared for multiplication.
+pub trait Kernel: Send + Sync {
+    /// Kernel path for `inspect`, for example `"q4_0 avx512-vnni"`.
+    fn name(&self) -> String;
+
+    /// Bytes the prepared matrix occupies, repacked copies included.
+    fn bytes(&self) -> u64;
+
+    /// Columns of `x`.
+    fn in_features(&self) -> usize;
+
+    /// Columns of `out`.
+    fn out_features(&self) -> usize;
+
+    /// `out = x Wᵀ` with `x: [rows, in_features]`, `out: [rows, out_features]`; overwrites `out`.
+    /// Splits its work over `pool`; a call from inside a pool task runs on that thread alone.
+    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool);
+
+    /// Why an earlier [`matmul`](Self::matmul) could not decode its weights, if it could not.
+    fn failure(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Rows of `W` decoded at a time: small enough to stay in cache, large enough to amortise.
+const BAND: usize = 64;
+
+/// Keeps the encoded weight and decodes a band of rows before multiplying with it.
+pub(crate) struct Decoded {
+    weight: Weight,
+    format: &'static dyn WeightFormat,
+    band: usize,
+    failure: Mutex<Option<String>>,
+}
+
+impl Decoded {
+    /// Wraps `weight`, decoding its first band to surface a corrupt encoding at load time.
+    ///
+    /// # Errors
+    /// When the first band does not decode.
+    pub(crate) fn new(weight: &Weight) -> Result<Self, BackendError> {
+        let format = format(weight.format);
+        let granularity = format.row_granularity();
+        let band = BAND.next_multiple_of(granularity);
+        let kernel = Self { weight: weight.clone(), format, band, failure: Mutex::new(None) };
+        let rows = granularity.min(weight.out_features);
+        let mut scratch = vec![0.0; rows * weight.in_features];
+        format.decode_rows(weight, 0..rows, &mut scratch).map_err(|e| BackendError::Decode {
+            what: weight.format.to_owned(),
+            reason: e.to_string(),
+        })?;
+        Ok(kernel)
+    }
+
+    /// Name of the path for weights of `format`.
+    pub(crate) fn name_of(format: &str) -> String {
+        match format {
+            "f32" => "f32 reference".to_owned(),
+            _ => format!("{format} decoded to f32"),
+        }
+    }
+}
+
+impl Kernel for Decoded {
+    fn name(&self) -> String {
+        Self::name_of(self.weight.format)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.weight.bytes()
+    }
+
+    fn in_features(&self) -> usize {
+        self.weight.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.weight.out_features
+    }
+
+    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+        let (k, n) = (self.weight.in_features, self.weight.out_features);
+        assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
+        pool.run_columns(out, n, self.band, |range, band| {
+            let mut scratch = vec![0.0; range.len() * k];
+            if let Err(e) = self.format.decode_rows(&self.weight, range, &mut scratch) {
+                *self.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(e.to_string());
+                return;
+            }
+            for row in 0..rows {
+                let x = &x[row * k..][..k];
+                for (y, w) in band.row(row).iter_mut().zip(scratch.chunks_exact(k)) {
+                    *y = dot(x, w);
+                }
+            }
+        });
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+}
+
+/// Sixteen partial sums, which the compiler keeps in registers, and are as exact as any order.
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (a16, a_rest) = a.as_chunks::<16>();
+    let (b16, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a16.iter().zip(b16) {
+        for i in 0..16 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use marlin_tensor::{DType, HostTensor};
+
+    #[test]
+    fn decoded_kernel_is_the_matrix_product_on_ragged_shapes() {
+        for (rows, n, k) in [(1, 1, 1), (3, 65, 17), (2, 130, 33), (5, 64, 16)] {
+            let w: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
+            let x: Vec<f32> = (0..rows * k).map(|i| ((i * 53 % 89) as f32 - 44.0) / 32.0).collect();
+            let bits: Vec<u8> =
+                w.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+            let tensor = HostTensor::new(DType::BF16, vec![n, k], bits.into()).unwrap();
+            let weight = Weight {
+                format: "bf16",
+                out_features: n,
+                in_features: k,
+                parts: vec![("weight", tensor)],
+            };
+            for threads in [1, 3] {
+                let kernel = Decoded::new(&weight).unwrap();
+                let mut out = vec![f32::NAN; rows * n];
+                kernel.matmul(&x, rows, &mut out, &Pool::new(threads));
+                for r in 0..rows {
+                    for c in 0..n {
+                        let bf = |v: f32| f64::from(half::bf16::from_f32(v).to_f32());
+                        let expected: f64 =
+                            (0..k).map(|i| f64::from(x[r * k + i]) * bf(w[c * k + i])).sum();
+                        let found = f64::from(out[r * n + c]);
+                        assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+                    }
+                }
+                assert_eq!(kernel.failure(), None);
+            }
+        }
+    }
+}

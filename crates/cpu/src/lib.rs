@@ -1,0 +1,25 @@
+//! [`Backend`](marlin_tensor::Backend) on the CPU.
+//!
+//! * `reference/`: every operator as a plain loop over slices; the truth the others are tested
+//!   against, and what [`Level::Scalar`] runs.
+//! * `simd/`: the same operators and the matrix kernels of single formats, chosen at run time by
+//!   [`Level`]. A format without a kernel there keeps its bytes and is decoded on the fly.
+//! * [`Pool`]: threads that wait by spinning, then yielding, then parking, since one token is
+//!   hundreds of parallel regions of a few microseconds.
+//! * `memory`: aligned, recycled activation buffers; `cache`: paged keys and values.
+
+mod backend;
+mod cache;
+mod frequencies;
+mod kernel;
+mod level;
+mod memory;
+mod moe;
+mod pool;
+mod reference;
+pub mod simd;
+
+pub use backend::{Activations, CpuBackend, CpuOptions};
+pub use kernel::Kernel;
+pub use level::{Level, UnknownLevel};
+pub use pool::{ColumnBand, Pool};

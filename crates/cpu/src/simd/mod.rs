@@ -1,0 +1,15 @@
+//! Matrix kernels of single formats and vectorised operators, chosen at run time by [`Level`].
+
+use crate::{Kernel, Level};
+use marlin_tensor::Weight;
+
+/// The fastest kernel for `weight` at `level`, or `None` when it has to be decoded on the fly.
+/// With `float_activations` the inputs must not be quantized.
+pub fn load(_weight: &Weight, _level: Level, _float_activations: bool) -> Option<Box<dyn Kernel>> {
+    None
+}
+
+/// Name of the kernel that [`load`] would choose for a weight of `format`, where there is one.
+pub fn kernel_name(_format: &str, _level: Level, _float_activations: bool) -> Option<String> {
+    None
+}
