@@ -1,6 +1,6 @@
 //! The trait of a weight encoding and the list of all of them.
 
-use crate::{QuantError, exl3, float};
+use crate::{QuantError, exl3, float, ggml};
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::Weight;
 use std::ops::Range;
@@ -88,14 +88,37 @@ pub trait WeightFormat: Sync {
 
 /// Every format, most specific first: the first that detects a key loads it.
 pub fn formats() -> &'static [&'static dyn WeightFormat] {
-    static FORMATS: [&dyn WeightFormat; 5] = [
+    static FORMATS: &[&dyn WeightFormat] = &[
         &exl3::format::EXL3,
         &exl3::embedding::EXL3_EMBEDDING,
         &float::F32,
         &float::F16,
         &float::BF16,
+        &ggml::Q4_0,
+        &ggml::Q4_1,
+        &ggml::Q5_0,
+        &ggml::Q5_1,
+        &ggml::Q8_0,
+        &ggml::Q2_K,
+        &ggml::Q3_K,
+        &ggml::Q4_K,
+        &ggml::Q5_K,
+        &ggml::Q6_K,
+        &ggml::IQ1_S,
+        &ggml::IQ1_M,
+        &ggml::IQ2_XXS,
+        &ggml::IQ2_XS,
+        &ggml::IQ2_S,
+        &ggml::IQ3_XXS,
+        &ggml::IQ3_S,
+        &ggml::IQ4_NL,
+        &ggml::IQ4_XS,
+        &ggml::TQ1_0,
+        &ggml::TQ2_0,
+        &ggml::MXFP4,
+        &ggml::NVFP4,
     ];
-    &FORMATS
+    FORMATS
 }
 
 /// The format called `id`.

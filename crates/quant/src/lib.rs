@@ -6,6 +6,8 @@ mod error;
 pub mod exl3;
 mod float;
 mod format;
+mod ggml;
+mod parts;
 
 pub use error::QuantError;
 pub use format::{Description, WeightFormat, decode, format, formats, load, slice_rows};

@@ -316,11 +316,7 @@ fn other_multipliers_are_honoured() {
 fn contradictions_are_named() {
     type Edit = fn(&mut Vec<StoredTensor>);
     let rows: &[(&str, Edit, &[&str])] = &[
-        (
-            "infinite scale",
-            |t| t[1].data = [0x00, 0x7c].repeat(128).into(),
-            &["l.suh", "finite"],
-        ),
+        ("infinite scale", |t| t[1].data = [0x00, 0x7c].repeat(128).into(), &["l.suh", "finite"]),
         ("nan scale", |t| t[2].data = [0x01, 0x7e].repeat(256).into(), &["l.svh", "finite"]),
         (
             "scales too short",
@@ -452,7 +448,8 @@ fn embedding_rows_follow_the_definition() {
                 };
                 let values: Vec<f64> = (0..256).map(value).collect();
                 for e in 0..256.min(hidden - g * 256) {
-                    let sign = |j: usize| if (e & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                    let sign =
+                        |j: usize| if (e & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                     let sum: f64 = values.iter().enumerate().map(|(j, v)| v * sign(j)).sum();
                     expected[row * hidden + g * 256 + e] =
                         (sum / 16.0 * f64::from(signs[g * 256 + e].to_f32())) as f32;
