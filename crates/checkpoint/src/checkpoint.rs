@@ -1,8 +1,10 @@
 //! An opened model: named tensors and the configuration beside them.
 
+use crate::error::{Fault, shown};
 use crate::{CheckpointError, GgmlType};
 use bytes::Bytes;
 use marlin_tensor::{DType, HostTensor};
+use memmap2::Mmap;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +56,9 @@ pub enum Container {
         /// `generation_config.json`, if present.
         generation_config: Option<Value>,
     },
-    /// A GGUF file; metadata values as JSON (arrays of strings and numbers included).
+    /// A GGUF file; metadata values as JSON (arrays of strings and numbers included). Whole
+    /// numbers stay whole up to `u64::MAX`; floats are widened to `f64`, and the ones JSON lacks
+    /// are the strings `NaN`, `Infinity` and `-Infinity`.
     Gguf {
         /// Key-value metadata in file order.
         metadata: serde_json::Map<String, Value>,
@@ -68,26 +72,70 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Container and configuration.
     pub container: Container,
-    tensors: BTreeMap<String, StoredTensor>,
+    /// Sorted by name.
+    tensors: Vec<StoredTensor>,
     /// Small sidecar files by name (`tokenizer.json`, `chat_template.jinja`, …).
     sidecars: BTreeMap<String, Bytes>,
+    /// Mapped files, for [`prefetch`](Self::prefetch).
+    maps: Vec<Arc<Mmap>>,
 }
 
 impl Checkpoint {
-    /// A checkpoint from parts already in memory: the embedded model, tests, converters.
+    /// A checkpoint from parts already in memory: tests, converters. Of tensors with the same
+    /// name the last one counts.
     pub fn from_parts(
         path: PathBuf,
         container: Container,
         tensors: impl IntoIterator<Item = StoredTensor>,
         sidecars: BTreeMap<String, Bytes>,
     ) -> Self {
-        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-        Self { path, container, tensors, sidecars }
+        let mut tensors: Vec<_> = tensors.into_iter().collect();
+        // The sort is stable: reversed first, the last of equal names comes to stand first.
+        tensors.reverse();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        tensors.dedup_by(|a, b| a.name == b.name);
+        Self { path, container, tensors, sidecars, maps: Vec::new() }
+    }
+
+    /// As [`from_parts`](Self::from_parts) for files: `maps` are those that hold the tensors.
+    ///
+    /// # Errors
+    /// When two tensors have the same name.
+    pub(crate) fn from_files(
+        path: PathBuf,
+        container: Container,
+        mut tensors: Vec<StoredTensor>,
+        sidecars: BTreeMap<String, Bytes>,
+        maps: Vec<Arc<Mmap>>,
+    ) -> Result<Self, CheckpointError> {
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some([a, b]) = tensors.array_windows().find(|[a, b]| a.name == b.name) {
+            let field = format!("tensor {}", shown(&a.name));
+            let reason = match a.file == b.file {
+                true => "name appears twice".to_owned(),
+                false => format!("also stored in {}; remove one of the files", b.file.display()),
+            };
+            return Err(Fault::corrupt(reason).at(&a.file, field));
+        }
+        tensors.shrink_to_fit();
+        Ok(Self { path, container, tensors, sidecars, maps })
+    }
+
+    /// Asks the operating system to read the mapped files ahead; returns at once. Worth it before
+    /// every weight is needed, not before a look at names and shapes. Does nothing where it is
+    /// not available.
+    pub fn prefetch(&self) {
+        #[cfg(unix)]
+        for map in &self.maps {
+            // Advice only: reading works as well, if more slowly, when it is refused.
+            let _ = map.advise(memmap2::Advice::WillNeed);
+        }
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&StoredTensor> {
-        self.tensors.get(name)
+        let found = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name));
+        found.ok().map(|i| &self.tensors[i])
     }
 
     /// The tensor called `name`, which must have `shape`.
@@ -140,9 +188,9 @@ impl Checkpoint {
         Ok(tensor)
     }
 
-    /// All tensors by name.
+    /// All tensors, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
-        self.tensors.values()
+        self.tensors.iter()
     }
 
     /// A sidecar file such as `tokenizer.json`.
@@ -152,6 +200,6 @@ impl Checkpoint {
 
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.data.len() as u64).sum()
+        self.tensors.iter().map(|t| t.data.len() as u64).sum()
     }
 }

@@ -1,6 +1,6 @@
 //! Why a checkpoint cannot be opened or a tensor cannot be had.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Error of this crate. Every variant names the file and, where there is one, the key.
 #[derive(Debug, thiserror::Error)]
@@ -61,4 +61,40 @@ pub enum CheckpointError {
         /// Stored shape.
         found: Vec<usize>,
     },
+}
+
+/// What a parser found wrong, before it is known under which name the user knows the place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Corrupt(String),
+    Unsupported(String),
+}
+
+impl Fault {
+    pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
+        Self::Corrupt(reason.into())
+    }
+
+    pub(crate) fn unsupported(reason: impl Into<String>) -> Self {
+        Self::Unsupported(reason.into())
+    }
+
+    /// The error about `field` of `file`.
+    pub(crate) fn at(self, file: &Path, field: impl Into<String>) -> CheckpointError {
+        let (path, field) = (file.to_path_buf(), field.into());
+        match self {
+            Self::Corrupt(reason) => CheckpointError::Corrupt { path, field, reason },
+            Self::Unsupported(reason) => CheckpointError::Unsupported { path, field, reason },
+        }
+    }
+}
+
+/// A name from a file as a message may show it: one line, no control characters, not endless.
+pub(crate) fn shown(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut out: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if name.chars().nth(LONGEST).is_some() {
+        out.push('…');
+    }
+    out
 }

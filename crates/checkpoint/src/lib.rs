@@ -8,7 +8,13 @@
 mod checkpoint;
 mod error;
 mod ggml_type;
+mod gguf;
+mod json;
+mod open;
+mod safetensors;
+mod source;
 
 pub use checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 pub use error::CheckpointError;
 pub use ggml_type::GgmlType;
+pub use gguf::{GgufType, GgufValue};
