@@ -287,14 +287,14 @@ impl Backend for CpuBackend {
         let frequencies: &Frequencies = open(&table.handle)?;
         let columns = heads.heads * heads.head_dim;
         assert_eq!(x.columns, columns, "columns of the heads");
-        let (style, offset) = (frequencies.rope.style, frequencies.rope.offset);
+        let style = frequencies.rope.style;
         self.update(x, |x| {
             for sequence in &batch.sequences {
                 let angles = frequencies.angles(sequence.max_context, sequence.context_len);
                 let rows = sequence.first_row..sequence.first_row + sequence.rows;
                 let positions = &batch.positions[rows.clone()];
                 let x = &mut x[rows.start * columns..rows.end * columns];
-                reference::rope(x, heads, style, offset, |row| angles.at(positions[row] as usize));
+                reference::rope(x, heads, style, |row| angles.at(positions[row] as usize));
             }
         })
     }

@@ -85,7 +85,6 @@ mod tests {
         let long = LongRope { threshold: 4096, inv_freq: vec![0.5, 0.001], magnitude: 1.5 };
         let frequencies = Frequencies::new(&Rope {
             style: RopeStyle::HalfSplit,
-            offset: 0,
             inv_freq: vec![1.0, 0.01],
             magnitude: 1.0,
             long: Some(long),

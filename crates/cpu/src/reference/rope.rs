@@ -3,19 +3,18 @@
 use marlin_tensor::{Heads, RopeStyle};
 
 /// Rotates each head of `x: [rows, heads * head_dim]` in place. `cos` and `sin` give the row's
-/// table (`rotary_dim / 2` values, magnitude included); columns outside
-/// `offset .. offset + rotary_dim` pass through.
+/// table (`rotary_dim / 2` values, magnitude included); columns from
+/// `rotary_dim` on pass through.
 pub(crate) fn rope<'a>(
     x: &mut [f32],
     heads: Heads,
     style: RopeStyle,
-    offset: usize,
     table: impl Fn(usize) -> (&'a [f32], &'a [f32]),
 ) {
     for (row, x) in x.chunks_exact_mut(heads.heads * heads.head_dim).enumerate() {
         let (cos, sin) = table(row);
         for head in x.chunks_exact_mut(heads.head_dim) {
-            rotate(&mut head[offset..offset + 2 * cos.len()], style, cos, sin);
+            rotate(&mut head[..2 * cos.len()], style, cos, sin);
         }
     }
 }
@@ -40,12 +39,12 @@ mod tests {
     fn a_quarter_turn_of_each_style() {
         let heads = Heads { heads: 1, head_dim: 6 };
         let (cos, sin) = ([0.0, 0.0], [1.0, 1.0]);
-        let mut x = [9.0, 1.0, 2.0, 3.0, 4.0, 8.0];
-        rope(&mut x, heads, RopeStyle::HalfSplit, 1, |_| (&cos, &sin));
-        assert_eq!(x, [9.0, -3.0, -4.0, 1.0, 2.0, 8.0]);
-        let mut x = [9.0, 1.0, 2.0, 3.0, 4.0, 8.0];
-        rope(&mut x, heads, RopeStyle::Interleaved, 1, |_| (&cos, &sin));
-        assert_eq!(x, [9.0, -2.0, 1.0, -4.0, 3.0, 8.0]);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 9.0, 8.0];
+        rope(&mut x, heads, RopeStyle::HalfSplit, |_| (&cos, &sin));
+        assert_eq!(x, [-3.0, -4.0, 1.0, 2.0, 9.0, 8.0]);
+        let mut x = [1.0, 2.0, 3.0, 4.0, 9.0, 8.0];
+        rope(&mut x, heads, RopeStyle::Interleaved, |_| (&cos, &sin));
+        assert_eq!(x, [-2.0, 1.0, -4.0, 3.0, 9.0, 8.0]);
     }
 
     #[test]
@@ -54,7 +53,7 @@ mod tests {
         let turn = |v: [f32; 2], angle: f32| {
             let (cos, sin) = ([angle.cos()], [angle.sin()]);
             let mut v = v;
-            rope(&mut v, heads, RopeStyle::HalfSplit, 0, |_| (&cos, &sin));
+            rope(&mut v, heads, RopeStyle::HalfSplit, |_| (&cos, &sin));
             v
         };
         let product = |p: f32, q: f32| {
