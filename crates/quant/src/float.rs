@@ -1,6 +1,6 @@
 //! Unquantized matrices: `KEY.weight [out_features, in_features]` in F32, F16 or BF16.
 
-use crate::{Description, QuantError, WeightFormat};
+use crate::{Description, QuantError, WeightFormat, parts};
 use half::{bf16, f16};
 use marlin_checkpoint::{Checkpoint, Encoding};
 use marlin_tensor::{DType, HostTensor, Weight};
@@ -57,7 +57,10 @@ impl WeightFormat for Float {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), QuantError> {
-        out.copy_from_slice(&weight.parts[0].1.slice_rows(rows).to_f32()?);
+        let shape = [weight.out_features, weight.in_features];
+        let values = parts::require(weight, "weight", self.dtype, &shape)?;
+        parts::check_rows(weight, &rows, out)?;
+        out.copy_from_slice(&values.slice_rows(rows).to_f32()?);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! The trait of a weight encoding and the list of all of them.
 
-use crate::{QuantError, exl3, float, ggml};
+use crate::{QuantError, exl3, float, fp8, ggml};
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::Weight;
 use std::ops::Range;
@@ -94,6 +94,8 @@ pub fn formats() -> &'static [&'static dyn WeightFormat] {
         &float::F32,
         &float::F16,
         &float::BF16,
+        &fp8::FP8_BLOCK128,
+        &fp8::FP8,
         &ggml::Q4_0,
         &ggml::Q4_1,
         &ggml::Q5_0,

@@ -6,6 +6,7 @@ mod error;
 pub mod exl3;
 mod float;
 mod format;
+mod fp8;
 mod ggml;
 mod parts;
 

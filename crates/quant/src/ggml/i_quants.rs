@@ -25,8 +25,6 @@ use marlin_checkpoint::GgmlType;
 pub static IQ1_S: Blocks = Blocks {
     id: "iq1_s",
     ggml_type: GgmlType::Iq1S,
-    bytes: 50,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq1_s),
     pack: None,
 };
@@ -35,8 +33,6 @@ pub static IQ1_S: Blocks = Blocks {
 pub static IQ1_M: Blocks = Blocks {
     id: "iq1_m",
     ggml_type: GgmlType::Iq1M,
-    bytes: 56,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq1_m),
     pack: None,
 };
@@ -45,8 +41,6 @@ pub static IQ1_M: Blocks = Blocks {
 pub static IQ2_XXS: Blocks = Blocks {
     id: "iq2_xxs",
     ggml_type: GgmlType::Iq2Xxs,
-    bytes: 66,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq2_xxs),
     pack: None,
 };
@@ -55,8 +49,6 @@ pub static IQ2_XXS: Blocks = Blocks {
 pub static IQ2_XS: Blocks = Blocks {
     id: "iq2_xs",
     ggml_type: GgmlType::Iq2Xs,
-    bytes: 74,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq2_xs),
     pack: None,
 };
@@ -65,8 +57,6 @@ pub static IQ2_XS: Blocks = Blocks {
 pub static IQ2_S: Blocks = Blocks {
     id: "iq2_s",
     ggml_type: GgmlType::Iq2S,
-    bytes: 82,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq2_s),
     pack: None,
 };
@@ -75,8 +65,6 @@ pub static IQ2_S: Blocks = Blocks {
 pub static IQ3_XXS: Blocks = Blocks {
     id: "iq3_xxs",
     ggml_type: GgmlType::Iq3Xxs,
-    bytes: 98,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq3_xxs),
     pack: None,
 };
@@ -85,8 +73,6 @@ pub static IQ3_XXS: Blocks = Blocks {
 pub static IQ3_S: Blocks = Blocks {
     id: "iq3_s",
     ggml_type: GgmlType::Iq3S,
-    bytes: 110,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq3_s),
     pack: None,
 };
@@ -95,8 +81,6 @@ pub static IQ3_S: Blocks = Blocks {
 pub static IQ4_NL: Blocks = Blocks {
     id: "iq4_nl",
     ggml_type: GgmlType::Iq4Nl,
-    bytes: 18,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_iq4_nl),
     pack: None,
 };
@@ -105,8 +89,6 @@ pub static IQ4_NL: Blocks = Blocks {
 pub static IQ4_XS: Blocks = Blocks {
     id: "iq4_xs",
     ggml_type: GgmlType::Iq4Xs,
-    bytes: 136,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_iq4_xs),
     pack: None,
 };

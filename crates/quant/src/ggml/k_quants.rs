@@ -21,8 +21,6 @@ use marlin_checkpoint::GgmlType;
 pub static Q2_K: Blocks = Blocks {
     id: "q2_k",
     ggml_type: GgmlType::Q2K,
-    bytes: 84,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_q2_k),
     pack: Some(|values, data| pack_each(values, data, k_pack::q2_k)),
 };
@@ -31,8 +29,6 @@ pub static Q2_K: Blocks = Blocks {
 pub static Q3_K: Blocks = Blocks {
     id: "q3_k",
     ggml_type: GgmlType::Q3K,
-    bytes: 110,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_q3_k),
     pack: Some(|values, data| pack_each(values, data, k_pack::q3_k)),
 };
@@ -41,8 +37,6 @@ pub static Q3_K: Blocks = Blocks {
 pub static Q4_K: Blocks = Blocks {
     id: "q4_k",
     ggml_type: GgmlType::Q4K,
-    bytes: 144,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_q4_k),
     pack: Some(|values, data| pack_each(values, data, k_pack::q4_k)),
 };
@@ -51,8 +45,6 @@ pub static Q4_K: Blocks = Blocks {
 pub static Q5_K: Blocks = Blocks {
     id: "q5_k",
     ggml_type: GgmlType::Q5K,
-    bytes: 176,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_q5_k),
     pack: Some(|values, data| pack_each(values, data, k_pack::q5_k)),
 };
@@ -61,8 +53,6 @@ pub static Q5_K: Blocks = Blocks {
 pub static Q6_K: Blocks = Blocks {
     id: "q6_k",
     ggml_type: GgmlType::Q6K,
-    bytes: 210,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_q6_k),
     pack: Some(|values, data| pack_each(values, data, k_pack::q6_k)),
 };

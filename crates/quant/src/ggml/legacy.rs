@@ -19,8 +19,6 @@ use marlin_checkpoint::GgmlType;
 pub static Q4_0: Blocks = Blocks {
     id: "q4_0",
     ggml_type: GgmlType::Q4_0,
-    bytes: 18,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_q4_0),
     pack: Some(|values, data| pack_each(values, data, pack_q4_0)),
 };
@@ -29,8 +27,6 @@ pub static Q4_0: Blocks = Blocks {
 pub static Q4_1: Blocks = Blocks {
     id: "q4_1",
     ggml_type: GgmlType::Q4_1,
-    bytes: 20,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_q4_1),
     pack: Some(|values, data| pack_each(values, data, pack_q4_1)),
 };
@@ -39,8 +35,6 @@ pub static Q4_1: Blocks = Blocks {
 pub static Q5_0: Blocks = Blocks {
     id: "q5_0",
     ggml_type: GgmlType::Q5_0,
-    bytes: 22,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_q5_0),
     pack: Some(|values, data| pack_each(values, data, pack_q5_0)),
 };
@@ -49,8 +43,6 @@ pub static Q5_0: Blocks = Blocks {
 pub static Q5_1: Blocks = Blocks {
     id: "q5_1",
     ggml_type: GgmlType::Q5_1,
-    bytes: 24,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_q5_1),
     pack: Some(|values, data| pack_each(values, data, pack_q5_1)),
 };
@@ -59,8 +51,6 @@ pub static Q5_1: Blocks = Blocks {
 pub static Q8_0: Blocks = Blocks {
     id: "q8_0",
     ggml_type: GgmlType::Q8_0,
-    bytes: 34,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_q8_0),
     pack: Some(|values, data| pack_each(values, data, pack_q8_0)),
 };

@@ -14,8 +14,6 @@ use marlin_checkpoint::GgmlType;
 pub static MXFP4: Blocks = Blocks {
     id: "mxfp4",
     ggml_type: GgmlType::Mxfp4,
-    bytes: 17,
-    values: 32,
     decode: |data, out| decode_each(data, out, decode_mxfp4),
     pack: Some(|values, data| pack_each(values, data, pack_mxfp4)),
 };
@@ -24,8 +22,6 @@ pub static MXFP4: Blocks = Blocks {
 pub static NVFP4: Blocks = Blocks {
     id: "nvfp4",
     ggml_type: GgmlType::Nvfp4,
-    bytes: 36,
-    values: 64,
     decode: |data, out| decode_each(data, out, decode_nvfp4),
     pack: None,
 };

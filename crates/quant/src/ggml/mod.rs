@@ -32,10 +32,6 @@ use std::ops::Range;
 pub struct Blocks {
     id: &'static str,
     ggml_type: GgmlType,
-    /// Bytes of a block.
-    bytes: usize,
-    /// Weights of a block.
-    values: usize,
     /// Decodes whole blocks.
     decode: Decode,
     /// Encodes whole blocks of finite values.
@@ -47,16 +43,16 @@ type Pack = fn(&[f32], &mut [u8]);
 
 impl Blocks {
     fn row_bytes(&self, key: &str, in_features: usize) -> Result<usize, QuantError> {
-        if !in_features.is_multiple_of(self.values) {
+        let (name, elements) = (self.ggml_type, self.ggml_type.block_elements());
+        if !in_features.is_multiple_of(elements) {
             return Err(QuantError::Invalid {
                 key: key.to_owned(),
                 reason: format!(
-                    "{in_features} columns are not whole {} blocks of {}; store it in another type",
-                    self.id, self.values
+                    "{in_features} columns are not whole {name} blocks of {elements}; store it in another type"
                 ),
             });
         }
-        Ok(in_features / self.values * self.bytes)
+        Ok(in_features / elements * self.ggml_type.block_bytes())
     }
 }
 
@@ -66,9 +62,10 @@ impl WeightFormat for Blocks {
     }
 
     fn describe(&self) -> Description {
+        let bits = self.ggml_type.block_bytes() as f64 * 8.0;
         Description {
-            bits_per_weight: format!("{}", self.bytes as f64 * 8.0 / self.values as f64),
-            detected_by: format!("`KEY.weight` of GGUF type {}", self.id.to_uppercase()),
+            bits_per_weight: (bits / self.ggml_type.block_elements() as f64).to_string(),
+            detected_by: format!("`KEY.weight` of GGUF type {}", self.ggml_type),
         }
     }
 

@@ -16,8 +16,6 @@ use marlin_checkpoint::GgmlType;
 pub static TQ1_0: Blocks = Blocks {
     id: "tq1_0",
     ggml_type: GgmlType::Tq1_0,
-    bytes: 54,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_tq1_0),
     pack: Some(|values, data| pack_each(values, data, pack_tq1_0)),
 };
@@ -26,8 +24,6 @@ pub static TQ1_0: Blocks = Blocks {
 pub static TQ2_0: Blocks = Blocks {
     id: "tq2_0",
     ggml_type: GgmlType::Tq2_0,
-    bytes: 66,
-    values: 256,
     decode: |data, out| decode_each(data, out, decode_tq2_0),
     pack: Some(|values, data| pack_each(values, data, pack_tq2_0)),
 };
