@@ -4,14 +4,16 @@ use crate::cache::PagedCache;
 use crate::frequencies::Frequencies;
 use crate::kernel::Decoded;
 use crate::memory::{Arena, Buffer};
-use crate::{Kernel, Level, Pool, moe, reference, simd};
+use crate::moe::Moe;
+use crate::simd::{Attention, Matrix};
+use crate::{Kernel, Level, Pool, reference, simd};
 use marlin_quant::format;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Whether matrix kernels may round their inputs to integers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +53,9 @@ pub struct CpuBackend {
     pool: Pool,
     arena: Arena,
 }
+
+/// Elements below which an operator is not worth a parallel region.
+const SERIAL: usize = 1 << 15;
 
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
@@ -99,6 +104,28 @@ impl CpuBackend {
 
     fn float_activations(&self, options: LinearOptions) -> bool {
         options.float_activations || self.options.activations == Activations::Float
+    }
+
+    /// Elements of a task of an operator over `[rows, columns]`: whole rows, everything when small.
+    fn piece(&self, rows: usize, columns: usize) -> usize {
+        let serial = rows * columns < SERIAL;
+        let rows = if serial { rows } else { rows.div_ceil(4 * self.pool.threads()) };
+        (rows * columns).max(1)
+    }
+
+    /// Applies `change` to pieces of `x` and of `y`, in place where possible.
+    fn combine(
+        &self,
+        x: Tensor,
+        y: &Tensor,
+        change: impl Fn(&mut [f32], &[f32]) + Sync,
+    ) -> Result<Tensor> {
+        let y: &Buffer = open(&y.handle)?;
+        let piece = self.piece(x.rows, x.columns);
+        self.update(x, |x| {
+            assert_eq!(x.len(), y.len(), "operands of one shape");
+            self.pool.run_chunks(x, piece, |i, x| change(x, &y[i * piece..][..x.len()]));
+        })
     }
 
     /// Applies `change` to the values of `x`, in place when nothing else refers to them.
@@ -161,7 +188,7 @@ impl Backend for CpuBackend {
         let float = self.float_activations(options);
         let kernel = match simd::load(weight, self.options.level, float) {
             Some(kernel) => kernel,
-            None => Box::new(Decoded::new(weight)?),
+            None => Box::new(Decoded::new(weight, self.options.level)?),
         };
         let bias = bias.map(HostTensor::to_f32).transpose()?;
         if let Some(bias) = &bias
@@ -237,33 +264,46 @@ impl Backend for CpuBackend {
         let format = format(weight.format);
         let (columns, granularity) = (table.hidden_size, format.row_granularity());
         let mut out = self.arena.take(batch.rows() * columns);
-        let mut band = vec![0.0; if granularity == 1 { 0 } else { granularity * columns }];
-        for (&token, out) in batch.tokens.iter().zip(out.chunks_exact_mut(columns)) {
-            let token = token as usize;
-            let decode = |range, out: &mut [f32]| {
-                format.decode_rows(weight, range, out).map_err(|e| BackendError::Decode {
-                    what: format!("embedding of token {token}"),
-                    reason: e.to_string(),
-                })
-            };
+        let failure = OnceLock::new();
+        let row = |token: usize, out: &mut [f32]| {
             if granularity == 1 {
-                decode(token..token + 1, out)?;
-            } else {
-                let first = token / granularity * granularity;
-                let last = weight.out_features.min(first + granularity);
-                decode(first..last, &mut band[..(last - first) * columns])?;
-                out.copy_from_slice(&band[(token - first) * columns..][..columns]);
+                return format.decode_rows(weight, token..token + 1, out);
             }
-            if scale != 1.0 {
-                out.iter_mut().for_each(|v| *v *= scale);
+            let first = token / granularity * granularity;
+            let last = weight.out_features.min(first + granularity);
+            let mut band = self.arena.take((last - first) * columns);
+            format.decode_rows(weight, first..last, &mut band)?;
+            out.copy_from_slice(&band[(token - first) * columns..][..columns]);
+            Ok(())
+        };
+        let piece = self.piece(batch.rows(), columns);
+        self.pool.run_chunks(&mut out, piece, |i, piece_out| {
+            let tokens = &batch.tokens[i * piece / columns..];
+            for (&token, out) in tokens.iter().zip(piece_out.chunks_exact_mut(columns)) {
+                if let Err(error) = row(token as usize, out) {
+                    let what = format!("embedding of token {token}");
+                    let _ = failure.set(BackendError::Decode { what, reason: error.to_string() });
+                }
+                if scale != 1.0 {
+                    out.iter_mut().for_each(|v| *v *= scale);
+                }
             }
+        });
+        match failure.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(tensor(batch.rows(), columns, out)),
         }
-        Ok(tensor(batch.rows(), columns, out))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {
         let (values, weight): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
-        self.create(x.rows, x.columns, |out| reference::rms_norm(values, weight, eps, out))
+        let piece = self.piece(x.rows, x.columns);
+        self.create(x.rows, x.columns, |out| {
+            self.pool.run_chunks(out, piece, |i, out| {
+                let x = &values[i * piece..][..out.len()];
+                simd::rms_norm(self.options.level, x, weight, eps, out);
+            });
+        })
     }
 
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
@@ -278,8 +318,33 @@ impl Backend for CpuBackend {
         let (values, matrices): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
         let HeadLinear { heads, out_features, in_features, .. } = *weight;
         assert_eq!(x.columns, heads * in_features, "input columns of the heads");
-        self.create(x.rows, heads * out_features, |out| {
-            reference::head_linear(values, matrices, heads, (out_features, in_features), out);
+        let (rows, columns) = (x.rows, heads * out_features);
+        let product = |head: usize, rows: std::ops::Range<usize>, out: &mut [f32], stride| {
+            let inputs = &values[rows.start * x.columns + head * in_features..];
+            let inputs = Matrix::new(inputs, rows.len(), in_features, x.columns);
+            let matrix = &matrices[head * out_features * in_features..];
+            let matrix = Matrix::new(matrix, out_features, in_features, in_features);
+            simd::products(self.options.level, inputs, matrix, out, stride);
+        };
+        self.create(rows, columns, |out| {
+            if rows * matrices.len() < 4 * SERIAL || rows >= 4 * self.pool.threads() {
+                let piece = self.piece(rows, columns);
+                self.pool.run_chunks(out, piece, |i, out| {
+                    let first = i * piece / columns;
+                    for head in 0..heads {
+                        let rows = first..first + out.len() / columns;
+                        product(head, rows, &mut out[head * out_features..], columns);
+                    }
+                });
+            } else {
+                self.pool.run_columns(out, columns, out_features, |range, band| {
+                    let mut block = self.arena.take(rows * out_features);
+                    product(range.start / out_features, 0..rows, &mut block, out_features);
+                    for (row, block) in block.chunks_exact(out_features).enumerate() {
+                        band.row(row).copy_from_slice(block);
+                    }
+                });
+            }
         })
     }
 
@@ -294,7 +359,12 @@ impl Backend for CpuBackend {
                 let rows = sequence.first_row..sequence.first_row + sequence.rows;
                 let positions = &batch.positions[rows.clone()];
                 let x = &mut x[rows.start * columns..rows.end * columns];
-                reference::rope(x, heads, style, |row| angles.at(positions[row] as usize));
+                let piece = self.piece(rows.len(), columns);
+                self.pool.run_chunks(x, piece, |i, x| {
+                    let positions = &positions[i * piece / columns..];
+                    let table = |row: usize| angles.at(positions[row] as usize);
+                    simd::rope(self.options.level, x, heads, style, table);
+                });
             }
         })
     }
@@ -332,27 +402,39 @@ impl Backend for CpuBackend {
             let value_columns = layer.spec.num_kv_heads * layer.spec.value_head_dim;
             for (row, &slot) in batch.slot_mapping.iter().enumerate() {
                 let v = values.map(|v| &v[row * value_columns..][..value_columns]);
-                layer.write(slot as usize, &keys[row * k.columns..][..k.columns], v);
+                layer.write(
+                    self.options.level,
+                    slot as usize,
+                    &keys[row * k.columns..][..k.columns],
+                    v,
+                );
             }
         }
         let layer = paged.layers[layer].read().unwrap_or_else(|e| e.into_inner());
         self.create(q.rows, params.num_heads * params.value_head_dim, |out| {
-            reference::attention(queries, &layer, &batch.sequences, params, out);
+            let level = self.options.level;
+            if level == Level::Scalar {
+                return reference::attention(queries, &layer, &batch.sequences, params, out);
+            }
+            let attention = Attention { level, params, layer: &layer, queries, arena: &self.arena };
+            attention.run(&batch.sequences, out, &self.pool);
         })
     }
 
     fn gated(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-        let up: &Buffer = open(&up.handle)?;
-        self.update(gate, |gate| reference::gated(gate, up, activation))
+        let level = self.options.level;
+        self.combine(gate, up, |gate, up| simd::gated(level, gate, up, activation))
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
-        let y: &Buffer = open(&y.handle)?;
-        self.update(x, |x| reference::add(x, y))
+        self.combine(x, y, |x, y| simd::add(self.options.level, x, y))
     }
 
     fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
-        self.update(x, |x| reference::softcap(x, cap))
+        let piece = self.piece(x.rows, x.columns);
+        self.update(x, |x| {
+            self.pool.run_chunks(x, piece, |_, x| simd::softcap(self.options.level, x, cap));
+        })
     }
 
     fn route(&self, logits: &Tensor, bias: Option<&Vector>, router: &Router) -> Result<Routing> {
@@ -372,7 +454,8 @@ impl Backend for CpuBackend {
         activation: Activation,
     ) -> Result<Tensor> {
         let (values, chosen): (&Buffer, &Chosen) = (open(&x.handle)?, open(&routing.handle)?);
-        let out = moe::experts(values, chosen, experts, activation, &self.arena, &self.pool)?;
+        let (level, arena, pool) = (self.options.level, &self.arena, &self.pool);
+        let out = Moe { experts, activation, level, arena, pool }.run(values, chosen)?;
         Ok(tensor(x.rows, out.len() / x.rows.max(1), out))
     }
 

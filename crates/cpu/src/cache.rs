@@ -4,7 +4,9 @@
 //! one head's keys of a block are consecutive, which is what attention reads. Pages are mapped
 //! by the system when first written.
 
-use half::{bf16, f16};
+use crate::Level;
+use crate::simd::{narrow_f16, widen_bf16, widen_f16};
+use half::bf16;
 use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
 use std::sync::RwLock;
 
@@ -29,28 +31,25 @@ impl Elements {
     }
 
     /// Rounds `values` to the element type and writes them at `at`.
-    pub(crate) fn write(&mut self, at: usize, values: &[f32]) {
+    pub(crate) fn write(&mut self, level: Level, at: usize, values: &[f32]) {
+        let range = at..at + values.len();
         match self {
-            Self::F32(e) => e[at..at + values.len()].copy_from_slice(values),
-            Self::F16(e) => {
-                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = f16::from_f32(*v).to_bits());
-            }
+            Self::F32(e) => e[range].copy_from_slice(values),
+            Self::F16(e) => narrow_f16(level, values, &mut e[range]),
             Self::BF16(e) => {
-                e[at..].iter_mut().zip(values).for_each(|(e, v)| *e = bf16::from_f32(*v).to_bits());
+                let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
+                e[range].iter_mut().zip(rounded).for_each(|(e, v)| *e = v);
             }
         }
     }
 
     /// Widens `out.len()` elements from `at`.
-    pub(crate) fn read(&self, at: usize, out: &mut [f32]) {
+    pub(crate) fn read(&self, level: Level, at: usize, out: &mut [f32]) {
+        let range = at..at + out.len();
         match self {
-            Self::F32(e) => out.copy_from_slice(&e[at..at + out.len()]),
-            Self::F16(e) => {
-                out.iter_mut().zip(&e[at..]).for_each(|(o, e)| *o = f16::from_bits(*e).to_f32());
-            }
-            Self::BF16(e) => {
-                out.iter_mut().zip(&e[at..]).for_each(|(o, e)| *o = bf16::from_bits(*e).to_f32());
-            }
+            Self::F32(e) => out.copy_from_slice(&e[range]),
+            Self::F16(e) => widen_f16(level, &e[range], out),
+            Self::BF16(e) => widen_bf16(level, &e[range], out),
         }
     }
 
@@ -80,14 +79,14 @@ impl Layer {
     }
 
     /// Stores row `row` of `k` and `v` (flattened heads) at `slot`.
-    pub(crate) fn write(&mut self, slot: usize, k: &[f32], v: Option<&[f32]>) {
+    pub(crate) fn write(&mut self, level: Level, slot: usize, k: &[f32], v: Option<&[f32]>) {
         let (dk, dv) = (self.spec.key_head_dim, self.spec.value_head_dim);
         for head in 0..self.spec.num_kv_heads {
             let at = self.at(slot, head, dk);
-            self.keys.write(at, &k[head * dk..][..dk]);
+            self.keys.write(level, at, &k[head * dk..][..dk]);
             if let Some(v) = v {
                 let at = self.at(slot, head, dv);
-                self.values.write(at, &v[head * dv..][..dv]);
+                self.values.write(level, at, &v[head * dv..][..dv]);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A loaded matrix that multiplies, and the fallback that serves every format.
 
-use crate::pool::Pool;
+use crate::simd::{Matrix, products};
+use crate::{Level, Pool};
 use marlin_quant::{WeightFormat, format};
 use marlin_tensor::{BackendError, Weight};
 use std::sync::Mutex;
@@ -31,12 +32,15 @@ pub trait Kernel: Send + Sync {
 
 /// Rows of `W` decoded at a time: small enough to stay in cache, large enough to amortise.
 const BAND: usize = 64;
+/// Rows of `x` multiplied at a time.
+const ROWS: usize = 32;
 
 /// Keeps the encoded weight and decodes a band of rows before multiplying with it.
 pub(crate) struct Decoded {
     weight: Weight,
     format: &'static dyn WeightFormat,
     band: usize,
+    level: Level,
     failure: Mutex<Option<String>>,
 }
 
@@ -45,11 +49,12 @@ impl Decoded {
     ///
     /// # Errors
     /// When the first band does not decode.
-    pub(crate) fn new(weight: &Weight) -> Result<Self, BackendError> {
+    pub(crate) fn new(weight: &Weight, level: Level) -> Result<Self, BackendError> {
         let format = format(weight.format);
         let granularity = format.row_granularity();
         let band = BAND.next_multiple_of(granularity);
-        let kernel = Self { weight: weight.clone(), format, band, failure: Mutex::new(None) };
+        let kernel =
+            Self { weight: weight.clone(), format, band, level, failure: Mutex::new(None) };
         let rows = granularity.min(weight.out_features);
         let mut scratch = vec![0.0; rows * weight.in_features];
         format.decode_rows(weight, 0..rows, &mut scratch).map_err(|e| BackendError::Decode {
@@ -90,14 +95,20 @@ impl Kernel for Decoded {
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         pool.run_columns(out, n, self.band, |range, band| {
             let mut scratch = vec![0.0; range.len() * k];
-            if let Err(e) = self.format.decode_rows(&self.weight, range, &mut scratch) {
+            let decoded = self.format.decode_rows(&self.weight, range.clone(), &mut scratch);
+            if let Err(e) = decoded {
                 *self.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(e.to_string());
                 return;
             }
-            for row in 0..rows {
-                let x = &x[row * k..][..k];
-                for (y, w) in band.row(row).iter_mut().zip(scratch.chunks_exact(k)) {
-                    *y = dot(x, w);
+            let width = range.len();
+            let mut block = vec![0.0; width * ROWS.min(rows)];
+            for start in (0..rows).step_by(ROWS) {
+                let count = ROWS.min(rows - start);
+                let inputs = Matrix::new(&x[start * k..], count, k, k);
+                let weights = Matrix::new(&scratch, width, k, k);
+                products(self.level, inputs, weights, &mut block[..count * width], width);
+                for (i, block) in block.chunks_exact(width).take(count).enumerate() {
+                    band.row(start + i).copy_from_slice(block);
                 }
             }
         });
@@ -108,20 +119,6 @@ impl Kernel for Decoded {
     }
 }
 
-/// Sixteen partial sums, which the compiler keeps in registers, and are as exact as any order.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (a16, a_rest) = a.as_chunks::<16>();
-    let (b16, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a16.iter().zip(b16) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +126,7 @@ mod tests {
 
     #[test]
     fn decoded_kernel_is_the_matrix_product_on_ragged_shapes() {
-        for (rows, n, k) in [(1, 1, 1), (3, 65, 17), (2, 130, 33), (5, 64, 16)] {
+        for (rows, n, k) in [(1, 1, 1), (3, 65, 17), (2, 130, 33), (5, 64, 16), (40, 70, 48)] {
             let w: Vec<f32> = (0..n * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
             let x: Vec<f32> = (0..rows * k).map(|i| ((i * 53 % 89) as f32 - 44.0) / 32.0).collect();
             let bits: Vec<u8> =
@@ -141,8 +138,9 @@ mod tests {
                 in_features: k,
                 parts: vec![("weight", tensor)],
             };
-            for threads in [1, 3] {
-                let kernel = Decoded::new(&weight).unwrap();
+            let levels = Level::ALL.into_iter().filter(|l| l.is_supported());
+            for (level, threads) in levels.flat_map(|l| [(l, 1), (l, 3)]) {
+                let kernel = Decoded::new(&weight, level).unwrap();
                 let mut out = vec![f32::NAN; rows * n];
                 kernel.matmul(&x, rows, &mut out, &Pool::new(threads));
                 for r in 0..rows {

@@ -1,6 +1,7 @@
 //! Causal attention over paged caches.
 
 use super::dot;
+use crate::Level;
 use crate::cache::Layer;
 use marlin_tensor::{AttentionParams, BatchSequence};
 
@@ -31,7 +32,7 @@ pub(crate) fn attention(
                 };
                 let mut scores = Vec::with_capacity(position + 1 - start);
                 for p in start..=position {
-                    layer.keys.read(layer.at(slot(p), kv_head, dk), &mut key);
+                    layer.keys.read(Level::Scalar, layer.at(slot(p), kv_head, dk), &mut key);
                     let score = dot(q, &key) * params.scale;
                     scores.push(match params.softcap {
                         Some(cap) => cap * (score / cap).tanh(),
@@ -44,9 +45,13 @@ pub(crate) fn attention(
                 let mut sums = vec![0.0f64; dv];
                 for (p, weight) in (start..=position).zip(&weights) {
                     if layer.spec.value_head_dim == 0 {
-                        layer.keys.read(layer.at(slot(p), kv_head, dk), &mut value);
+                        layer.keys.read(Level::Scalar, layer.at(slot(p), kv_head, dk), &mut value);
                     } else {
-                        layer.values.read(layer.at(slot(p), kv_head, dv), &mut value);
+                        layer.values.read(
+                            Level::Scalar,
+                            layer.at(slot(p), kv_head, dv),
+                            &mut value,
+                        );
                     }
                     for (sum, v) in sums.iter_mut().zip(&value) {
                         *sum += weight / total * f64::from(*v);

@@ -7,7 +7,7 @@ mod moe;
 mod norm;
 mod rope;
 
-pub(crate) use attention::attention;
+pub(crate) use attention::{attention, first_visible};
 pub(crate) use elementwise::{add, concat_heads, gated, slice_heads, softcap};
 pub(crate) use moe::route;
 pub(crate) use norm::rms_norm;
@@ -16,21 +16,4 @@ pub(crate) use rope::rope;
 /// Inner product in f64.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
-}
-
-/// `out[:, head] = x[:, head] W[head]ᵀ` with `weights: [heads, out_features, in_features]`.
-pub(crate) fn head_linear(
-    x: &[f32],
-    weights: &[f32],
-    heads: usize,
-    (out_features, in_features): (usize, usize),
-    out: &mut [f32],
-) {
-    let inputs = x.chunks_exact(in_features);
-    for (i, (x, out)) in inputs.zip(out.chunks_exact_mut(out_features)).enumerate() {
-        let matrix = &weights[i % heads * out_features * in_features..];
-        for (y, w) in out.iter_mut().zip(matrix.chunks_exact(in_features)) {
-            *y = dot(x, w);
-        }
-    }
 }

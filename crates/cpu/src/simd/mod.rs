@@ -1,5 +1,16 @@
 //! Matrix kernels of single formats and vectorised operators, chosen at run time by [`Level`].
 
+mod attention;
+mod dense;
+mod elementwise;
+mod vector;
+
+pub(crate) use attention::Attention;
+pub(crate) use dense::{Matrix, products};
+pub(crate) use elementwise::{
+    add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
+};
+
 use crate::{Kernel, Level};
 use marlin_tensor::Weight;
 
