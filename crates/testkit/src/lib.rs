@@ -1,4 +1,6 @@
-//! Development only: tiny seeded checkpoints with reference logits.
+//! Development only: tiny seeded checkpoints with reference logits, and damaged files.
+
+pub mod mutate;
 
 use std::path::{Path, PathBuf};
 
