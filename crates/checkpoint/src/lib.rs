@@ -5,6 +5,7 @@
 //! and encoding need. Which tensors a model wants, and in which shape, is the caller's business
 //! ([`Checkpoint::require`]).
 
+mod atomic;
 mod checkpoint;
 mod error;
 mod ggml_type;
@@ -17,4 +18,5 @@ mod source;
 pub use checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 pub use error::CheckpointError;
 pub use ggml_type::GgmlType;
-pub use gguf::{GgufType, GgufValue};
+pub use gguf::{GgufTensor, GgufType, GgufValue, write_gguf};
+pub use safetensors::{Safetensors, read_safetensors, write_safetensors};

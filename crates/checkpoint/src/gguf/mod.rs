@@ -11,10 +11,12 @@
 mod read;
 mod split;
 mod value;
+mod write;
 
 pub(crate) use read::is_gguf;
 pub(crate) use split::open;
 pub use value::{GgufType, GgufValue};
+pub use write::{GgufTensor, write_gguf};
 
 /// First four bytes of a file.
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -24,6 +26,14 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// Most dimensions of a tensor.
 const MAX_DIMS: usize = 4;
+/// Most tensors in one file.
+const MAX_TENSORS: u64 = 256 * 1024;
+/// Most metadata keys.
+const MAX_KEYS: u64 = 64 * 1024;
+/// Most metadata values, array elements included. Gemma 4's vocabulary takes 1.3 million.
+const MAX_VALUES: usize = 2 * 1024 * 1024;
+/// Longest key or tensor name, as the format says of keys.
+const MAX_NAME_BYTES: u64 = 65_535;
 /// Deepest nesting of arrays; an array of numbers has depth 1.
 const MAX_DEPTH: usize = 8;
 

@@ -5,21 +5,17 @@
 //! to 80 times more memory as JSON than in the file.
 
 use super::value::float_to_json;
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgufType, MAGIC, MAX_DEPTH, MAX_DIMS};
+use super::{
+    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgufType, MAGIC, MAX_DEPTH, MAX_DIMS, MAX_KEYS,
+    MAX_NAME_BYTES, MAX_TENSORS, MAX_VALUES,
+};
 use crate::CheckpointError;
 use crate::checkpoint::{Encoding, StoredTensor};
 use crate::error::{Fault, shown};
 use crate::source::FileBytes;
 use serde_json::{Map, Value};
+use std::path::Path;
 
-/// Most tensors in one file.
-const MAX_TENSORS: u64 = 256 * 1024;
-/// Most metadata keys.
-const MAX_KEYS: u64 = 64 * 1024;
-/// Most metadata values, array elements included. Gemma 4's vocabulary takes 1.3 million.
-const MAX_VALUES: usize = 2 * 1024 * 1024;
-/// Longest key or tensor name, as the format says of keys.
-const MAX_NAME_BYTES: u64 = 65_535;
 /// Bytes of the shortest tensor info: empty name, no dimensions.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 /// Bytes of the shortest metadata entry: empty key, one byte of value.
@@ -46,22 +42,9 @@ pub(crate) fn read(file: &FileBytes) -> Result<Gguf, CheckpointError> {
     let mut cursor = Cursor { bytes: &file.bytes, at: 0, values_left: MAX_VALUES };
     let (tensor_count, key_count) = cursor.preamble().map_err(|(f, e)| e.at(path, f))?;
 
-    let mut metadata = Map::new();
-    let mut alignment = DEFAULT_ALIGNMENT;
-    for index in 0..key_count {
-        let key = cursor.name().map_err(|e| e.at(path, format!("metadata key {index}")))?;
-        let (kind, value) =
-            cursor.typed_value().map_err(|e| e.at(path, format!("metadata {}", shown(&key))))?;
-        if key == ALIGNMENT_KEY {
-            alignment = checked_alignment(kind, &value).map_err(|e| e.at(path, ALIGNMENT_KEY))?;
-        }
-        if metadata.contains_key(&key) {
-            let field = format!("metadata {}", shown(&key));
-            return Err(Fault::corrupt("key appears twice").at(path, field));
-        }
-        metadata.insert(key, value);
-    }
-
+    // Twice: an error further on must not have cost the memory of a vocabulary.
+    let metadata_at = cursor.at;
+    let alignment = cursor.metadata(path, key_count, &mut None)?;
     let mut infos = Vec::with_capacity(tensor_count as usize);
     for index in 0..tensor_count {
         let name = cursor.name().map_err(|e| e.at(path, format!("name of tensor {index}")))?;
@@ -71,7 +54,11 @@ pub(crate) fn read(file: &FileBytes) -> Result<Gguf, CheckpointError> {
         infos.push((name, layout));
     }
     let tensors = place_tensors(file, infos, cursor.at.next_multiple_of(alignment as usize))?;
-    Ok(Gguf { metadata, tensors })
+
+    let mut metadata = Some(Map::new());
+    cursor = Cursor { bytes: &file.bytes, at: metadata_at, values_left: MAX_VALUES };
+    cursor.metadata(path, key_count, &mut metadata)?;
+    Ok(Gguf { metadata: metadata.unwrap_or_default(), tensors })
 }
 
 fn checked_alignment(kind: GgufType, value: &Value) -> Result<u64, Fault> {
@@ -177,11 +164,10 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn string(&mut self) -> Result<String, Fault> {
+    fn text(&mut self) -> Result<&'a str, Fault> {
         let length = self.u64()?;
         let bytes = self.take(length)?;
-        let text = str::from_utf8(bytes).map_err(|e| Fault::corrupt(format!("string: {e}")))?;
-        Ok(text.to_owned())
+        str::from_utf8(bytes).map_err(|e| Fault::corrupt(format!("string: {e}")))
     }
 
     /// A key or a tensor name.
@@ -192,7 +178,7 @@ impl<'a> Cursor<'a> {
                 let reason = format!("length {length}; at most {MAX_NAME_BYTES} are allowed");
                 Err(Fault::corrupt(reason))
             }
-            _ => self.string(),
+            _ => self.text().map(str::to_owned),
         }
     }
 
@@ -232,16 +218,38 @@ impl<'a> Cursor<'a> {
         Ok((tensors, keys))
     }
 
+    /// Reads `count` keys and values, into `out` if it is there; returns the alignment.
+    fn metadata(
+        &mut self,
+        path: &Path,
+        count: u64,
+        out: &mut Option<Map<String, Value>>,
+    ) -> Result<u64, CheckpointError> {
+        let mut alignment = DEFAULT_ALIGNMENT;
+        for index in 0..count {
+            let key = self.name().map_err(|e| e.at(path, format!("metadata key {index}")))?;
+            let at_key = |e: Fault| e.at(path, format!("metadata {}", shown(&key)));
+            let kind = self.kind().map_err(at_key)?;
+            self.count_values(1).map_err(at_key)?;
+            let keep = out.is_some() || key == ALIGNMENT_KEY;
+            let value = self.value(kind, 0, keep).map_err(at_key)?;
+            if key == ALIGNMENT_KEY {
+                alignment = checked_alignment(kind, &value).map_err(at_key)?;
+            }
+            if let Some(out) = out {
+                if out.contains_key(&key) {
+                    return Err(at_key(Fault::corrupt("key appears twice")));
+                }
+                out.insert(key, value);
+            }
+        }
+        Ok(alignment)
+    }
+
     fn kind(&mut self) -> Result<GgufType, Fault> {
         let number = self.u32()?;
         GgufType::from_number(number)
             .ok_or_else(|| Fault::corrupt(format!("unknown value type {number}")))
-    }
-
-    fn typed_value(&mut self) -> Result<(GgufType, Value), Fault> {
-        let kind = self.kind()?;
-        self.count_values(1)?;
-        Ok((kind, self.value(kind, 0)?))
     }
 
     fn count_values(&mut self, count: usize) -> Result<(), Fault> {
@@ -252,8 +260,9 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A value nested in `depth` arrays.
-    fn value(&mut self, kind: GgufType, depth: usize) -> Result<Value, Fault> {
+    /// A value nested in `depth` arrays. Unless `keep`, strings and arrays are checked all the
+    /// same but returned as null.
+    fn value(&mut self, kind: GgufType, depth: usize, keep: bool) -> Result<Value, Fault> {
         Ok(match kind {
             GgufType::U8 => u8::from_le_bytes(self.array()?).into(),
             GgufType::I8 => i8::from_le_bytes(self.array()?).into(),
@@ -270,12 +279,15 @@ impl<'a> Cursor<'a> {
                 [1] => true.into(),
                 [other] => return Err(Fault::corrupt(format!("{other} is not a bool"))),
             },
-            GgufType::String => self.string()?.into(),
-            GgufType::Array => self.elements(depth + 1)?,
+            GgufType::String => match self.text()? {
+                text if keep => text.into(),
+                _ => Value::Null,
+            },
+            GgufType::Array => self.elements(depth + 1, keep)?,
         })
     }
 
-    fn elements(&mut self, depth: usize) -> Result<Value, Fault> {
+    fn elements(&mut self, depth: usize, keep: bool) -> Result<Value, Fault> {
         if depth > MAX_DEPTH {
             return Err(Fault::corrupt(format!("arrays nested deeper than {MAX_DEPTH}")));
         }
@@ -288,9 +300,12 @@ impl<'a> Cursor<'a> {
             return Err(Fault::corrupt(reason));
         };
         self.count_values(count)?;
-        let mut out = Vec::with_capacity(count);
+        let mut out = Vec::with_capacity(if keep { count } else { 0 });
         for _ in 0..count {
-            out.push(self.value(kind, depth)?);
+            let value = self.value(kind, depth, keep)?;
+            if keep {
+                out.push(value);
+            }
         }
         Ok(Value::Array(out))
     }

@@ -1,37 +1,39 @@
 //! Reader of safetensors files.
-//!
-//! Layout: `header_length: u64` little-endian, `header_length` bytes of JSON, then the data.
-//! The header maps each tensor name to `{"dtype", "shape", "data_offsets": [begin, end]}`, offsets
-//! counted from the first byte after the header, and `__metadata__` to a map of strings. Sorted by
-//! offset the tensors must fill the data without gap or overlap: the rule of the format (its
-//! README, "Format"), and what makes a truncated or padded file visible.
-//!
-//! The header is parsed as a stream, so nothing is allocated that the file did not pay for in
-//! bytes; its length and the number of tensors are limited on top.
 
+use super::{MAX_DIMS, MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS, METADATA_KEY};
 use crate::CheckpointError;
 use crate::checkpoint::{Encoding, StoredTensor};
 use crate::error::{Fault, shown};
-use crate::source::FileBytes;
+use crate::source::{self, FileBytes};
 use marlin_tensor::DType;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 
-/// Longest header, as in the reference implementation.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Most tensors in one file. DeepSeek-V3 in FP8 has 91 thousand, over 163 files.
-pub(crate) const MAX_TENSORS: usize = 256 * 1024;
-/// Most dimensions of one tensor.
-const MAX_DIMS: usize = 8;
-/// Most entries of `__metadata__`.
-const MAX_METADATA: usize = 64 * 1024;
+/// Content of one safetensors file.
+#[derive(Debug, Clone)]
+pub struct Safetensors {
+    /// `__metadata__` in file order.
+    pub metadata: Vec<(String, String)>,
+    /// By place in the file.
+    pub tensors: Vec<StoredTensor>,
+}
 
-/// Content of a file: `__metadata__` in file order, and the tensors by offset.
-pub(crate) struct Safetensors {
-    #[expect(dead_code, reason = "read back only by the writer's tests")]
-    pub(crate) metadata: Vec<(String, String)>,
-    pub(crate) tensors: Vec<StoredTensor>,
+/// Opens one file without a configuration: statistics, intermediate results, test data.
+/// Models are opened by [`Checkpoint::open`](crate::Checkpoint::open).
+///
+/// # Errors
+/// When the file cannot be mapped, contradicts itself or the format, or holds a name twice.
+pub fn read_safetensors(path: &Path) -> Result<Safetensors, CheckpointError> {
+    let found = read(&source::map(path)?)?;
+    let mut names: Vec<_> = found.tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some([name, _]) = names.array_windows().find(|[a, b]| a == b) {
+        let field = format!("tensor {}", shown(name));
+        return Err(Fault::corrupt("name appears twice").at(path, field));
+    }
+    Ok(found)
 }
 
 /// Reads the header of `file` and checks it against the file's length.
@@ -57,19 +59,18 @@ pub(crate) fn read(file: &FileBytes) -> Result<Safetensors, CheckpointError> {
         return Err(Fault::corrupt(reason).at(path, "header length"));
     };
 
-    let mut place = Place::default();
-    let mut parser = serde_json::Deserializer::from_slice(header);
-    let parsed = HeaderSeed { place: &mut place, data_length: data.len() as u64 }
-        .deserialize(&mut parser)
-        .and_then(|value| parser.end().map(|()| value));
-    let Header { metadata, mut entries } = parsed.map_err(|e| {
-        let fault = match place.unsupported.take() {
-            Some(reason) => Fault::Unsupported(reason),
-            None => Fault::corrupt(e.to_string()),
-        };
-        fault.at(path, place.to_string())
-    })?;
+    // Twice: an error in the last entry must not have cost the memory of all before it.
+    let parse = |capacity| parse_header(header, data.len() as u64, capacity);
+    let count = parse(None).map_err(|(place, e)| e.at(path, place))?.count;
+    let parsed = parse(Some(count)).map_err(|(place, e)| e.at(path, place))?;
+    let Header { metadata, mut entries, .. } = parsed;
 
+    let mut keys: Vec<_> = metadata.iter().map(|(key, _)| key).collect();
+    keys.sort_unstable();
+    if let Some([key, _]) = keys.array_windows().find(|[a, b]| a == b) {
+        let field = format!("{METADATA_KEY}, {}", shown(key));
+        return Err(Fault::corrupt("key appears twice").at(path, field));
+    }
     entries.sort_unstable_by_key(|e| (e.begin, e.end));
     let mut end = 0;
     for entry in &entries {
@@ -98,9 +99,31 @@ pub(crate) fn read(file: &FileBytes) -> Result<Safetensors, CheckpointError> {
     Ok(Safetensors { metadata, tensors: tensors.collect() })
 }
 
+/// Parses the header, keeping what it finds if `capacity`, the number of tensors, is given.
+fn parse_header(
+    header: &[u8],
+    data_length: u64,
+    capacity: Option<usize>,
+) -> Result<Header<'_>, (String, Fault)> {
+    let mut place = Place::default();
+    let mut parser = serde_json::Deserializer::from_slice(header);
+    let parsed = HeaderSeed { place: &mut place, data_length, capacity }
+        .deserialize(&mut parser)
+        .and_then(|value| parser.end().map(|()| value));
+    parsed.map_err(|e| {
+        let fault = match place.unsupported.take() {
+            Some(reason) => Fault::Unsupported(reason),
+            None => Fault::corrupt(e.to_string()),
+        };
+        (place.to_string(), fault)
+    })
+}
+
 struct Header<'de> {
     metadata: Vec<(String, String)>,
     entries: Vec<Entry<'de>>,
+    /// Number of tensors, whether kept or not.
+    count: usize,
 }
 
 /// One tensor; `begin <= end <=` data length, and the difference is what the shape needs.
@@ -156,6 +179,7 @@ impl<'de> serde::Deserialize<'de> for Text<'de> {
 struct HeaderSeed<'s> {
     place: &'s mut Place,
     data_length: u64,
+    capacity: Option<usize>,
 }
 
 impl<'de> DeserializeSeed<'de> for HeaderSeed<'_> {
@@ -174,31 +198,39 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header<'de>, A::Error> {
-        let mut header = Header { metadata: Vec::new(), entries: Vec::new() };
+        let entries = Vec::with_capacity(self.capacity.unwrap_or(0));
+        let mut header = Header { metadata: Vec::new(), entries, count: 0 };
         let mut metadata_seen = false;
         while let Some(Text(name)) = map.next_key()? {
             self.place.field = "";
             self.place.tensor.clear();
-            if name == "__metadata__" {
+            if name == METADATA_KEY {
                 if std::mem::replace(&mut metadata_seen, true) {
-                    return Err(A::Error::custom("`__metadata__` appears twice"));
+                    return Err(A::Error::custom(format_args!("`{METADATA_KEY}` appears twice")));
                 }
-                header.metadata = map.next_value_seed(MetadataSeed)?;
+                header.metadata =
+                    map.next_value_seed(MetadataSeed { keep: self.capacity.is_some() })?;
                 continue;
             }
-            if header.entries.len() == MAX_TENSORS {
+            if header.count == MAX_TENSORS {
                 return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} tensors")));
             }
             self.place.tensor.push_str(&name);
             let seed = EntrySeed { place: self.place, data_length: self.data_length, name };
-            header.entries.push(map.next_value_seed(seed)?);
+            let entry = map.next_value_seed(seed)?;
+            header.count += 1;
+            if self.capacity.is_some() {
+                header.entries.push(entry);
+            }
         }
         self.place.tensor.clear();
         Ok(header)
     }
 }
 
-struct MetadataSeed;
+struct MetadataSeed {
+    keep: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for MetadataSeed {
     type Value = Vec<(String, String)>;
@@ -217,12 +249,16 @@ impl<'de> Visitor<'de> for MetadataSeed {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut out = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            if out.len() == MAX_METADATA {
+        let mut count = 0;
+        while let Some((Text(key), Text(value))) = map.next_entry()? {
+            if count == MAX_METADATA {
                 let message = format_args!("more than {MAX_METADATA} entries in `__metadata__`");
                 return Err(A::Error::custom(message));
             }
-            out.push(entry);
+            count += 1;
+            if self.keep {
+                out.push((key.into_owned(), value.into_owned()));
+            }
         }
         Ok(out)
     }
