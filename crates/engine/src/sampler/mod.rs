@@ -1,0 +1,134 @@
+//! Logits to a token.
+//!
+//! The order, which is also the documented order of the parameters:
+//!
+//! 1. `repetition_penalty` (Keskar et al. 2019, as transformers and vLLM apply it): once for every
+//!    distinct token of prompt and answer, `l / p` if `l > 0`, else `l * p`.
+//! 2. `frequency_penalty`, `presence_penalty` (OpenAI): `l - n * frequency - presence` for tokens
+//!    that occur `n > 0` times in the answer. The prompt does not count, unlike in llama.cpp.
+//! 3. DRY, see [`Dry`].
+//! 4. `logit_bias`, added; then stop tokens are banned while `min_tokens` are not reached.
+//! 5. `temperature`: 0 takes the largest logit, the lowest id among equals, and ends here;
+//!    otherwise `l / t`.
+//! 6. `top_k`: the k largest. 7. `top_p`: of those, the fewest whose share reaches p. 8. `min_p`:
+//!    of those, the ones with at least p times the probability of the best (6-8 as transformers
+//!    and vLLM order them, after the temperature; llama.cpp applies the temperature last).
+//! 9. XTC, see [`Xtc`]. 10. One draw from what is left.
+//!
+//! The draw is a counter-based random number of `(seed, position)`, so a token depends on nothing
+//! but its own sequence. Nothing sorts the vocabulary: candidates are selected in linear passes and
+//! only those that `top_k` or `top_p` keep are put in order. Sums of probabilities are f64.
+
+mod logprobs;
+mod params;
+mod penalty;
+mod random;
+mod select;
+
+pub use logprobs::TokenLogprobs;
+pub(crate) use logprobs::log_sum_exp;
+pub use params::{Dry, SamplingOptions, SamplingParams, Xtc};
+pub use penalty::TokenCounts;
+pub(crate) use select::{argmax, first_not_finite};
+
+use crate::EngineError;
+use select::{Candidate, largest};
+
+/// What the sampler may know of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleContext<'a> {
+    /// Prompt and answer so far.
+    pub tokens: &'a [u32],
+    /// Leading tokens that are the prompt.
+    pub prompt_len: usize,
+    /// Occurrences in `tokens`.
+    pub counts: &'a TokenCounts,
+    /// Tokens that may not be chosen.
+    pub banned: &'a [u32],
+}
+
+impl SampleContext<'_> {
+    fn step(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+}
+
+/// A chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: u32,
+    /// Present when [`SamplingOptions::logprobs`] asks for it.
+    pub logprob: Option<TokenLogprobs>,
+}
+
+/// Reusable buffers; keeps no state between calls.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    adjusted: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Chooses the token after `context.tokens` from `logits: [vocab_size]`.
+    ///
+    /// # Errors
+    /// When a logit is NaN or infinite, or bans leave nothing.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        context: &SampleContext<'_>,
+    ) -> Result<Sampled, EngineError> {
+        let step = context.step();
+        if let Some(token) = first_not_finite(logits) {
+            let position = context.tokens.len();
+            return Err(EngineError::Logits { step, position, token, value: logits[token] });
+        }
+        let options = params.options();
+        let chosen = if options.adjusts_logits() || !context.banned.is_empty() {
+            self.adjusted.clear();
+            self.adjusted.extend_from_slice(logits);
+            penalty::apply(&mut self.adjusted, options, context);
+            choose(&self.adjusted, &mut self.candidates, options, context)
+        } else {
+            choose(logits, &mut self.candidates, options, context)
+        };
+        let token = chosen.ok_or(EngineError::NothingToSample { step })?;
+        let logprob = options.logprobs.map(|top| {
+            largest(logits, top, &mut self.candidates);
+            TokenLogprobs::new(logits, token, &self.candidates)
+        });
+        Ok(Sampled { token, logprob })
+    }
+}
+
+/// Steps 5 to 10; `None` when every logit is negative infinity.
+fn choose(
+    logits: &[f32],
+    candidates: &mut Vec<Candidate>,
+    options: &SamplingOptions,
+    context: &SampleContext<'_>,
+) -> Option<u32> {
+    let best = argmax(logits);
+    let max = logits[best];
+    if max == f32::NEG_INFINITY {
+        return None;
+    }
+    if options.temperature == 0.0 {
+        return Some(best as u32);
+    }
+    select::truncate(logits, max, options, candidates);
+    let [draw, gate] = random::uniform(options.seed, context.tokens.len() as u64);
+    if let Some(xtc) = &options.xtc
+        && gate < f64::from(xtc.probability)
+    {
+        select::exclude_top_choices(candidates, xtc.threshold);
+    }
+    Some(select::pick(candidates, draw))
+}
