@@ -5,18 +5,36 @@
 //!                                                                      │ Scheduler: blocks, token budget
 //! Event ◄── Sampler ◄── logits ◄── LanguageModel::forward ◄── Batch ◄──┘
 //! ```
+//!
+//! * [`Engine`]: one thread owns it and calls [`Engine::step`]; every step is one forward pass over
+//!   the next token of all decoding sequences and a chunk of the prompts still being read.
+//! * [`BlockManager`], [`BlockTable`]: who owns which block of the paged cache.
 //! * [`Sampler`], [`SamplingParams`]: logits to a token, a pure function of the logits, the
 //!   parameters, the sequence's own tokens, the seed and the position. What else is in the batch,
 //!   how a prompt was chunked, or whether a sequence was preempted cannot change its tokens.
 //! * [`GenerationConfig`]: defaults from `generation_config.json`.
+//!
+//! Everything goes through [`LanguageModel`], so the tests here need no weights. No text, no
+//! threads, no clock: stop strings, streams and deadlines belong to the layers above.
 
+mod block_manager;
+mod engine;
 mod error;
 mod generation_config;
+mod model;
+mod request;
 mod sampler;
+mod scheduler;
+mod sequence;
 
+pub use block_manager::{BlockManager, BlockTable, OutOfBlocks};
+pub use engine::{Engine, EngineOptions, Event, FinishReason, Usage};
 pub use error::EngineError;
 pub use generation_config::GenerationConfig;
+pub use model::LanguageModel;
+pub use request::{Limits, Request, ValidRequest};
 pub use sampler::{
     Dry, SampleContext, Sampled, Sampler, SamplingOptions, SamplingParams, TokenCounts,
     TokenLogprobs, Xtc,
 };
+pub use sequence::SequenceId;

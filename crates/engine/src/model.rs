@@ -1,0 +1,43 @@
+//! What the engine needs to know of a model: the seam at which tests put a fake one.
+
+use crate::EngineError;
+use marlin_tensor::{Batch, Cache, DType, Tensor};
+
+/// A decoder-only model on its device.
+pub trait LanguageModel: Send + Sync {
+    /// Columns of the logits.
+    fn vocab_size(&self) -> usize;
+
+    /// Most tokens one sequence may hold.
+    fn max_context(&self) -> usize;
+
+    /// Allocates a cache of `num_blocks` blocks of `block_size` tokens.
+    ///
+    /// # Errors
+    /// When it does not fit or the device cannot store `dtype`.
+    fn create_cache(
+        &self,
+        num_blocks: usize,
+        block_size: usize,
+        dtype: DType,
+    ) -> Result<Cache, EngineError>;
+
+    /// Copies whole blocks, `(from, to)`, in order.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<(), EngineError>;
+
+    /// Runs `batch`, writing its keys and values into `cache`.
+    /// Returns logits `[batch.output_rows.len(), vocab_size]`, which may have no rows.
+    ///
+    /// # Errors
+    /// When a layer fails.
+    fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError>;
+
+    /// Copies logits to the host.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError>;
+}
