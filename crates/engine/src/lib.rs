@@ -13,6 +13,7 @@
 //!   parameters, the sequence's own tokens, the seed and the position. What else is in the batch,
 //!   how a prompt was chunked, or whether a sequence was preempted cannot change its tokens.
 //! * [`GenerationConfig`]: defaults from `generation_config.json`.
+//! * [`evaluate`]: perplexity, KL divergence, raw logits, multiple choice.
 //!
 //! Everything goes through [`LanguageModel`], so the tests here need no weights. No text, no
 //! threads, no clock: stop strings, streams and deadlines belong to the layers above.
@@ -20,6 +21,7 @@
 mod block_manager;
 mod engine;
 mod error;
+pub mod evaluate;
 mod generation_config;
 mod model;
 mod request;
