@@ -31,16 +31,22 @@ pub static FP8_BLOCK128: Block128 = Block128;
 /// Per-tensor and per-channel encodings.
 pub static FP8: PerRow = PerRow;
 
-/// The value of an E4M3 byte.
-pub fn e4m3(x: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(x >> 3 & 15), f32::from(x & 7));
-    let magnitude = match (exponent, x & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa / 512.0,
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if x & 0x80 == 0 { magnitude } else { -magnitude }
-}
+/// The value of every E4M3 byte.
+pub static E4M3: [f32; 256] = {
+    let mut values = [0.0; 256];
+    let mut x = 0;
+    while x < 256 {
+        let (sign, exponent, mantissa) = (x as u32 >> 7, x as u32 >> 3 & 15, x as u32 & 7);
+        let magnitude = match (exponent, mantissa) {
+            (15, 7) => f32::NAN,
+            (0, _) => mantissa as f32 / 512.0,
+            _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+        };
+        values[x] = if sign == 0 { magnitude } else { -magnitude };
+        x += 1;
+    }
+    values
+};
 
 /// The nearest E4M3 byte, ties to even, larger magnitudes clipped to 448.
 fn to_e4m3(x: f32) -> u8 {
@@ -282,7 +288,7 @@ fn decode_with(
     let codes = codes.slice_rows(rows);
     for (n, (x, &code)) in out.iter_mut().zip(codes.bytes()).enumerate() {
         let (i, j) = (first + n / weight.in_features, n % weight.in_features);
-        *x = e4m3(code) * scale(i, j);
+        *x = E4M3[usize::from(code)] * scale(i, j);
     }
     Ok(())
 }
@@ -316,6 +322,7 @@ mod tests {
 
     #[test]
     fn rounding_goes_to_the_nearest_byte_and_ties_to_even() {
+        let e4m3 = |x: u8| E4M3[usize::from(x)];
         let finite: Vec<u8> = (0..=255u8).filter(|&x| !e4m3(x).is_nan()).collect();
         for &x in &finite {
             assert_eq!(to_e4m3(e4m3(x)), x);

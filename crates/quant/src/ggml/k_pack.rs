@@ -185,9 +185,11 @@ fn integers<const N: usize>(values: [f32; N], levels: u8) -> (f32, [u8; N]) {
     (d, values.map(|v| nearest(v / d, 0, levels.into()) as u8))
 }
 
-/// `x` rounded into `low ..= high`; 0 for the quotient of two zeros.
+/// `x` rounded into `low ..= high`, ties to even; 0 for the quotient of two zeros.
 fn nearest(x: f32, low: i32, high: i32) -> i32 {
-    (x.round() as i32).clamp(low, high)
+    // Beyond 2^23 there are no fraction bits. `f32::round` would be a library call per value.
+    const SHIFT: f32 = 1.5 * (1 << 23) as f32;
+    ((x.clamp(low as f32, high as f32) + SHIFT) - SHIFT) as i32
 }
 
 /// What a half-precision field will read back as.
