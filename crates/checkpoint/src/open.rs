@@ -10,12 +10,12 @@
 
 use crate::checkpoint::{Checkpoint, Container};
 use crate::error::{Fault, shown};
+use crate::json::{self, Text};
 use crate::source::{self, FileBytes, Folder, plain_file_name};
-use crate::{CheckpointError, gguf, json, safetensors};
+use crate::{CheckpointError, gguf, safetensors};
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
@@ -26,6 +26,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 /// Most files of one model.
 const MAX_SHARDS: usize = 4096;
+/// Most tensors in an index. Kimi K2 in EXL3 has 280 thousand.
+const MAX_INDEXED: usize = 1024 * 1024;
 /// Files kept as bytes for whoever needs them.
 const SIDECARS: [&str; 8] = [
     "tokenizer.json",
@@ -215,14 +217,13 @@ fn shards_without_index(
 /// Names of the files in the index, each checked to lie in the directory.
 fn index_shards(index: &FileBytes) -> Result<BTreeSet<String>, CheckpointError> {
     let mut shards = BTreeSet::new();
-    read_index(index, |tensor, shard| {
+    read_index(index, |_, shard| {
         if shards.contains(shard) {
             return Ok(());
         }
-        plain_file_name(shard).map_err(|e| (tensor.to_owned(), e))?;
+        plain_file_name(shard)?;
         if shards.len() == MAX_SHARDS {
-            let fault = Fault::corrupt(format!("more than {MAX_SHARDS} files"));
-            return Err((tensor.to_owned(), fault));
+            return Err(Fault::corrupt(format!("more than {MAX_SHARDS} files")));
         }
         shards.insert(shard.to_owned());
         Ok(())
@@ -242,11 +243,11 @@ fn check_index(index: &FileBytes, checkpoint: &Checkpoint) -> Result<(), Checkpo
             Some(false) => {
                 let file = found.map(|t| t.file.display().to_string()).unwrap_or_default();
                 let reason = format!("listed in {}, stored in {file}", shown(shard));
-                Err((tensor.to_owned(), Fault::corrupt(reason)))
+                Err(Fault::corrupt(reason))
             }
             None => {
                 let reason = format!("listed in {}, which does not hold it", shown(shard));
-                Err((tensor.to_owned(), Fault::corrupt(reason)))
+                Err(Fault::corrupt(reason))
             }
         }
     })
@@ -255,7 +256,7 @@ fn check_index(index: &FileBytes, checkpoint: &Checkpoint) -> Result<(), Checkpo
 /// Calls `visit` with each tensor name and file name of the index, without storing them.
 fn read_index(
     index: &FileBytes,
-    visit: impl FnMut(&str, &str) -> Result<(), (String, Fault)>,
+    visit: impl FnMut(&str, &str) -> Result<(), Fault>,
 ) -> Result<(), CheckpointError> {
     let mut found = None;
     let mut parser = serde_json::Deserializer::from_slice(&index.bytes);
@@ -277,9 +278,7 @@ struct IndexSeed<'s, F> {
     found: &'s mut Option<(String, Fault)>,
 }
 
-impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> DeserializeSeed<'de>
-    for IndexSeed<'_, F>
-{
+impl<'de, F: FnMut(&str, &str) -> Result<(), Fault>> DeserializeSeed<'de> for IndexSeed<'_, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -287,7 +286,7 @@ impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> DeserializeSeed<'
     }
 }
 
-impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> Visitor<'de> for IndexSeed<'_, F> {
+impl<'de, F: FnMut(&str, &str) -> Result<(), Fault>> Visitor<'de> for IndexSeed<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -296,7 +295,7 @@ impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> Visitor<'de> for 
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
         let mut seen = false;
-        while let Some(key) = map.next_key::<Cow<str>>()? {
+        while let Some(Text(key)) = map.next_key()? {
             if key != "weight_map" {
                 map.next_value::<IgnoredAny>()?;
                 continue;
@@ -318,9 +317,7 @@ struct WeightMap<'s, F> {
     found: &'s mut Option<(String, Fault)>,
 }
 
-impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> DeserializeSeed<'de>
-    for WeightMap<'_, F>
-{
+impl<'de, F: FnMut(&str, &str) -> Result<(), Fault>> DeserializeSeed<'de> for WeightMap<'_, F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -328,7 +325,7 @@ impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> DeserializeSeed<'
     }
 }
 
-impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> Visitor<'de> for WeightMap<'_, F> {
+impl<'de, F: FnMut(&str, &str) -> Result<(), Fault>> Visitor<'de> for WeightMap<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -336,11 +333,17 @@ impl<'de, F: FnMut(&str, &str) -> Result<(), (String, Fault)>> Visitor<'de> for 
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
-            (self.visit)(&tensor, &shard).map_err(|found| {
-                *self.found = Some(found);
+        let mut count = 0;
+        while let Some((Text(tensor), Text(shard))) = map.next_entry()? {
+            let visited = match count == MAX_INDEXED {
+                true => Err(Fault::corrupt(format!("more than {MAX_INDEXED} tensors"))),
+                false => (self.visit)(&tensor, &shard),
+            };
+            visited.map_err(|fault| {
+                *self.found = Some((tensor.into_owned(), fault));
                 A::Error::custom("refused")
             })?;
+            count += 1;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::{MAX_DIMS, MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS, METADATA_KEY}
 use crate::CheckpointError;
 use crate::checkpoint::{Encoding, StoredTensor};
 use crate::error::{Fault, shown};
+use crate::json::Text;
 use crate::source::{self, FileBytes};
 use marlin_tensor::DType;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -151,28 +152,6 @@ impl fmt::Display for Place {
             (tensor, "") => write!(f, "tensor {}", shown(tensor)),
             (tensor, field) => write!(f, "tensor {}, {field}", shown(tensor)),
         }
-    }
-}
-
-/// A JSON string, borrowed from the header unless it holds escapes.
-struct Text<'de>(Cow<'de, str>);
-
-impl<'de> serde::Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(v)))
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(v.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
     }
 }
 
