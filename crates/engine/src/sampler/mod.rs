@@ -19,6 +19,8 @@
 //! but its own sequence. Nothing sorts the vocabulary: candidates are selected in linear passes and
 //! only those that `top_k` or `top_p` keep are put in order. Sums of probabilities are f64.
 
+#[cfg(test)]
+mod golden;
 mod logprobs;
 mod params;
 mod penalty;
