@@ -39,12 +39,18 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)).unwrap()
 }
 
-fn checkpoint(encoding: Encoding, shape: Vec<usize>, data: Vec<u8>) -> Checkpoint {
+fn stored(name: &str, encoding: Encoding, shape: Vec<usize>, data: Vec<u8>) -> StoredTensor {
     let file: std::sync::Arc<Path> = Path::new("model.gguf").into();
-    let tensor =
-        StoredTensor { name: "layer.weight".into(), encoding, shape, data: data.into(), file };
+    StoredTensor { name: name.to_owned(), encoding, shape, data: data.into(), file }
+}
+
+fn checkpoint_of(tensors: impl IntoIterator<Item = StoredTensor>) -> Checkpoint {
     let container = Container::Gguf { metadata: Default::default() };
-    Checkpoint::from_parts(PathBuf::from("model.gguf"), container, [tensor], BTreeMap::new())
+    Checkpoint::from_parts(PathBuf::from("model.gguf"), container, tensors, BTreeMap::new())
+}
+
+fn checkpoint(encoding: Encoding, shape: Vec<usize>, data: Vec<u8>) -> Checkpoint {
+    checkpoint_of([stored("layer.weight", encoding, shape, data)])
 }
 
 fn weight(
@@ -196,6 +202,43 @@ fn stacked_matrices_load_as_rows() {
     let stored = checkpoint(Encoding::Ggml(GgmlType::Q8_0), vec![4, 3, 32], vec![7; 4 * 3 * 34]);
     let weight = load(&stored, "layer", 12, 32).unwrap();
     assert_eq!(slice_rows(&weight, 3..6).unwrap().parts[0].1.shape(), [3, 34]);
+}
+
+#[test]
+fn a_scale_beside_the_blocks_multiplies_or_is_refused() {
+    let (rows, columns) = (4, 256);
+    for (id, ggml_type, bytes, values, _) in TYPES {
+        let data: Vec<u8> =
+            (0..rows * columns / values * bytes).map(|i| (i * 7 % 60) as u8).collect();
+        let blocks =
+            || stored("layer.weight", Encoding::Ggml(ggml_type), vec![rows, columns], data.clone());
+        let scale = |name: &str, scales: &[f32]| {
+            let bytes = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+            stored(name, Encoding::Plain(DType::F32), vec![scales.len()], bytes)
+        };
+        let with = |scale| load(&checkpoint_of([blocks(), scale]), "layer", rows, columns);
+        if !["nvfp4", "tq1_0", "tq2_0"].contains(&id) {
+            let error = with(scale("layer.scale", &[2.0])).unwrap_err().to_string();
+            assert!(error.contains("layer.scale"), "{id}: {error}");
+            continue;
+        }
+        let plain =
+            decode(&load(&checkpoint_of([blocks()]), "layer", rows, columns).unwrap()).unwrap();
+        for name in ["layer.scale", "layer.weight.scale"] {
+            let weight = with(scale(name, &[3.0, -0.5])).unwrap();
+            assert_eq!(weight.format, format!("{id}_scaled"));
+            let factor = |i: usize| if i / columns < 2 { 3.0 } else { -0.5 };
+            let expected: Vec<f32> = plain.iter().enumerate().map(|(i, v)| v * factor(i)).collect();
+            assert_eq!(decode(&weight).unwrap(), expected, "{id}");
+            let tail = decode(&slice_rows(&weight, 1..4).unwrap()).unwrap();
+            assert_eq!(tail, expected[columns..], "{id}");
+        }
+        assert!(with(scale("layer.scale", &[1.0; 3])).is_err(), "{id}: three experts in four rows");
+        assert!(with(scale("layer.scale", &[])).is_err(), "{id}: no scale");
+        let mut half = scale("layer.scale", &[1.0]);
+        half.encoding = Encoding::Plain(DType::U32);
+        assert!(with(half).is_err(), "{id}: integer scale");
+    }
 }
 
 #[test]

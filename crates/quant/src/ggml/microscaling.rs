@@ -18,7 +18,7 @@ pub static MXFP4: Blocks = Blocks {
     pack: Some(|values, data| pack_each(values, data, pack_mxfp4)),
 };
 
-/// NVIDIA's variant with finer scales. GGUF keeps its per-tensor scale as a tensor of its own.
+/// NVIDIA's variant with finer scales, without its per-tensor scale ([`super::NVFP4_SCALED`]).
 pub static NVFP4: Blocks = Blocks {
     id: "nvfp4",
     ggml_type: GgmlType::Nvfp4,

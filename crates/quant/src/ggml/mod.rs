@@ -14,12 +14,14 @@ mod k_pack;
 mod k_quants;
 mod legacy;
 mod microscaling;
+mod scaled;
 mod ternary;
 
 pub use i_quants::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS};
 pub use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 pub use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub use microscaling::{MXFP4, NVFP4};
+pub use scaled::{NVFP4_SCALED, TQ1_0_SCALED, TQ2_0_SCALED};
 pub use ternary::{TQ1_0, TQ2_0};
 
 use crate::{Description, QuantError, WeightFormat, parts};
@@ -42,6 +44,20 @@ type Decode = fn(&[u8], &mut [f32]);
 type Pack = fn(&[f32], &mut [u8]);
 
 impl Blocks {
+    fn read(
+        &self,
+        checkpoint: &Checkpoint,
+        key: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Weight, QuantError> {
+        let name = format!("{key}.weight");
+        let stored = checkpoint.require_matrix(&name, out_features, in_features)?;
+        let shape = vec![out_features, self.row_bytes(&name, in_features)?];
+        let blocks = HostTensor::new(DType::U8, shape, stored.data.clone())?;
+        Ok(Weight { format: self.id, out_features, in_features, parts: vec![("blocks", blocks)] })
+    }
+
     fn row_bytes(&self, key: &str, in_features: usize) -> Result<usize, QuantError> {
         let (name, elements) = (self.ggml_type, self.ggml_type.block_elements());
         if !in_features.is_multiple_of(elements) {
@@ -82,11 +98,13 @@ impl WeightFormat for Blocks {
         out_features: usize,
         in_features: usize,
     ) -> Result<Weight, QuantError> {
-        let name = format!("{key}.weight");
-        let stored = checkpoint.require_matrix(&name, out_features, in_features)?;
-        let shape = vec![out_features, self.row_bytes(&name, in_features)?];
-        let blocks = HostTensor::new(DType::U8, shape, stored.data.clone())?;
-        Ok(Weight { format: self.id, out_features, in_features, parts: vec![("blocks", blocks)] })
+        if let Some(scale) = scaled::stored_scale(checkpoint, key) {
+            return Err(QuantError::Invalid {
+                key: scale.name.clone(),
+                reason: format!("a scale beside {} blocks is not supported", self.ggml_type),
+            });
+        }
+        self.read(checkpoint, key, out_features, in_features)
     }
 
     fn decode_rows(
