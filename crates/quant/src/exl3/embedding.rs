@@ -18,6 +18,7 @@
 use super::codebook::{Codebook, MUL1_MULTIPLIER};
 use super::format::{invalid, plain};
 use super::hadamard::sylvester;
+use crate::parts::check_rows;
 use crate::{Description, QuantError, WeightFormat};
 use half::f16;
 use marlin_checkpoint::Checkpoint;
@@ -88,6 +89,7 @@ impl WeightFormat for Exl3Embedding {
         let part = |name: &str| {
             weight.part(name).ok_or_else(|| invalid(name, format!("missing from a {ID} weight")))
         };
+        check_rows(weight, &rows, out)?;
         let (trellis, signs) = (part("trellis")?, part("signs")?.to_f32()?);
         let groups = weight.in_features.div_ceil(GROUP);
         let words = trellis.shape().last().copied().unwrap_or(0);
@@ -132,7 +134,7 @@ impl WeightFormat for Exl3Embedding {
 
 /// Bits per weight of rows of `words` words, if there is such a rate.
 fn rate(words: usize, groups: usize) -> Option<usize> {
-    (1..=8).find(|bits| words == groups * (1 + GROUP / 16 * bits))
+    (1..=8).find(|bits| words > 0 && words == groups * (1 + GROUP / 16 * bits))
 }
 
 /// States of one ring of `16·bits` words.

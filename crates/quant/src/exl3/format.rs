@@ -16,6 +16,7 @@
 use super::codebook::Codebook;
 use super::hadamard::{BLOCK, rotate, rotate_rows};
 use super::ring::{Rate, Ring, TILE_COLUMN, TILE_ROW, TILE_SIDE};
+use crate::parts::check_rows;
 use crate::{Description, QuantError, WeightFormat};
 use bytes::Bytes;
 use half::f16;
@@ -203,6 +204,7 @@ impl WeightFormat for Exl3 {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), QuantError> {
+        check_rows(weight, &rows, out)?;
         let parts = Exl3Parts::of(weight)?;
         let width = weight.in_features;
         let mut band = vec![0.0; BLOCK * parts.padded_in];
@@ -226,6 +228,7 @@ impl WeightFormat for Exl3 {
     fn slice_rows(&self, weight: &Weight, rows: Range<usize>) -> Result<Weight, QuantError> {
         let whole = rows.end == weight.out_features;
         if rows.is_empty()
+            || rows.end > weight.out_features
             || !rows.start.is_multiple_of(BLOCK)
             || !(whole || rows.end.is_multiple_of(BLOCK))
         {
@@ -275,7 +278,7 @@ fn trellis_dimensions(name: &str, shape: &[usize]) -> Result<(usize, usize, Rate
 }
 
 fn check_padding(name: &str, features: usize, padded: usize) -> Result<(), QuantError> {
-    if features.next_multiple_of(BLOCK) == padded {
+    if features.checked_next_multiple_of(BLOCK) == Some(padded) {
         return Ok(());
     }
     let reason = format!("{padded} channels are stored where the model has {features}");

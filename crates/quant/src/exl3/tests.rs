@@ -155,7 +155,7 @@ fn padding_is_dropped_and_rows_slice() {
         let slice = slice_rows(&weight, rows.clone()).unwrap();
         assert_eq!(decode(&slice).unwrap(), whole[rows.start * 100..rows.end * 100], "{rows:?}");
     }
-    for rows in [0..100, 64..200, 0..0] {
+    for rows in [0..100, 64..200, 0..0, 128..256] {
         assert!(slice_rows(&weight, rows.clone()).is_err(), "{rows:?}");
     }
 }
@@ -409,6 +409,7 @@ fn contradictions_are_named() {
             assert!(error.contains(word), "{what}: {error:?} does not say {word:?}");
         }
     }
+    assert!(load(&checkpoint(sample()), "l", usize::MAX, usize::MAX).is_err());
     let surplus = load(&checkpoint(sample()), "l", 128, 128).unwrap_err().to_string();
     assert!(surplus.contains("256"), "{surplus}");
 }
@@ -503,6 +504,7 @@ fn damaged_embeddings_are_named() {
     assert!(error.contains("e.trellis"), "{error}");
     let error = load(&table(2, 66, 0), "e", 2, 512).unwrap_err().to_string();
     assert!(error.contains("e.signs"), "{error}");
+    assert!(load(&table(2, 0, 0), "e", 2, 0).is_err());
     let infinite = load(&table(2, 33, 0x7c00), "e", 2, 256).unwrap();
     assert!(decode(&infinite).unwrap_err().to_string().contains("finite"));
 }
