@@ -56,6 +56,8 @@ pub struct CpuBackend {
 
 /// Elements below which an operator is not worth a parallel region.
 const SERIAL: usize = 1 << 15;
+/// Rows up to which the start of a parallel region is a notable part of a product's time.
+const FEW_ROWS: usize = 4;
 
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
@@ -314,6 +316,22 @@ impl Backend for CpuBackend {
         Ok(tensor(x.rows, weight.out_features, out))
     }
 
+    fn linear_many(&self, x: &Tensor, weights: &[&Linear]) -> Result<Vec<Tensor>> {
+        let largest = weights.iter().map(|w| w.out_features).max().unwrap_or(0);
+        let total: usize = weights.iter().map(|w| w.out_features).sum();
+        // One region for all is shorter than one each, when its tasks are about equal.
+        let shared = x.rows <= FEW_ROWS && largest * self.pool.available_threads() * 8 <= total * 9;
+        if !shared {
+            return weights.iter().map(|w| self.linear(x, w)).collect();
+        }
+        let results: Vec<OnceLock<Result<Tensor>>> =
+            weights.iter().map(|_| OnceLock::new()).collect();
+        self.pool.run(weights.len(), |i| {
+            let _ = results[i].set(self.linear(x, weights[i]));
+        });
+        results.into_iter().map(|r| r.into_inner().expect("every task ran")).collect()
+    }
+
     fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {
         let (values, matrices): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
         let HeadLinear { heads, out_features, in_features, .. } = *weight;
@@ -371,16 +389,26 @@ impl Backend for CpuBackend {
 
     fn slice_heads(&self, x: &Tensor, heads: Heads, start: usize, len: usize) -> Result<Tensor> {
         let values: &Buffer = open(&x.handle)?;
-        self.create(x.rows, heads.heads * len, |out| {
-            reference::slice_heads(values, heads, start, len, out);
+        let columns = heads.heads * len;
+        let rows = self.piece(x.rows, columns) / columns.max(1);
+        self.create(x.rows, columns, |out| {
+            self.pool.run_chunks(out, rows * columns, |i, out| {
+                let x = &values[i * rows * x.columns..];
+                reference::slice_heads(x, heads, start, len, out);
+            });
         })
     }
 
     fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
         let (left, right): (&Buffer, &Buffer) = (open(&a.handle)?, open(&b.handle)?);
         let (m, n) = (a.columns / heads, b.columns / heads);
-        self.create(a.rows, a.columns + b.columns, |out| {
-            reference::concat_heads(left, m, right, n, out);
+        let columns = a.columns + b.columns;
+        let rows = self.piece(a.rows, columns) / columns.max(1);
+        self.create(a.rows, columns, |out| {
+            self.pool.run_chunks(out, rows * columns, |i, out| {
+                let (left, right) = (&left[i * rows * a.columns..], &right[i * rows * b.columns..]);
+                reference::concat_heads(left, m, right, n, out);
+            });
         })
     }
 

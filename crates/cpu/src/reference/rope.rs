@@ -5,6 +5,7 @@ use marlin_tensor::{Heads, RopeStyle};
 /// Rotates each head of `x: [rows, heads * head_dim]` in place. `cos` and `sin` give the row's
 /// table (`rotary_dim / 2` values, magnitude included); columns from
 /// `rotary_dim` on pass through.
+#[inline(always)] // compiled again for every level
 pub(crate) fn rope<'a>(
     x: &mut [f32],
     heads: Heads,
@@ -20,6 +21,7 @@ pub(crate) fn rope<'a>(
 }
 
 /// Rotates the pairs of `x` by the angles of `cos` and `sin`.
+#[inline(always)]
 fn rotate(x: &mut [f32], style: RopeStyle, cos: &[f32], sin: &[f32]) {
     let pairs = cos.len();
     for i in 0..pairs {

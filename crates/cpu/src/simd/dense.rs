@@ -186,9 +186,11 @@ impl Work for Accumulate<'_> {
                 sum_rows::<L, 4>(&mut self, i);
                 i += 4;
             }
-            while rows - i >= 1 {
-                sum_rows::<L, 1>(&mut self, i);
-                i += 1;
+            match rows - i {
+                3 => sum_rows::<L, 3>(&mut self, i),
+                2 => sum_rows::<L, 2>(&mut self, i),
+                1 => sum_rows::<L, 1>(&mut self, i),
+                _ => {}
             }
         }
     }
@@ -202,6 +204,11 @@ unsafe fn sum_rows<L: Lanes, const M: usize>(a: &mut Accumulate, i: usize) {
     // SAFETY: column blocks stay below `columns`.
     unsafe {
         if L::N == 16 {
+            // One row needs many registers to hide the latency of its sums.
+            while M == 1 && columns - c >= 8 * L::N {
+                sum_columns::<L, M, 8>(a, i, c, L::N);
+                c += 8 * L::N;
+            }
             while columns - c >= 4 * L::N {
                 sum_columns::<L, M, 4>(a, i, c, L::N);
                 c += 4 * L::N;
@@ -227,10 +234,6 @@ unsafe fn sum_columns<L: Lanes, const M: usize, const C: usize>(
     last: usize,
 ) {
     let columns = a.v.columns;
-    let read = |p: *const f32| {
-        // SAFETY: `last` lanes are in bounds.
-        unsafe { if last == L::N { L::load(p) } else { L::load_first(p, last) } }
-    };
     // SAFETY: the caller keeps rows and columns in range.
     unsafe {
         let out = a.out.as_mut_ptr().add(i * columns + c);
@@ -239,13 +242,13 @@ unsafe fn sum_columns<L: Lanes, const M: usize, const C: usize>(
         let mut sums = [[L::splat(0.0); C]; M];
         for r in 0..M {
             for k in 0..C {
-                sums[r][k] = read(out.add(r * columns + k * L::N));
+                sums[r][k] = read::<L>(out.add(r * columns + k * L::N), last);
             }
         }
         for j in 0..a.v.rows {
             let mut v = [L::splat(0.0); C];
             for k in 0..C {
-                v[k] = read(values.add(j * a.v.stride + k * L::N));
+                v[k] = read::<L>(values.add(j * a.v.stride + k * L::N), last);
             }
             for r in 0..M {
                 let weight = L::splat(*weights.add(r * a.p.stride + j));
@@ -264,6 +267,13 @@ unsafe fn sum_columns<L: Lanes, const M: usize, const C: usize>(
             }
         }
     }
+}
+
+/// The first `n` lanes, which may be all.
+#[inline(always)]
+unsafe fn read<L: Lanes>(p: *const f32, n: usize) -> L::V {
+    // SAFETY: the caller vouches for `n` elements.
+    unsafe { if n == L::N { L::load(p) } else { L::load_first(p, n) } }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Vectorised norms, activations, sums and conversions.
 
-use super::vector::{Lanes, Work, exp, map, run};
+use super::vector::{Binary, Lanes, Work, exp, map, run};
 use crate::{Level, reference};
 use half::{bf16, f16};
 use marlin_tensor::{Activation, Heads, RopeStyle};
@@ -33,9 +33,16 @@ impl Work for RmsNorm<'_> {
             // SAFETY: `x`, `out` and `w` have `n` elements; the rest is masked.
             unsafe {
                 let mut sums = [L::splat(0.0); 4];
-                for (step, i) in (0..whole).step_by(L::N).enumerate() {
+                let unrolled = whole / (4 * L::N) * (4 * L::N);
+                for i in (0..unrolled).step_by(4 * L::N) {
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        let v = L::load(x.add(i + j * L::N));
+                        *sum = L::fma(v, v, *sum);
+                    }
+                }
+                for i in (unrolled..whole).step_by(L::N) {
                     let v = L::load(x.add(i));
-                    sums[step % 4] = L::fma(v, v, sums[step % 4]);
+                    sums[0] = L::fma(v, v, sums[0]);
                 }
                 if rest > 0 {
                     let v = L::load_first(x.add(whole), rest);
@@ -78,21 +85,51 @@ impl Work for Gated<'_> {
         // SAFETY: the caller has the instructions of `L`.
         unsafe {
             match self.activation {
-                Activation::Silu => {
-                    map::<L>(self.gate, self.up, |g, u| L::mul(L::mul(g, sigmoid::<L>(g)), u));
-                }
-                Activation::GeluTanh => map::<L>(self.gate, self.up, |g, u| {
-                    // (1 + tanh z) / 2 = sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3).
-                    let square = L::mul(g, g);
-                    let c = L::splat(1.595_769);
-                    let z = L::mul(g, L::fma(square, L::splat(0.044_715 * 1.595_769), c));
-                    L::mul(L::mul(g, sigmoid::<L>(z)), u)
-                }),
-                Activation::Gelu => map::<L>(self.gate, self.up, |g, u| {
-                    L::mul(L::mul(g, normal_distribution::<L>(g)), u)
-                }),
+                Activation::Silu => map::<L>(self.gate, self.up, Silu),
+                Activation::GeluTanh => map::<L>(self.gate, self.up, GeluTanh),
+                Activation::Gelu => map::<L>(self.gate, self.up, Gelu),
             }
         }
+    }
+}
+
+/// `x sigmoid(x) y`.
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Binary for Silu {
+    #[inline(always)]
+    unsafe fn apply<L: Lanes>(self, x: L::V, y: L::V) -> L::V {
+        // SAFETY: the caller's.
+        unsafe { L::mul(L::mul(x, sigmoid::<L>(x)), y) }
+    }
+}
+
+/// `x (1 + tanh z) / 2 y = x sigmoid(2 z) y` with `z = sqrt(2 / pi) (x + 0.044715 x^3)`.
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Binary for GeluTanh {
+    #[inline(always)]
+    unsafe fn apply<L: Lanes>(self, x: L::V, y: L::V) -> L::V {
+        const SCALE: f32 = 1.595_769;
+        // SAFETY: the caller's.
+        unsafe {
+            let cubic = L::fma(L::mul(x, x), L::splat(0.044_715 * SCALE), L::splat(SCALE));
+            L::mul(L::mul(x, sigmoid::<L>(L::mul(x, cubic))), y)
+        }
+    }
+}
+
+/// `x Φ(x) y`.
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Binary for Gelu {
+    #[inline(always)]
+    unsafe fn apply<L: Lanes>(self, x: L::V, y: L::V) -> L::V {
+        // SAFETY: the caller's.
+        unsafe { L::mul(L::mul(x, normal_distribution::<L>(x)), y) }
     }
 }
 
@@ -152,9 +189,20 @@ impl Work for Scaled<'_> {
     unsafe fn vector<L: Lanes>(self) {
         // SAFETY: the caller has the instructions of `L`.
         unsafe {
-            let factor = L::splat(self.factor);
-            map::<L>(self.x, self.y, |x, y| L::fma(factor, y, x));
+            map::<L>(self.x, self.y, AddScaled(self.factor));
         }
+    }
+}
+
+/// `x + factor y`.
+#[derive(Clone, Copy)]
+struct AddScaled(f32);
+
+impl Binary for AddScaled {
+    #[inline(always)]
+    unsafe fn apply<L: Lanes>(self, x: L::V, y: L::V) -> L::V {
+        // SAFETY: the caller's.
+        unsafe { L::fma(L::splat(self.0), y, x) }
     }
 }
 
@@ -179,21 +227,27 @@ impl Work for Softcap<'_> {
         let p = self.x.as_mut_ptr();
         // SAFETY: whole registers and then `len - i` lanes of `x`.
         unsafe {
-            // cap tanh(x / cap) = cap - 2 cap / (1 + e^(2 x / cap))
-            let cap = |v| {
-                let e = exp::<L>(L::mul(v, L::splat(2.0 / self.cap)));
-                let ratio = L::div(L::splat(2.0 * self.cap), L::add(e, L::splat(1.0)));
-                L::sub(L::splat(self.cap), ratio)
-            };
             let mut i = 0;
             while len - i >= L::N {
-                L::store(p.add(i), cap(L::load(p.add(i))));
+                L::store(p.add(i), capped::<L>(L::load(p.add(i)), self.cap));
                 i += L::N;
             }
             if i < len {
-                L::store_first(p.add(i), cap(L::load_first(p.add(i), len - i)), len - i);
+                let v = capped::<L>(L::load_first(p.add(i), len - i), self.cap);
+                L::store_first(p.add(i), v, len - i);
             }
         }
+    }
+}
+
+/// `cap tanh(v / cap) = cap - 2 cap / (1 + e^(2 v / cap))`.
+#[inline(always)]
+unsafe fn capped<L: Lanes>(v: L::V, cap: f32) -> L::V {
+    // SAFETY: the caller's.
+    unsafe {
+        let e = exp::<L>(L::mul(v, L::splat(2.0 / cap)));
+        let ratio = L::div(L::splat(2.0 * cap), L::add(e, L::splat(1.0)));
+        L::sub(L::splat(cap), ratio)
     }
 }
 
@@ -245,7 +299,7 @@ impl Work for Exponentials<'_> {
     fn scalar(self) {
         let max = self.scores.iter().copied().fold(*self.max, f32::max);
         self.scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-        *self.total = self.scores.iter().sum();
+        *self.total = self.scores.iter().map(|&s| f64::from(s)).sum::<f64>() as f32;
         *self.max = max;
     }
 
@@ -349,5 +403,45 @@ impl Work for Narrow<'_> {
             }
         }
         Narrow { from: &self.from[whole..len], to: &mut self.to[whole..len] }.scalar();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_exact_to_a_few_units_in_the_last_place() {
+        for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
+            let x: Vec<f32> = (0..40_013).map(|i| -i as f32 * 0.002).collect();
+            let mut e = x.clone();
+            let (sum, max) = exponentials(level, &mut e, f32::NEG_INFINITY);
+            assert_eq!(max, 0.0);
+            let exact: Vec<f64> = x.iter().map(|&x| f64::from(x).exp()).collect();
+            for (e, exact) in e.iter().zip(&exact) {
+                let error = (f64::from(*e) - exact).abs() / exact;
+                assert!(error < 3e-7, "{level} {e} {exact}");
+            }
+            let total: f64 = exact.iter().sum();
+            assert!((f64::from(sum) - total).abs() < 1e-5 * total, "{level} {sum} {total}");
+            let (_, floor) = exponentials(level, &mut [1.0, 2.0], 5.0);
+            assert_eq!(floor, 5.0);
+        }
+    }
+
+    #[test]
+    fn half_precision_conversions_agree_with_the_scalar_ones() {
+        let bits: Vec<u16> = (0..=u16::MAX).filter(|b| b & 0x7c00 != 0x7c00).collect();
+        for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
+            let mut wide = vec![0.0; bits.len()];
+            widen_f16(level, &bits, &mut wide);
+            assert!(wide.iter().zip(&bits).all(|(w, b)| *w == f16::from_bits(*b).to_f32()));
+            let between: Vec<f32> = wide.iter().map(|w| w * 1.000_3 + 1e-9).collect();
+            let mut narrow = vec![0; bits.len()];
+            narrow_f16(level, &between, &mut narrow);
+            assert!(narrow.iter().zip(&between).all(|(n, b)| *n == f16::from_f32(*b).to_bits()));
+            widen_bf16(level, &bits, &mut wide);
+            assert!(wide.iter().zip(&bits).all(|(w, b)| *w == bf16::from_bits(*b).to_f32()));
+        }
     }
 }

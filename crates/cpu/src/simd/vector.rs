@@ -167,6 +167,14 @@ impl Lanes for Avx2 {
     }
 }
 
+/// Sum of the two halves.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn halves(v: __m512) -> __m256 {
+    // SAFETY: the caller has the instructions.
+    unsafe { _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)) }
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Lanes for Avx512 {
     const N: usize = 16;
@@ -196,12 +204,8 @@ impl Lanes for Avx512 {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
         scale(v: __m512, n: __m512) -> __m512 = _mm512_scalef_ps(v, n);
         sum(v: __m512) -> f32 = _mm512_reduce_add_ps(v);
-        sum4(v: [__m512; 4]) -> [f32; 4] = {
-            let half = |v: __m512| {
-                _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))
-            };
-            Avx2::sum4([half(v[0]), half(v[1]), half(v[2]), half(v[3])])
-        };
+        sum4(v: [__m512; 4]) -> [f32; 4] =
+            Avx2::sum4([halves(v[0]), halves(v[1]), halves(v[2]), halves(v[3])]);
         largest(v: __m512) -> f32 = _mm512_reduce_max_ps(v);
     }
 }
@@ -230,24 +234,34 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L::V) -> L::V {
     }
 }
 
+/// A function of two registers. A trait because closures cannot be made to inline, and a call
+/// that is not inlined passes registers through memory.
+pub(crate) trait Binary: Copy {
+    /// The function; `#[inline(always)]`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `L`.
+    unsafe fn apply<L: Lanes>(self, x: L::V, y: L::V) -> L::V;
+}
+
 /// `x = f(x, y)` element by element.
 ///
 /// # Safety
 /// The processor has the instructions of `L`.
 #[inline(always)]
-pub(crate) unsafe fn map<L: Lanes>(x: &mut [f32], y: &[f32], f: impl Fn(L::V, L::V) -> L::V) {
+pub(crate) unsafe fn map<L: Lanes>(x: &mut [f32], y: &[f32], f: impl Binary) {
     assert_eq!(x.len(), y.len(), "operands of one shape");
     let whole = x.len() / L::N * L::N;
     let rest = x.len() - whole;
     // SAFETY: whole registers lie inside both slices of equal length; the rest is masked.
     unsafe {
         for i in (0..whole).step_by(L::N) {
-            let v = f(L::load(x.as_ptr().add(i)), L::load(y.as_ptr().add(i)));
+            let v = f.apply::<L>(L::load(x.as_ptr().add(i)), L::load(y.as_ptr().add(i)));
             L::store(x.as_mut_ptr().add(i), v);
         }
         if rest > 0 {
             let a = L::load_first(x.as_ptr().add(whole), rest);
-            let v = f(a, L::load_first(y.as_ptr().add(whole), rest));
+            let v = f.apply::<L>(a, L::load_first(y.as_ptr().add(whole), rest));
             L::store_first(x.as_mut_ptr().add(whole), v, rest);
         }
     }
