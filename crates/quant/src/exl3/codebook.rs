@@ -18,6 +18,10 @@ use std::sync::LazyLock;
 pub const MCG_MULTIPLIER: u32 = 0xcbac_1fed;
 /// Multiplier of the `mul1` codebook in all released files.
 pub const MUL1_MULTIPLIER: u32 = 0x83dc_d12d;
+/// Multiplier of the `3inst` codebook.
+pub const THREE_INST_MULTIPLIER: u32 = 89_226_354;
+/// Addend of the `3inst` codebook.
+pub const THREE_INST_ADDEND: u32 = 64_248_484;
 /// Slope of `mul1`: 1774·2⁻¹⁸, exactly the fp16 `0x1eee`.
 pub const MUL1_SLOPE: f32 = 1774.0 / 262_144.0;
 /// Value of `mul1` at byte sum 0 before rounding: 1024·slope plus the fp16 `0xc931`.
@@ -56,7 +60,10 @@ impl Codebook {
     pub fn value(self, state: u16) -> f16 {
         let s = u32::from(state);
         match self {
-            Self::ThreeInst => sum_of_halves(s.wrapping_mul(89_226_354).wrapping_add(64_248_484)),
+            Self::ThreeInst => {
+                let x = s.wrapping_mul(THREE_INST_MULTIPLIER).wrapping_add(THREE_INST_ADDEND);
+                sum_of_halves(x)
+            }
             Self::Mcg(multiplier) => sum_of_halves(s.wrapping_mul(multiplier)),
             Self::Mul1(multiplier) => {
                 let bytes = s.wrapping_mul(multiplier).to_le_bytes();
