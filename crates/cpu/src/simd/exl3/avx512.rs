@@ -1,0 +1,157 @@
+//! AVX-512: 32 lanes of 16 bits.
+
+use super::isa::{Isa, Job};
+use std::arch::x86_64::*;
+
+/// Proof of AVX-512 F, BW, DQ and VL, and of VNNI and VBMI2 when `EXTENDED`.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<const EXTENDED: bool>(());
+
+impl<const EXTENDED: bool> Avx512<EXTENDED> {
+    /// A proof.
+    ///
+    /// # Safety
+    /// The processor must have the features.
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn enter_plain<J: Job>(s: Avx512<false>, job: J) {
+    job.run(s)
+}
+
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2"
+)]
+fn enter_extended<J: Job>(s: Avx512<true>, job: J) {
+    job.run(s)
+}
+
+/// Methods of one intrinsic expression.
+macro_rules! values {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` proves the features; registers only, no memory.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// Methods that touch memory: the caller vouches for the pointer.
+macro_rules! accesses {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` proves the features; the caller vouches for the pointer.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// fp16 rounding of every lane.
+///
+/// # Safety
+/// The processor must have AVX-512 F.
+#[inline(always)]
+unsafe fn round_to_half(v: __m512) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        _mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
+    }
+}
+
+impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
+    const LANES: usize = 16;
+    type I = __m512i;
+    type F = __m512;
+
+    #[inline(always)]
+    fn enter<J: Job>(self, job: J) {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            match EXTENDED {
+                true => enter_extended(Avx512(()), job),
+                false => enter_plain(Avx512(()), job),
+            }
+        }
+    }
+
+    accesses! {
+        fn load(p: *const u16) -> __m512i = _mm512_loadu_si512(p.cast());
+        fn store(p: *mut u16, v: __m512i) -> () = _mm512_storeu_si512(p.cast(), v);
+        fn load_f32(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+        fn store_f32(p: *mut f32, v: __m512) -> () = _mm512_storeu_ps(p, v);
+        fn splat_pair(p: *const f32) -> __m512 =
+            _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned()));
+    }
+
+    values! {
+        fn splat16(v: u16) -> __m512i = _mm512_set1_epi16(v as i16);
+        fn splat32(v: i32) -> __m512i = _mm512_set1_epi32(v);
+        fn rotate8(v: __m512i) -> __m512i = {
+            let from = _mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14);
+            _mm512_permutexvar_epi32(from, v)
+        };
+        fn funnel(high: __m512i, low: __m512i, shift: u32) -> __m512i = if EXTENDED {
+            _mm512_shrdv_epi16(low, high, _mm512_set1_epi16(shift as i16))
+        } else {
+            let right = _mm512_srl_epi16(low, _mm_cvtsi32_si128(shift as i32));
+            let left = _mm512_sll_epi16(high, _mm_cvtsi32_si128(16 - shift as i32));
+            _mm512_or_si512(left, right)
+        };
+        fn mul_low(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi16(a, b);
+        fn mul_high(a: __m512i, b: __m512i) -> __m512i = _mm512_mulhi_epu16(a, b);
+        fn add16(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
+        fn add_carry(a: __m512i, sum: __m512i, addend: __m512i) -> __m512i =
+            _mm512_sub_epi16(a, _mm512_movm_epi16(_mm512_cmplt_epu16_mask(sum, addend)));
+        fn add_bytes(v: __m512i) -> __m512i = _mm512_maddubs_epi16(v, _mm512_set1_epi8(1));
+        fn mask_flip(v: __m512i, mask: __m512i, flip: __m512i) -> __m512i =
+            _mm512_ternarylogic_epi32::<0x78>(flip, v, mask);
+        fn dot(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = if EXTENDED {
+            _mm512_dpwssd_epi32(acc, a, b)
+        } else {
+            _mm512_add_epi32(acc, _mm512_madd_epi16(a, b))
+        };
+        fn add32(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        fn pair(low: __m512i, high: __m512i) -> __m512i =
+            _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32::<16>(high));
+        fn sum32(v: __m512i) -> i32 = _mm512_reduce_add_epi32(v);
+
+        fn affine(v: __m512i, slope: __m512, offset: __m512) -> [__m512; 2] = {
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
+            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(v));
+            let low = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), slope, offset);
+            let high = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), slope, offset);
+            [round_to_half(low), round_to_half(high)]
+        };
+        fn add_halves(a: __m512i, b: __m512i) -> [__m512; 2] = {
+            let (a0, a1) = (_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a));
+            let (b0, b1) = (_mm512_castsi512_si256(b), _mm512_extracti64x4_epi64::<1>(b));
+            let low = _mm512_add_ps(_mm512_cvtph_ps(a0), _mm512_cvtph_ps(b0));
+            let high = _mm512_add_ps(_mm512_cvtph_ps(a1), _mm512_cvtph_ps(b1));
+            [round_to_half(low), round_to_half(high)]
+        };
+
+        fn splat(v: f32) -> __m512 = _mm512_set1_ps(v);
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        fn add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        fn sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        fn mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        fn max_abs(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(b, _mm512_abs_ps(a));
+        fn max(v: __m512) -> f32 = _mm512_reduce_max_ps(v);
+        fn butterfly(v: __m512, h: usize) -> __m512 = {
+            let (swapped, minus): (_, __mmask16) = match h {
+                1 => (_mm512_permute_ps::<0b10_11_00_01>(v), 0xaaaa),
+                2 => (_mm512_permute_ps::<0b01_00_11_10>(v), 0xcccc),
+                4 => (_mm512_shuffle_f32x4::<0b10_11_00_01>(v, v), 0xf0f0),
+                _ => (_mm512_shuffle_f32x4::<0b01_00_11_10>(v, v), 0xff00),
+            };
+            _mm512_mask_sub_ps(_mm512_add_ps(v, swapped), minus, swapped, v)
+        };
+        fn to_f32(v: __m512i) -> __m512 = _mm512_cvtepi32_ps(v);
+        fn round(v: __m512) -> __m512i = _mm512_cvtps_epi32(v);
+    }
+}

@@ -1,0 +1,86 @@
+//! The trellis repacked so that one instruction reads the states of 32 rings' segments.
+//!
+//! A *group* is two tiles along the inputs times two along the outputs: 32×32 weights. Every ring
+//! is cut into eight segments of 32 positions, which are `2·K` half-words at every rate, half
+//! rates included. Lane `16·b + 2·j + a` of half-word vector `q` holds half-word `q` of segment
+//! `j` of tile (input `a`, output `b`), most significant bits first:
+//!
+//! ```text
+//! [strip: 32 outputs][group: 32 inputs][q: 2·K][lane: 32] u16
+//! ```
+//!
+//! The size is that of the original. Position `c` of a segment has, in every lane, the same place
+//! in those vectors, the same input row of its tile and the same half of its columns: the output
+//! column is `16·b + j` (+ 8 for the odd half), and adjacent lanes differ only in the input tile,
+//! which is what pairwise dot products add up.
+
+use marlin_quant::exl3::{Exl3Parts, Rate};
+
+/// Outputs of a strip, inputs of a group, lanes of a vector.
+pub(super) const STRIP: usize = 32;
+/// Inputs that share a Hadamard block and an activation scale.
+pub(super) const BLOCK: usize = 128;
+/// Groups of a block.
+pub(super) const GROUPS: usize = BLOCK / STRIP;
+/// States of a block of a strip.
+pub(super) const BLOCK_STATES: usize = BLOCK * STRIP;
+/// Segments of a ring.
+const SEGMENTS: usize = 8;
+
+/// A whole repacked trellis.
+pub(super) struct Strips {
+    words: Vec<Vector>,
+    /// Padded inputs and outputs.
+    pub inputs: usize,
+    pub outputs: usize,
+    pub rate: Rate,
+}
+
+/// One vector of half-words, aligned for any register.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Vector([u16; STRIP]);
+
+impl Strips {
+    pub(super) fn new(parts: &Exl3Parts) -> Self {
+        let (inputs, outputs, rate) = (parts.padded_in, parts.padded_out, parts.rate);
+        let depth = rate.twice_bits();
+        let groups = inputs / STRIP * (outputs / STRIP);
+        let mut words = vec![Vector([0; STRIP]); groups * depth];
+        for (i, vectors) in words.chunks_exact_mut(depth).enumerate() {
+            let (strip, group) = (i / (inputs / STRIP), i % (inputs / STRIP));
+            for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let tile = parts.tile(2 * group + a, 2 * strip + b).as_chunks::<2>().0;
+                for j in 0..SEGMENTS {
+                    for (q, vector) in vectors.iter_mut().enumerate() {
+                        // Stored words are 32 bits wide, so half-words come in swapped pairs.
+                        let half_word = u16::from_le_bytes(tile[(j * depth + q) ^ 1]);
+                        vector.0[16 * b + 2 * j + a] = half_word;
+                    }
+                }
+            }
+        }
+        Self { words, inputs, outputs, rate }
+    }
+
+    /// Bytes it occupies.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&self.words[..])
+    }
+
+    /// Number of strips.
+    pub(super) fn strips(&self) -> usize {
+        self.outputs / STRIP
+    }
+
+    /// Blocks of 128 inputs.
+    pub(super) fn blocks(&self) -> usize {
+        self.inputs / BLOCK
+    }
+
+    /// The half-word vectors of `block` of `strip`: `GROUPS · 2·K` of them.
+    pub(super) fn block(&self, strip: usize, block: usize) -> *const u8 {
+        let len = GROUPS * self.rate.twice_bits();
+        self.words[(strip * self.blocks() + block) * len..][..len].as_ptr().cast()
+    }
+}

@@ -1,0 +1,200 @@
+//! Kernels for EXL3, every rate and codebook.
+//!
+//! `y = ((x ∘ suh) · P) · Ŵ · P ∘ svh`: activations are rotated once per call ([`rotate`]),
+//! multiplied by the inner matrix strip by strip ([`multiply`], on the repacked trellis of
+//! [`layout`]), and the sums are rotated back. Three kinds of work, hence at most three parallel
+//! regions, of which a single row needs only the middle one.
+//!
+//! The codebook `mul1` is affine in a byte sum, so with integer activations its product is exact
+//! integer arithmetic (only the fp16 rounding of the value is skipped, 2⁻¹² relative). The other
+//! codebooks, and `mul1` when activations must stay float, decode to exactly the stored fp16
+//! values and multiply in f32.
+
+mod avx2;
+mod avx512;
+mod isa;
+mod layout;
+mod multiply;
+mod rotate;
+mod states;
+#[cfg(test)]
+mod tests;
+
+use crate::{Kernel, Level, Pool};
+use isa::Isa;
+use layout::{STRIP, Strips};
+use marlin_quant::exl3::hadamard::BLOCK_SCALE;
+use marlin_quant::exl3::{Codebook, Exl3Parts};
+use marlin_tensor::Weight;
+use multiply::Multiply;
+use rotate::{Activations, RotateIn, RotateOut};
+use std::cell::Cell;
+
+/// Rows multiplied in one pass: bounds the scratch memory, and amortises decoding.
+const MAX_ROWS: usize = 256;
+/// Weights a task should have at least, a microsecond's worth, decoding counting as this many rows.
+const TASK_WEIGHTS: usize = 1 << 14;
+const DECODE_ROWS: usize = 8;
+/// Rows one task rotates.
+const ROTATE_ROWS: usize = 8;
+
+/// The kernel for `weight` at `level`; `None` for another format or where there is none.
+pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn Kernel>> {
+    // Parts that contradict each other have to be reported: the fallback decodes and does.
+    let parts = Exl3Parts::of(weight).ok()?;
+    if level > Level::Scalar && !level.is_supported() {
+        return None;
+    }
+    // SAFETY: the features of a supported level, and those asked for beside it, are present.
+    unsafe {
+        Some(match level {
+            Level::Scalar => return None,
+            Level::Avx2 => boxed(avx2::Avx2::new(), level, weight, &parts, float),
+            Level::Avx512Vnni if is_x86_feature_detected!("avx512vbmi2") => {
+                boxed(avx512::Avx512::<true>::new(), level, weight, &parts, float)
+            }
+            _ => boxed(avx512::Avx512::<false>::new(), level, weight, &parts, float),
+        })
+    }
+}
+
+/// Name of the kernel for a level.
+pub(super) fn name(level: Level) -> String {
+    format!("exl3 {level}")
+}
+
+fn boxed<S: Isa>(
+    s: S,
+    level: Level,
+    weight: &Weight,
+    parts: &Exl3Parts,
+    float: bool,
+) -> Box<dyn Kernel> {
+    let activations = match parts.codebook {
+        Codebook::Mul1(_) if !float => Activations::Integers,
+        _ => Activations::Floats,
+    };
+    Box::new(Exl3Kernel {
+        s,
+        level,
+        in_features: weight.in_features,
+        out_features: weight.out_features,
+        codebook: parts.codebook,
+        activations,
+        strips: Strips::new(parts),
+        suh: parts.suh.clone(),
+        svh: parts.svh.iter().map(|v| v * BLOCK_SCALE).collect(),
+    })
+}
+
+struct Exl3Kernel<S> {
+    s: S,
+    level: Level,
+    in_features: usize,
+    out_features: usize,
+    codebook: Codebook,
+    activations: Activations,
+    strips: Strips,
+    /// Input scales, padded.
+    suh: Vec<f32>,
+    /// Output scales times `1/√128`, padded.
+    svh: Vec<f32>,
+}
+
+/// Memory of a call, kept by the thread so that a decode step allocates nothing.
+#[derive(Default)]
+struct Scratch {
+    x: Vec<u32>,
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+impl<S: Isa> Kernel for Exl3Kernel<S> {
+    fn name(&self) -> String {
+        name(self.level)
+    }
+
+    fn bytes(&self) -> u64 {
+        (self.strips.bytes() + size_of_val(&self.suh[..]) + size_of_val(&self.svh[..])) as u64
+    }
+
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+        assert_eq!(x.len(), rows * self.in_features, "input fills [rows, in_features]");
+        assert_eq!(out.len(), rows * self.out_features, "output fills [rows, out_features]");
+        let mut scratch = SCRATCH.take();
+        let x = x.chunks(MAX_ROWS * self.in_features);
+        for (x, out) in x.zip(out.chunks_mut(MAX_ROWS * self.out_features)) {
+            self.pass(x, out, &mut scratch, pool);
+        }
+        SCRATCH.set(scratch);
+    }
+}
+
+impl<S: Isa> Exl3Kernel<S> {
+    /// At most [`MAX_ROWS`] rows.
+    fn pass(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
+        let Self { s, activations, .. } = *self;
+        let rows = x.len() / self.in_features;
+        let words = activations.row_words(self.strips.inputs);
+        let rotated = grown(&mut scratch.x, rows * words);
+        pool.run_chunks(rotated, ROTATE_ROWS * words, |i, out| {
+            let first = i * ROTATE_ROWS * self.in_features;
+            let x = &x[first..][..out.len() / words * self.in_features];
+            let (in_features, suh) = (self.in_features, &self.suh[..]);
+            s.enter(RotateIn { x, in_features, suh, activations, out });
+        });
+        let rotated = &*rotated;
+
+        let width = rows * activations.strip_sums();
+        let sums = grown(&mut scratch.sums, self.strips.strips() * width);
+        let strip_weights = self.strips.inputs * STRIP * (rows + DECODE_ROWS) / (1 + DECODE_ROWS);
+        let even = self.strips.strips().div_ceil(4 * pool.available_threads());
+        let per_task = even.max(TASK_WEIGHTS / strip_weights);
+        pool.run_chunks(sums, per_task * width, |i, sums| {
+            s.enter(Multiply {
+                strips: &self.strips,
+                codebook: self.codebook,
+                activations,
+                x: rotated,
+                rows,
+                first_strip: i * per_task,
+                sums,
+            });
+        });
+        let sums = &*sums;
+
+        let out_features = self.out_features;
+        pool.run_chunks(out, ROTATE_ROWS * out_features, |i, out| {
+            let first_row = i * ROTATE_ROWS;
+            let svh = &self.svh[..];
+            s.enter(RotateOut {
+                sums,
+                all_rows: rows,
+                first_row,
+                activations,
+                svh,
+                out_features,
+                out,
+            });
+        });
+    }
+}
+
+/// The first `len` elements of `buffer`, which grows when it has to.
+fn grown<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+    &mut buffer[..len]
+}

@@ -1,0 +1,252 @@
+//! Both sides of the product: activations into the rotated basis, sums back out of it.
+//!
+//! Rotated activations of a block of 128 inputs are stored so that one 32-bit (integers) or
+//! 64-bit (floats) load is what a vector of states needs: input `16·2g + r` of group `g` beside
+//! input `16·(2g + 1) + r`.
+//!
+//! Integers have 15 bits and one scale per block of 128, `scale = max|a| / 32767`: the rounding
+//! error is below that of the fp16 arithmetic the format was made for. With `mul1`,
+//! `w = slope·t + offset` and byte sums `t` up to 1020, a block's sum `Σ q·(t − 510)` is below
+//! 2³¹; it is computed modulo 2³² from a start of `−510·Σ q`. What the centre leaves over,
+//! `(510·slope + offset)·Σ a`, is one number per row.
+
+use super::isa::{Isa, Job};
+use super::layout::{BLOCK, GROUPS, STRIP};
+use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
+use marlin_quant::exl3::hadamard::BLOCK_SCALE;
+
+/// Largest activation integer.
+const LARGEST: f32 = 32767.0;
+/// Centre of the byte sums.
+const CENTRE: i32 = 510;
+/// Words of a block of integers: pairs, scale, start.
+pub(super) const RECORD: usize = BLOCK / 2 + 2;
+/// Word of the scale.
+pub(super) const SCALE: usize = BLOCK / 2;
+/// Word of the start.
+pub(super) const START: usize = SCALE + 1;
+/// Registers of a block: 128 floats of at least 8 lanes.
+const REGISTERS: usize = 16;
+
+/// How rotated activations are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activations {
+    /// Records of [`RECORD`] words, then the row's constant.
+    Integers,
+    /// Floats.
+    Floats,
+}
+
+impl Activations {
+    /// Words of a row of `inputs` (padded) activations.
+    pub(super) fn row_words(self, inputs: usize) -> usize {
+        match self {
+            Self::Integers => inputs / BLOCK * RECORD + 1,
+            Self::Floats => inputs,
+        }
+    }
+
+    /// f32 sums a row has in a strip: lanes of a pair are added up in the instruction or later.
+    pub(super) fn strip_sums(self) -> usize {
+        match self {
+            Self::Integers => STRIP,
+            Self::Floats => 2 * STRIP,
+        }
+    }
+}
+
+/// `a = (x ∘ suh) · P` for rows of `x`.
+pub(super) struct RotateIn<'a> {
+    /// `[rows, in_features]`.
+    pub x: &'a [f32],
+    pub in_features: usize,
+    /// One scale per padded input.
+    pub suh: &'a [f32],
+    pub activations: Activations,
+    /// `[rows, row_words]`.
+    pub out: &'a mut [u32],
+}
+
+impl Job for RotateIn<'_> {
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let words = self.activations.row_words(self.suh.len());
+        let rows = self.x.chunks_exact(self.in_features).zip(self.out.chunks_exact_mut(words));
+        for (x, out) in rows {
+            let mut constant = 0.0;
+            let blocks = x.chunks(BLOCK).zip(self.suh.chunks_exact(BLOCK));
+            for (block, (x, suh)) in blocks.enumerate() {
+                let a = rotate_in(s, x, suh);
+                match self.activations {
+                    Activations::Integers => {
+                        let out = &mut out[block * RECORD..][..RECORD];
+                        constant += store_integers(s, &a, out);
+                    }
+                    Activations::Floats => store_floats(s, &a, &mut out[block * BLOCK..][..BLOCK]),
+                }
+            }
+            if self.activations == Activations::Integers {
+                out[words - 1] = constant.to_bits();
+            }
+        }
+    }
+}
+
+/// One block times its scales, rotated, without the factor `1/√128`.
+#[inline(always)]
+fn rotate_in<S: Isa>(s: S, x: &[f32], suh: &[f32]) -> [S::F; REGISTERS] {
+    let mut padded = [0.0; BLOCK];
+    let x = match <&[f32; BLOCK]>::try_from(x) {
+        Ok(x) => x,
+        Err(_) => {
+            padded[..x.len()].copy_from_slice(x);
+            &padded
+        }
+    };
+    let mut v = [s.splat(0.0); REGISTERS];
+    for (i, v) in v[..BLOCK / S::LANES].iter_mut().enumerate() {
+        // SAFETY: `x` and `suh` hold 128 floats.
+        let (x, suh) = unsafe {
+            let at = i * S::LANES;
+            (s.load_f32(x.as_ptr().add(at)), s.load_f32(suh[at..].as_ptr()))
+        };
+        *v = s.mul(x, suh);
+    }
+    hadamard(s, &mut v);
+    v
+}
+
+/// `H_128 v`, natural order, over the first 128 lanes of `v`.
+#[inline(always)]
+fn hadamard<S: Isa>(s: S, v: &mut [S::F; REGISTERS]) {
+    let registers = BLOCK / S::LANES;
+    for v in &mut v[..registers] {
+        *v = s.butterfly(s.butterfly(s.butterfly(*v, 1), 2), 4);
+        if S::LANES == 16 {
+            *v = s.butterfly(*v, 8);
+        }
+    }
+    let mut step = 1;
+    while step < registers {
+        for i in (0..registers).filter(|i| i & step == 0) {
+            (v[i], v[i + step]) = (s.add(v[i], v[i + step]), s.sub(v[i], v[i + step]));
+        }
+        step *= 2;
+    }
+}
+
+/// Rounds a block, writes its record and returns its part of the row's constant.
+#[inline(always)]
+fn store_integers<S: Isa>(s: S, a: &[S::F; REGISTERS], out: &mut [u32]) -> f32 {
+    let registers = BLOCK / S::LANES;
+    let mut largest = s.splat(0.0);
+    for &v in &a[..registers] {
+        largest = s.max_abs(v, largest);
+    }
+    let largest = s.max(largest);
+    let inverse = LARGEST / largest;
+    // A block so small that its inverse overflows counts as zero; NaN stays NaN in the scale.
+    let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
+    let mut q = [s.splat32(0); REGISTERS];
+    let mut total = s.splat32(0);
+    for i in 0..registers {
+        q[i] = s.round(s.mul(a[i], inverse));
+        total = s.add32(total, q[i]);
+    }
+    let half = 16 / S::LANES;
+    for group in 0..GROUPS {
+        for i in 0..half {
+            let first = group * 2 * half + i;
+            let at = group * 16 + i * S::LANES;
+            // SAFETY: the record begins with 64 pairs, of which `LANES` are written at `at`.
+            unsafe { s.store(out[at..].as_mut_ptr().cast(), s.pair(q[first], q[first + half])) };
+        }
+    }
+    let total = s.sum32(total);
+    let scale = largest * (BLOCK_SCALE / LARGEST);
+    out[SCALE] = (scale * MUL1_SLOPE).to_bits();
+    out[START] = total.wrapping_mul(-CENTRE) as u32;
+    (CENTRE as f32 * MUL1_SLOPE + MUL1_OFFSET) * scale * total as f32
+}
+
+#[inline(always)]
+fn store_floats<S: Isa>(s: S, a: &[S::F; REGISTERS], out: &mut [u32]) {
+    let mut flat = [0.0; BLOCK];
+    for (i, &v) in a[..BLOCK / S::LANES].iter().enumerate() {
+        let v = s.mul(v, s.splat(BLOCK_SCALE));
+        // SAFETY: `flat` holds 128 floats.
+        unsafe { s.store_f32(flat.as_mut_ptr().add(i * S::LANES), v) };
+    }
+    for (out, group) in out.chunks_exact_mut(STRIP).zip(flat.chunks_exact(STRIP)) {
+        for r in 0..16 {
+            out[2 * r] = group[r].to_bits();
+            out[2 * r + 1] = group[16 + r].to_bits();
+        }
+    }
+}
+
+/// `y = (sums · P) ∘ svh` for rows of strip sums.
+pub(super) struct RotateOut<'a> {
+    /// `[strips, all rows, strip_sums]`.
+    pub sums: &'a [f32],
+    pub all_rows: usize,
+    /// The rows to write start here.
+    pub first_row: usize,
+    pub activations: Activations,
+    /// One scale per padded output, the factor `1/√128` included.
+    pub svh: &'a [f32],
+    pub out_features: usize,
+    /// `[rows, out_features]`.
+    pub out: &'a mut [f32],
+}
+
+impl Job for RotateOut<'_> {
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let width = self.activations.strip_sums();
+        for (i, out) in self.out.chunks_exact_mut(self.out_features).enumerate() {
+            for (band, (out, svh)) in
+                out.chunks_mut(BLOCK).zip(self.svh.chunks_exact(BLOCK)).enumerate()
+            {
+                let mut flat = [0.0; BLOCK];
+                for (j, flat) in flat.chunks_exact_mut(STRIP).enumerate() {
+                    let strip = band * (BLOCK / STRIP) + j;
+                    let at = (strip * self.all_rows + self.first_row + i) * width;
+                    gather(self.activations, &self.sums[at..][..width], flat);
+                }
+                let mut v = [s.splat(0.0); REGISTERS];
+                for (i, v) in v[..BLOCK / S::LANES].iter_mut().enumerate() {
+                    // SAFETY: `flat` holds 128 floats.
+                    *v = unsafe { s.load_f32(flat.as_ptr().add(i * S::LANES)) };
+                }
+                hadamard(s, &mut v);
+                for (i, &v) in v[..BLOCK / S::LANES].iter().enumerate() {
+                    // SAFETY: `flat` and `svh` hold 128 floats.
+                    unsafe {
+                        let at = i * S::LANES;
+                        let y = s.mul(v, s.load_f32(svh.as_ptr().add(at)));
+                        s.store_f32(flat.as_mut_ptr().add(at), y);
+                    }
+                }
+                out.copy_from_slice(&flat[..out.len()]);
+            }
+        }
+    }
+}
+
+/// Sums of a strip, `[half][tile][8 columns]` (floats: twice, to be added in pairs), into the
+/// order of the columns, `[tile][half][8 columns]`.
+#[inline(always)]
+fn gather(activations: Activations, sums: &[f32], out: &mut [f32]) {
+    for (i, out) in out.chunks_exact_mut(8).enumerate() {
+        let from = (i % 2 * 2 + i / 2) * 8;
+        match activations {
+            Activations::Integers => out.copy_from_slice(&sums[from..][..8]),
+            Activations::Floats => {
+                for (out, pair) in out.iter_mut().zip(sums[2 * from..][..16].chunks_exact(2)) {
+                    *out = pair[0] + pair[1];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Every level, rate and codebook against the scalar decode.
+
+use super::*;
+use marlin_quant::exl3::Rate;
+use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
+use marlin_tensor::{DType, HostTensor};
+
+/// Deterministic 64-bit noise.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ x >> 31
+    }
+
+    /// Uniform in ±1.
+    fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// A weight of random rings and scales.
+fn weight(
+    noise: &mut Noise,
+    rate: Rate,
+    codebook: Codebook,
+    out_features: usize,
+    in_features: usize,
+) -> Weight {
+    let [k, n] = [in_features, out_features].map(|f| f.next_multiple_of(128));
+    let shape = vec![k / 16, n / 16, rate.half_words()];
+    let words: usize = shape.iter().product();
+    let bytes: Vec<u8> = (0..words).flat_map(|_| (noise.next() as u16).to_le_bytes()).collect();
+    let mut scales = |n: usize| {
+        let value = (0..n).map(|_| half::f16::from_f32(noise.uniform() * 0.1));
+        let bytes: Vec<u8> = value.flat_map(half::f16::to_le_bytes).collect();
+        HostTensor::new(DType::F16, vec![n], bytes.into()).unwrap()
+    };
+    let mut parts = vec![("suh", scales(k)), ("svh", scales(n))];
+    parts.push(("trellis", HostTensor::new(DType::I16, shape, bytes.into()).unwrap()));
+    let marker =
+        |m: u32| HostTensor::new(DType::I32, vec![], m.to_le_bytes().to_vec().into()).unwrap();
+    match codebook {
+        Codebook::ThreeInst => {}
+        Codebook::Mcg(m) => parts.push(("mcg", marker(m))),
+        Codebook::Mul1(m) => parts.push(("mul1", marker(m))),
+    }
+    Weight { format: "exl3", out_features, in_features, parts }
+}
+
+fn product(x: &[f32], w: &[f32], n: usize, k: usize) -> Vec<f64> {
+    let row = |x: &[f32], w: &[f32]| -> f64 {
+        x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
+    };
+    x.chunks_exact(k)
+        .flat_map(|x| w.chunks_exact(k).map(move |w| row(x, w)))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .take(x.len() / k * n)
+        .collect()
+}
+
+/// Root mean square of the difference over that of the expected values.
+fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    let error: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).powi(2)).sum();
+    (error / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
+/// All kernels this machine can run.
+fn kernels(weight: &Weight, float: bool) -> Vec<(String, Box<dyn Kernel>)> {
+    let levels = Level::ALL.into_iter().filter(|l| l.is_supported());
+    levels.filter_map(|l| Some((l.to_string(), load(weight, l, float)?))).collect()
+}
+
+const CODEBOOKS: [Codebook; 4] = [
+    Codebook::ThreeInst,
+    Codebook::Mcg(MCG_MULTIPLIER),
+    Codebook::Mul1(MUL1_MULTIPLIER),
+    Codebook::Mul1(0xad39_4c1d),
+];
+
+/// Tolerances: f32 sums in another order; fp16 rounding of the value and 15-bit activations.
+#[test]
+fn every_level_rate_and_codebook_is_the_matrix_product() {
+    let mut noise = Noise(1);
+    let pools = [Pool::new(1), Pool::new(3)];
+    for rate in Rate::ALL {
+        for codebook in CODEBOOKS {
+            if rate.is_half() && !matches!(codebook, Codebook::Mul1(_)) {
+                continue;
+            }
+            let (n, k) = (200, 300);
+            let weight = weight(&mut noise, rate, codebook, n, k);
+            let w = marlin_quant::decode(&weight).unwrap();
+            for rows in [1, 3] {
+                let x: Vec<f32> = (0..rows * k).map(|_| noise.uniform()).collect();
+                let expected = product(&x, &w, n, k);
+                for (float, bound) in [(true, 1e-6), (false, 4e-4)] {
+                    for (level, kernel) in kernels(&weight, float) {
+                        let mut out = vec![f32::NAN; rows * n];
+                        kernel.matmul(&x, rows, &mut out, &pools[rows % 2]);
+                        let error = relative_error(&out, &expected);
+                        let what = format!("{level} {codebook:?} K={} rows {rows}", rate.bits());
+                        assert!(error < bound, "{what} float {float}: {error}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_and_ragged_shape() {
+    let mut noise = Noise(2);
+    let pool = Pool::new(2);
+    let rate = Rate::from_bits(3.0).unwrap();
+    for (n, k, codebook) in [
+        (1, 1, CODEBOOKS[2]),
+        (128, 128, CODEBOOKS[1]),
+        (129, 127, CODEBOOKS[2]),
+        (384, 640, CODEBOOKS[2]),
+        (257, 130, CODEBOOKS[0]),
+    ] {
+        let weight = weight(&mut noise, rate, codebook, n, k);
+        let w = marlin_quant::decode(&weight).unwrap();
+        let x: Vec<f32> = (0..40 * k).map(|_| noise.uniform()).collect();
+        let expected = product(&x, &w, n, k);
+        for (float, bound) in [(true, 1e-6), (false, 6e-4)] {
+            for (level, kernel) in kernels(&weight, float) {
+                for rows in 1..=40 {
+                    let mut out = vec![f32::NAN; rows * n];
+                    kernel.matmul(&x[..rows * k], rows, &mut out, &pool);
+                    let error = relative_error(&out, &expected[..rows * n]);
+                    // A single weight is a cancelling sum over its whole 128×128 block.
+                    let bound = if n * k == 1 { 10.0 * bound } else { bound };
+                    assert!(error < bound, "{level} [{n}, {k}] rows {rows} float {float}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// More rows than one pass takes, each equal to the row alone: no row sees another.
+#[test]
+fn long_prompts_equal_single_rows() {
+    let mut noise = Noise(3);
+    let pool = Pool::new(2);
+    let (n, k, rows) = (130, 256, MAX_ROWS + 5);
+    let weight = weight(&mut noise, Rate::from_bits(2.5).unwrap(), CODEBOOKS[2], n, k);
+    let x: Vec<f32> = (0..rows * k).map(|_| noise.uniform()).collect();
+    for float in [true, false] {
+        for (level, kernel) in kernels(&weight, float) {
+            let mut all = vec![f32::NAN; rows * n];
+            kernel.matmul(&x, rows, &mut all, &pool);
+            for row in [0, 100, MAX_ROWS - 1, MAX_ROWS, rows - 1] {
+                let mut one = vec![f32::NAN; n];
+                kernel.matmul(&x[row * k..][..k], 1, &mut one, &pool);
+                assert_eq!(all[row * n..][..n], one, "{level} row {row} float {float}");
+            }
+        }
+    }
+}
+
+/// Extremes of the integer range: the largest block sums, zeros, subnormals, and NaN that shows.
+#[test]
+fn activations_of_any_size() {
+    let mut noise = Noise(4);
+    let pool = Pool::new(1);
+    let (n, k) = (128, 256);
+    let weight = weight(&mut noise, Rate::from_bits(4.0).unwrap(), CODEBOOKS[2], n, k);
+    let w = marlin_quant::decode(&weight).unwrap();
+    let suh = Exl3Parts::of(&weight).unwrap().suh;
+    let ones: Vec<f32> = suh.iter().map(|s| if *s == 0.0 { 0.0 } else { 1.0 / s }).collect();
+    let big: Vec<f32> = ones.iter().map(|v| v * 1e30).collect();
+    let one_hot: Vec<f32> = (0..k).map(|i| if i == 77 { 3.0 } else { 0.0 }).collect();
+    for (level, kernel) in kernels(&weight, false) {
+        for x in [&ones, &big, &one_hot] {
+            let mut out = vec![0.0; n];
+            kernel.matmul(x, 1, &mut out, &pool);
+            let error = relative_error(&out, &product(x, &w, n, k));
+            assert!(error < 6e-4, "{level}: {error}");
+        }
+        for (value, expected) in [(0.0, 0.0), (1e-44, 0.0)] {
+            let mut out = vec![1.0; n];
+            kernel.matmul(&vec![value; k], 1, &mut out, &pool);
+            assert!(out.iter().all(|y: &f32| (y - expected).abs() < 1e-40), "{level} {value}");
+        }
+        let mut x = one_hot.clone();
+        for bad in [f32::NAN, f32::INFINITY] {
+            x[3] = bad;
+            let mut out = vec![0.0; n];
+            kernel.matmul(&x, 1, &mut out, &pool);
+            assert!(out.iter().all(|y| !y.is_finite()), "{level} {bad}");
+        }
+    }
+}
