@@ -67,7 +67,8 @@ fn penalties_and_truncation_equal_transformers_and_llama_cpp() {
             continue;
         }
         let mut kept = Vec::new();
-        select::truncate(&logits, logits[argmax(&logits)], params.options(), &mut kept);
+        let max = logits[argmax(&logits)];
+        select::truncate(&logits, max, params.options(), &mut Vec::new(), &mut kept);
         if let Some(xtc) = &params.options().xtc {
             select::exclude_top_choices(&mut kept, xtc.threshold);
         }

@@ -17,24 +17,26 @@
 //!
 //! The draw is a counter-based random number of `(seed, position)`, so a token depends on nothing
 //! but its own sequence. Nothing sorts the vocabulary: candidates are selected in linear passes and
-//! only those that `top_k` or `top_p` keep are put in order. Sums of probabilities are f64.
+//! only what `top_k` keeps, and the tokens at the edge of `top_p`, are put in order. Sums of
+//! probabilities are f64.
 
 #[cfg(test)]
 mod golden;
+mod lanes;
 mod logprobs;
 mod params;
 mod penalty;
 mod random;
 mod select;
 
+pub(crate) use lanes::{argmax, first_not_finite};
 pub use logprobs::TokenLogprobs;
 pub(crate) use logprobs::log_sum_exp;
 pub use params::{Dry, SamplingOptions, SamplingParams, Xtc};
 pub use penalty::TokenCounts;
-pub(crate) use select::{argmax, first_not_finite};
 
 use crate::EngineError;
-use select::{Candidate, largest};
+use select::Candidate;
 
 /// What the sampler may know of a sequence.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +70,12 @@ pub struct Sampled {
 #[derive(Debug, Default)]
 pub struct Sampler {
     adjusted: Vec<f32>,
+    buffers: Buffers,
+}
+
+#[derive(Debug, Default)]
+struct Buffers {
+    weights: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -97,40 +105,42 @@ impl Sampler {
             self.adjusted.clear();
             self.adjusted.extend_from_slice(logits);
             penalty::apply(&mut self.adjusted, options, context);
-            choose(&self.adjusted, &mut self.candidates, options, context)
+            self.buffers.choose(&self.adjusted, options, context.tokens.len() as u64)
         } else {
-            choose(logits, &mut self.candidates, options, context)
+            self.buffers.choose(logits, options, context.tokens.len() as u64)
         };
         let token = chosen.ok_or(EngineError::NothingToSample { step })?;
         let logprob = options.logprobs.map(|top| {
-            largest(logits, top, &mut self.candidates);
-            TokenLogprobs::new(logits, token, &self.candidates)
+            let candidates = &mut self.buffers.candidates;
+            select::largest(logits, top, candidates);
+            TokenLogprobs::new(logits, token, candidates)
         });
         Ok(Sampled { token, logprob })
     }
 }
 
-/// Steps 5 to 10; `None` when every logit is negative infinity.
-fn choose(
-    logits: &[f32],
-    candidates: &mut Vec<Candidate>,
-    options: &SamplingOptions,
-    context: &SampleContext<'_>,
-) -> Option<u32> {
-    let best = argmax(logits);
-    let max = logits[best];
-    if max == f32::NEG_INFINITY {
-        return None;
+impl Buffers {
+    /// Steps 5 to 10; `None` when every logit is negative infinity.
+    fn choose(&mut self, logits: &[f32], options: &SamplingOptions, position: u64) -> Option<u32> {
+        let best = argmax(logits);
+        let max = logits[best];
+        if max == f32::NEG_INFINITY {
+            return None;
+        }
+        if options.temperature == 0.0 {
+            return Some(best as u32);
+        }
+        let Self { weights, candidates } = self;
+        let [draw, gate] = random::uniform(options.seed, position);
+        let xtc = options.xtc.filter(|xtc| gate < f64::from(xtc.probability));
+        if !options.truncates() && xtc.is_none() {
+            lanes::weigh(logits, max, options.temperature, weights);
+            return Some(select::pick_from_all(weights, draw));
+        }
+        select::truncate(logits, max, options, weights, candidates);
+        if let Some(xtc) = xtc {
+            select::exclude_top_choices(candidates, xtc.threshold);
+        }
+        Some(select::pick(candidates, draw))
     }
-    if options.temperature == 0.0 {
-        return Some(best as u32);
-    }
-    select::truncate(logits, max, options, candidates);
-    let [draw, gate] = random::uniform(options.seed, context.tokens.len() as u64);
-    if let Some(xtc) = &options.xtc
-        && gate < f64::from(xtc.probability)
-    {
-        select::exclude_top_choices(candidates, xtc.threshold);
-    }
-    Some(select::pick(candidates, draw))
 }

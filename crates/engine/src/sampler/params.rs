@@ -64,6 +64,10 @@ impl SamplingOptions {
             || self.frequency_penalty != 0.0
     }
 
+    pub(super) fn truncates(&self) -> bool {
+        self.top_k.is_some() || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
     pub(super) fn adjusts_logits(&self) -> bool {
         self.counts_tokens() || self.dry.is_some() || !self.logit_bias.is_empty()
     }

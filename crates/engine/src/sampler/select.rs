@@ -1,6 +1,7 @@
 //! Truncation and the draw, without sorting the vocabulary.
 
 use super::SamplingOptions;
+use super::lanes::{exp, sum, weigh};
 use std::cmp::Ordering;
 
 /// A token that may be chosen. `weight` is a logit while selecting and then proportional to its
@@ -15,26 +16,6 @@ pub struct Candidate {
 /// selection was done.
 fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token))
-}
-
-/// Index of the first NaN or infinity.
-pub fn first_not_finite(logits: &[f32]) -> Option<usize> {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let bad = |x: &f32| x.to_bits() & EXPONENT == EXPONENT;
-    // A whole chunk at a time without an early exit, which vectorises.
-    let chunk = logits.chunks(1024).position(|c| c.iter().fold(false, |any, x| any | bad(x)))?;
-    logits[chunk * 1024..].iter().position(bad).map(|i| chunk * 1024 + i)
-}
-
-/// Index of the largest logit, the first among equals.
-pub fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &l) in logits.iter().enumerate() {
-        if l > logits[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 /// Fills `out` with the `count` largest logits, best first.
@@ -66,54 +47,79 @@ pub fn largest(logits: &[f32], count: usize, out: &mut Vec<Candidate>) {
 }
 
 /// Temperature, top-k, top-p and min-p: fills `out` with what they keep, at least the best token.
-/// Best first where top-k or top-p is on, by id otherwise.
-pub fn truncate(logits: &[f32], max: f32, options: &SamplingOptions, out: &mut Vec<Candidate>) {
-    let weight = |logit: f32| ((logit - max) / options.temperature).exp();
-    let top_k = options.top_k.filter(|&k| k < logits.len());
-    let floor = options.min_p;
-    if let Some(k) = top_k {
+/// `weights` is a buffer.
+pub fn truncate(
+    logits: &[f32],
+    max: f32,
+    options: &SamplingOptions,
+    weights: &mut Vec<f32>,
+    out: &mut Vec<Candidate>,
+) {
+    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
+    // A token that underflows has no weight and is cut, too.
+    let enough = |weight: f32| weight >= min_p && weight > 0.0;
+    if let Some(k) = options.top_k.filter(|&k| k < logits.len()) {
         largest(logits, k, out);
-        out.iter_mut().for_each(|c| c.weight = weight(c.weight));
-        if options.top_p < 1.0 {
-            let total = out.iter().map(|c| f64::from(c.weight)).sum();
-            keep_share(out, options.top_p, total);
+        out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
+        if top_p < 1.0 {
+            let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
+            keep_share(out, 0, 0.0, f64::from(top_p) * total);
         }
-    } else if options.top_p < 1.0 {
-        let total: f64 = logits.iter().map(|&l| f64::from(weight(l))).sum();
-        let mut count = 64;
-        loop {
-            largest(logits, count, out);
-            out.iter_mut().for_each(|c| c.weight = weight(c.weight));
-            if keep_share(out, options.top_p, total) || count >= logits.len() {
-                break;
-            }
-            count *= 8;
-        }
+        out.retain(|c| enough(c.weight));
+        return;
+    }
+    weigh(logits, max, temperature, weights);
+    if top_p < 1.0 {
+        nucleus(weights, top_p, out);
+        out.retain(|c| enough(c.weight));
     } else {
         out.clear();
-        let all = logits.iter().enumerate();
-        out.extend(all.map(|(i, &l)| Candidate { token: i as u32, weight: weight(l) }));
-    }
-    if floor > 0.0 {
-        out.retain(|c| c.weight >= floor);
-    } else {
-        out.retain(|c| c.weight > 0.0);
+        let kept = (0..).zip(weights.iter()).filter(|&(_, &weight)| enough(weight));
+        out.extend(kept.map(|(token, &weight)| Candidate { token, weight }));
     }
 }
 
-/// Cuts `sorted` after the first token whose cumulative weight reaches `share * total`.
-/// False when it never does.
-fn keep_share(sorted: &mut Vec<Candidate>, share: f32, total: f64) -> bool {
-    let wanted = f64::from(share) * total;
-    let mut sum = 0.0;
-    for (i, c) in sorted.iter().enumerate() {
-        sum += f64::from(c.weight);
+/// Top-p: the fewest candidates whose weights reach the share, in no particular but a fixed order.
+///
+/// Weights of 0 to 1 fall into buckets by their leading bits, exponent and four of the mantissa, so
+/// buckets are in order. Those before the one in which the share is reached are kept whole, and
+/// only that one is sorted.
+fn nucleus(weights: &[f32], share: f32, out: &mut Vec<Candidate>) {
+    const SHIFT: u32 = 19;
+    const ONE: u32 = 1.0f32.to_bits();
+    const BUCKETS: usize = (ONE >> SHIFT) as usize + 1;
+    let bucket = |weight: f32| ((ONE - weight.to_bits()) >> SHIFT) as usize;
+    let mut masses = [0.0f64; BUCKETS];
+    for &weight in weights {
+        masses[bucket(weight)] += f64::from(weight);
+    }
+    let wanted = f64::from(share) * masses.iter().sum::<f64>();
+    let mut before = 0.0;
+    let mut last = 0;
+    while last + 1 < BUCKETS && before + masses[last] < wanted {
+        before += masses[last];
+        last += 1;
+    }
+    out.clear();
+    let candidates = || (0..).zip(weights).map(|(token, &weight)| Candidate { token, weight });
+    out.extend(candidates().filter(|c| bucket(c.weight) < last));
+    let whole = out.len();
+    out.extend(candidates().filter(|c| bucket(c.weight) == last));
+    out[whole..].sort_unstable_by(best_first);
+    keep_share(out, whole, before, wanted);
+}
+
+/// Cuts after the first token, from index `from` on, whose cumulative weight, `before` included,
+/// reaches `wanted`.
+fn keep_share(candidates: &mut Vec<Candidate>, from: usize, before: f64, wanted: f64) {
+    let mut sum = before;
+    for i in from..candidates.len() {
+        sum += f64::from(candidates[i].weight);
         if sum >= wanted {
-            sorted.truncate(i + 1);
-            return true;
+            candidates.truncate(i + 1);
+            return;
         }
     }
-    false
 }
 
 /// XTC: drops every token of at least `threshold` probability except the least probable of them.
@@ -141,8 +147,37 @@ pub fn pick(candidates: &[Candidate], draw: f64) -> u32 {
     candidates.last().expect("truncation keeps the best token").token
 }
 
+/// [`pick`] from the whole vocabulary, by id; the best token's weight is 1.
+pub fn pick_from_all(weights: &[f32], draw: f64) -> u32 {
+    const CHUNK: usize = 1024;
+    let mut left = draw * sum(weights);
+    let mut last = 0;
+    for (index, chunk) in weights.chunks(CHUNK).enumerate() {
+        let mass = sum(chunk);
+        if mass > 0.0 {
+            last = index;
+        }
+        if left < mass {
+            break;
+        }
+        left -= mass;
+    }
+    let start = last * CHUNK;
+    let chunk = &weights[start..(start + CHUNK).min(weights.len())];
+    let mut chosen = start;
+    for (token, &weight) in (start..).zip(chunk).filter(|&(_, &weight)| weight > 0.0) {
+        chosen = token;
+        left -= f64::from(weight);
+        if left < 0.0 {
+            break;
+        }
+    }
+    chosen as u32
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::lanes::argmax;
     use super::*;
     use proptest::prelude::*;
 
@@ -172,11 +207,11 @@ mod tests {
             let options = SamplingOptions { top_k, top_p, min_p, temperature, ..Default::default() };
             let max = logits[argmax(&logits)];
             let mut out = Vec::new();
-            truncate(&logits, max, &options, &mut out);
+            truncate(&logits, max, &options, &mut Vec::new(), &mut out);
             prop_assert_eq!(out.is_empty(), false);
 
             let mut all: Vec<_> = logits.iter().enumerate()
-                .map(|(i, &l)| Candidate { token: i as u32, weight: ((l - max) / temperature).exp() })
+                .map(|(i, &l)| Candidate { token: i as u32, weight: exp((l - max) / temperature) })
                 .collect();
             all.sort_by(best_first);
             all.truncate(top_k.unwrap_or(usize::MAX));
@@ -194,16 +229,19 @@ mod tests {
             out.sort_by(best_first);
             prop_assert_eq!(out, all);
         }
-    }
 
-    #[test]
-    fn bad_logits_are_found_wherever_they_are() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for at in [0, 1023, 1024, 2999] {
-                let mut logits = vec![0.5; 3000];
-                assert_eq!(first_not_finite(&logits), None);
-                logits[at] = bad;
-                assert_eq!(first_not_finite(&logits), Some(at));
+        #[test]
+        fn picking_from_all_equals_picking_from_candidates(
+            weights in prop::collection::vec((0u8..6).prop_map(f32::from), 1..3000),
+            draw in 0.0f64..1.0,
+        ) {
+            prop_assume!(weights.iter().any(|&w| w > 0.0));
+            let candidates: Vec<_> = (0..).zip(&weights)
+                .map(|(token, &weight)| Candidate { token, weight })
+                .filter(|c| c.weight > 0.0)
+                .collect();
+            for draw in [draw, 0.0, 1.0 - f64::EPSILON] {
+                prop_assert_eq!(pick_from_all(&weights, draw), pick(&candidates, draw));
             }
         }
     }
