@@ -1,4 +1,35 @@
 //! Matrix kernels of single formats and vectorised operators, chosen at run time by [`Level`].
+//!
+//! * `isa`: what a kernel may use of a processor; `avx2`, `avx512`: the two implementations.
+//! * `tile`: block-quantized weights repacked for sixteen output rows at a time; `block/`: how the
+//!   blocks of each format come apart, the only code a new block format needs.
+//! * `integer`: those weights times activations in 8 bits (`quantized`).
+//! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
+//! * `kernels`: the [`Kernel`]s made of these.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod block;
+#[cfg(target_arch = "x86_64")]
+mod float;
+#[cfg(target_arch = "x86_64")]
+mod integer;
+#[cfg(target_arch = "x86_64")]
+mod isa;
+#[cfg(target_arch = "x86_64")]
+mod kernels;
+#[cfg(target_arch = "x86_64")]
+mod panel;
+#[cfg(target_arch = "x86_64")]
+mod quantized;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
 
 mod attention;
 mod dense;
@@ -16,21 +47,82 @@ pub(crate) use elementwise::{
 use crate::{Kernel, Level};
 use marlin_tensor::Weight;
 
-/// The fastest kernel for `weight` at `level`, or `None` when it has to be decoded on the fly.
-/// With `float_activations` the inputs must not be quantized.
-pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Box<dyn Kernel>> {
-    match weight.format {
-        #[cfg(target_arch = "x86_64")]
-        "exl3" => exl3::load(weight, level, float_activations),
-        _ => None,
+/// One line of the list of kernels.
+#[cfg(target_arch = "x86_64")]
+struct Entry {
+    format: &'static str,
+    load: fn(&Weight, Level, bool) -> Option<Box<dyn Kernel>>,
+    name: fn(Level, bool) -> String,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tiled<F: tile::Format>() -> Entry {
+    Entry {
+        format: F::ID,
+        load: |weight, level, float| {
+            Some(Box::new(kernels::Tiled::<F>::new(weight, level, float)?))
+        },
+        name: kernels::Tiled::<F>::name_of,
     }
 }
 
-/// Name of the kernel that [`load`] would choose for a weight of `format`, where there is one.
-pub fn kernel_name(format: &str, level: Level, _float_activations: bool) -> Option<String> {
-    match format {
-        #[cfg(target_arch = "x86_64")]
-        "exl3" if level > Level::Scalar => Some(exl3::name(level)),
-        _ => None,
+#[cfg(target_arch = "x86_64")]
+fn plain<E: float::Element>() -> Entry {
+    Entry {
+        format: E::ID,
+        load: |weight, level, _| Some(Box::new(kernels::Plain::<E>::new(weight, level)?)),
+        name: |level, _| kernels::Plain::<E>::name_of(level),
     }
+}
+
+/// Every format with a kernel of its own.
+#[cfg(target_arch = "x86_64")]
+fn entries() -> [Entry; 18] {
+    [
+        plain::<float::F32>(),
+        plain::<float::F16>(),
+        plain::<float::Bf16>(),
+        tiled::<block::Q4_0>(),
+        tiled::<block::Q4_1>(),
+        tiled::<block::Q5_0>(),
+        tiled::<block::Q5_1>(),
+        tiled::<block::Q8_0>(),
+        tiled::<block::Q2K>(),
+        tiled::<block::Q3K>(),
+        tiled::<block::Q4K>(),
+        tiled::<block::Q5K>(),
+        tiled::<block::Q6K>(),
+        tiled::<block::Iq4Nl>(),
+        tiled::<block::Iq4Xs>(),
+        tiled::<block::Mxfp4>(),
+        tiled::<block::Tq2_0>(),
+        Entry { format: "exl3", load: exl3::load, name: |level, _| exl3::name(level) },
+    ]
+}
+
+/// The fastest kernel for `weight` at `level`, or `None` when it has to be decoded on the fly.
+/// With `float_activations` the inputs must not be quantized.
+pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Box<dyn Kernel>> {
+    #[cfg(target_arch = "x86_64")]
+    if level > Level::Scalar && level.is_supported() {
+        return match entries().iter().find(|e| e.format == weight.format) {
+            Some(entry) => (entry.load)(weight, level, float_activations),
+            None => Some(Box::new(kernels::DecodedBands::new(weight, level)?)),
+        };
+    }
+    let _ = (weight, level, float_activations);
+    None
+}
+
+/// Name of the kernel that [`load`] would choose for a weight of `format`, where there is one.
+pub fn kernel_name(format: &str, level: Level, float_activations: bool) -> Option<String> {
+    #[cfg(target_arch = "x86_64")]
+    if level > Level::Scalar && level.is_supported() {
+        return Some(match entries().iter().find(|e| e.format == format) {
+            Some(entry) => (entry.name)(level, float_activations),
+            None => kernels::DecodedBands::name_of(format, level),
+        });
+    }
+    let _ = (format, level, float_activations);
+    None
 }

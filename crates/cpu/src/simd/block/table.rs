@@ -1,0 +1,97 @@
+//! Blocks whose quants index a table (IQ4_NL, IQ4_XS, MXFP4), and ternary TQ2_0.
+
+use super::{nibbles, u16_at};
+use crate::simd::tile::{Block, Format, Layout, Scales};
+
+/// `d * table[q]`: d, 16 bytes of nibbles.
+pub(crate) struct Iq4Nl;
+/// `d * (s - 32) * table[q]`, sub-blocks of 32: d, 16 high scale bits, 32 low scale bits, 128
+/// bytes of nibbles.
+pub(crate) struct Iq4Xs;
+/// `2^(e - 128) * table[q]`: e, 16 bytes of nibbles.
+pub(crate) struct Mxfp4;
+/// `d * (q - 1)`, 256 a block: 64 bytes of 2-bit quants, d.
+pub(crate) struct Tq2_0;
+
+/// The non-linear levels of IQ4, plus 128.
+static IQ4: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
+
+/// Twice the values of FP4 (E2M1), plus 12.
+static FP4: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+impl Format for Iq4Nl {
+    const ID: &'static str = "iq4_nl";
+    const LAYOUT: Layout = Layout {
+        bytes: 18,
+        block: 32,
+        sub_block: 32,
+        bits: 4,
+        table: Some(&IQ4),
+        quant_bits: 8,
+        zero: 128,
+        scales: Scales::Half,
+    };
+
+    fn explode(block: &[u8], out: &mut Block) {
+        out.d = u16_at(block, 0);
+        nibbles(&block[2..18], &mut out.quants[..32]);
+    }
+}
+
+impl Format for Iq4Xs {
+    const ID: &'static str = "iq4_xs";
+    const LAYOUT: Layout = Layout { bytes: 136, block: 256, scales: Scales::Sub, ..Iq4Nl::LAYOUT };
+
+    fn explode(block: &[u8], out: &mut Block) {
+        out.d = u16_at(block, 0);
+        let high = u16_at(block, 2);
+        for i in 0..8 {
+            let low = block[4 + i / 2] >> (4 * (i % 2)) & 15;
+            out.scales[i] = (low | ((high >> (2 * i) & 3) as u8) << 4).wrapping_sub(32);
+            nibbles(&block[8 + 16 * i..][..16], &mut out.quants[32 * i..][..32]);
+        }
+    }
+}
+
+impl Format for Mxfp4 {
+    const ID: &'static str = "mxfp4";
+    const LAYOUT: Layout = Layout {
+        bytes: 17,
+        table: Some(&FP4),
+        quant_bits: 5,
+        zero: 12,
+        scales: Scales::Exponent,
+        ..Iq4Nl::LAYOUT
+    };
+
+    fn explode(block: &[u8], out: &mut Block) {
+        out.d = block[0].into();
+        nibbles(&block[1..17], &mut out.quants[..32]);
+    }
+}
+
+impl Format for Tq2_0 {
+    const ID: &'static str = "tq2_0";
+    const LAYOUT: Layout = Layout {
+        bytes: 66,
+        block: 256,
+        sub_block: 32,
+        bits: 2,
+        table: None,
+        quant_bits: 2,
+        zero: 1,
+        scales: Scales::Half,
+    };
+
+    fn explode(block: &[u8], out: &mut Block) {
+        for (half, bytes) in block[..64].chunks_exact(32).enumerate() {
+            for i in 0..4 {
+                let run = &mut out.quants[128 * half + 32 * i..][..32];
+                for (q, b) in run.iter_mut().zip(bytes) {
+                    *q = b >> (2 * i) & 3;
+                }
+            }
+        }
+        out.d = u16_at(block, 64);
+    }
+}

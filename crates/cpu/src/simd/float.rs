@@ -1,0 +1,229 @@
+//! Row-major float weights, read in place from the mapped file: F32, F16, BF16.
+//!
+//! Up to four activation rows: dot products along the row. More: panels, transposed in registers.
+
+// One index runs over several arrays of registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::isa::{Isa, Job};
+use super::panel::Bands;
+use super::tile::BAND;
+use crate::ColumnBand;
+use std::marker::PhantomData;
+
+/// Up to this many activation rows, dot products beat panels.
+pub(crate) const FEW_ROWS: usize = 4;
+/// Output rows multiplied together.
+const TOGETHER: usize = 4;
+
+/// An element type.
+pub(crate) trait Element: Send + Sync + 'static {
+    /// Identifier of the weight format.
+    const ID: &'static str;
+    /// Bytes of an element.
+    const BYTES: usize;
+    /// `LANES` elements from `p`.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F;
+    /// One element.
+    fn scalar(bytes: &[u8]) -> f32;
+}
+
+/// IEEE single precision.
+pub(crate) struct F32;
+/// IEEE half precision.
+pub(crate) struct F16;
+/// bfloat16.
+pub(crate) struct Bf16;
+
+impl Element for F32 {
+    const ID: &'static str = "f32";
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { s.load_f32(p.cast()) }
+    }
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+}
+
+impl Element for F16 {
+    const ID: &'static str = "f16";
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { s.load_f16(p) }
+    }
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+}
+
+impl Element for Bf16 {
+    const ID: &'static str = "bf16";
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { s.load_bf16(p) }
+    }
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    }
+}
+
+/// Rows of `in_features` elements, one after another.
+pub(crate) struct Rows<'a, E> {
+    bytes: &'a [u8],
+    in_features: usize,
+    out_features: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    /// Views `bytes` as a matrix of `in_features` columns.
+    pub(crate) fn new(bytes: &'a [u8], in_features: usize) -> Self {
+        let out_features = bytes.len() / (in_features * E::BYTES);
+        assert_eq!(bytes.len(), out_features * in_features * E::BYTES, "whole rows");
+        Self { bytes, in_features, out_features, element: PhantomData }
+    }
+
+    fn row(&self, row: usize) -> &'a [u8] {
+        let bytes = self.in_features * E::BYTES;
+        &self.bytes[row * bytes..(row + 1) * bytes]
+    }
+}
+
+impl<E: Element> Bands for Rows<'_, E> {
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn bands(&self) -> usize {
+        self.out_features.div_ceil(BAND)
+    }
+
+    #[inline(always)]
+    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32) {
+        let whole = len / S::LANES * S::LANES;
+        for part in 0..BAND / S::LANES {
+            let first = band * BAND + part * S::LANES;
+            // Rows behind the last read the last one: their sums are dropped.
+            let row = |i: usize| (first + i).min(self.out_features - 1);
+            let mut tile = [s.zero(); 16];
+            for k in (0..whole).step_by(S::LANES) {
+                // SAFETY: `start + k + LANES` inputs exist in each row and in `out`.
+                unsafe {
+                    for (i, t) in tile[..S::LANES].iter_mut().enumerate() {
+                        let at = (row(i) * self.in_features + start + k) * E::BYTES;
+                        *t = E::load(s, self.bytes.as_ptr().add(at));
+                    }
+                    s.transpose(&mut tile[..S::LANES]);
+                    for (i, &t) in tile[..S::LANES].iter().enumerate() {
+                        s.store_f32(out.add((k + i) * BAND + part * S::LANES), t);
+                    }
+                }
+            }
+            for k in whole..len {
+                for i in 0..S::LANES {
+                    let value = E::scalar(&self.row(row(i))[(start + k) * E::BYTES..]);
+                    // SAFETY: `k < len` inputs fit `out`.
+                    unsafe { out.add(k * BAND + part * S::LANES + i).write(value) };
+                }
+            }
+        }
+    }
+}
+
+/// All of `weights` times up to [`FEW_ROWS`] rows of `x`, written from `column` of `out` on.
+pub(crate) struct MultiplyRows<'a, 'b, E> {
+    pub weights: Rows<'a, E>,
+    pub x: &'a [f32],
+    pub rows: usize,
+    pub out: &'a mut ColumnBand<'b>,
+    pub column: usize,
+}
+
+impl<E: Element> Job for MultiplyRows<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(mut self, s: S) {
+        assert_eq!(self.x.len(), self.rows * self.weights.in_features);
+        let mut row = 0;
+        while self.rows - row >= 4 {
+            self.few_rows::<S, 4>(s, row);
+            row += 4;
+        }
+        if self.rows - row >= 2 {
+            self.few_rows::<S, 2>(s, row);
+            row += 2;
+        }
+        if self.rows - row == 1 {
+            self.few_rows::<S, 1>(s, row);
+        }
+    }
+}
+
+impl<E: Element> MultiplyRows<'_, '_, E> {
+    #[inline(always)]
+    fn few_rows<S: Isa, const R: usize>(&mut self, s: S, row: usize) {
+        let out_features = self.weights.out_features;
+        let mut i = 0;
+        while out_features - i >= TOGETHER {
+            self.dot::<S, R, TOGETHER>(s, row, i);
+            i += TOGETHER;
+        }
+        while i < out_features {
+            self.dot::<S, R, 1>(s, row, i);
+            i += 1;
+        }
+    }
+
+    /// Output rows `first .. first + N` times activation rows `row .. row + R`.
+    #[inline(always)]
+    fn dot<S: Isa, const R: usize, const N: usize>(&mut self, s: S, row: usize, first: usize) {
+        let depth = self.weights.in_features;
+        let whole = depth / S::LANES * S::LANES;
+        let x = &self.x[row * depth..(row + R) * depth];
+        let w = &self.weights.bytes[first * depth * E::BYTES..(first + N) * depth * E::BYTES];
+        let mut acc = [[s.zero(); R]; N];
+        let mut k = 0;
+        while k < whole {
+            // SAFETY: `k + LANES <= depth`, and both slices hold whole rows.
+            unsafe {
+                let mut xs = [s.zero(); R];
+                for r in 0..R {
+                    xs[r] = s.load_f32(x.as_ptr().add(r * depth + k));
+                }
+                for n in 0..N {
+                    let w = E::load(s, w.as_ptr().add((n * depth + k) * E::BYTES));
+                    for r in 0..R {
+                        acc[n][r] = s.fma(w, xs[r], acc[n][r]);
+                    }
+                }
+            }
+            k += S::LANES;
+        }
+        for n in 0..N {
+            for r in 0..R {
+                let mut total = s.sum(acc[n][r]);
+                for k in whole..depth {
+                    total += E::scalar(&w[(n * depth + k) * E::BYTES..]) * x[r * depth + k];
+                }
+                self.out.row(row + r)[self.column + first + n] = total;
+            }
+        }
+    }
+}

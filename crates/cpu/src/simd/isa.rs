@@ -1,0 +1,104 @@
+//! The registers and instructions the kernels are written in, one implementation per level.
+//!
+//! A kernel is a [`Job`] whose body is generic over [`Isa`] and `#[inline(always)]`;
+//! [`Isa::enter`] inlines it into one function compiled for the level's features. A value of an
+//! `Isa` type proves that the processor has those features, so only memory accesses are unsafe.
+
+/// A piece of work compiled once per level.
+pub(crate) trait Job {
+    /// Result.
+    type Output;
+    /// The body; must be `#[inline(always)]`, as must everything it calls with `S`.
+    fn run<S: Isa>(self, s: S) -> Self::Output;
+}
+
+/// One instruction set. `I` and `F` are one register of integers and of f32.
+#[allow(clippy::missing_safety_doc)] // every unsafe method reads or writes the bytes it names
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
+    /// f32 or i32 lanes of a register; divides 16.
+    const LANES: usize;
+    /// Whether [`dot`](Self::dot) multiplies 8-bit quants as signed numbers (stored byte - 128).
+    const SIGNED_BYTES: bool;
+    /// Integer register.
+    type I: Copy;
+    /// Float register.
+    type F: Copy;
+
+    /// Runs `job` compiled for this level.
+    fn enter<J: Job>(self, job: J) -> J::Output;
+
+    /// `LANES * 4` bytes from `p`, any alignment.
+    unsafe fn load(self, p: *const u8) -> Self::I;
+    /// `LANES * 4` bytes to `p`.
+    unsafe fn store(self, p: *mut u8, v: Self::I);
+    /// Every byte `v`.
+    fn splat_u8(self, v: u8) -> Self::I;
+    /// Every 32-bit lane `v`.
+    fn splat_i32(self, v: i32) -> Self::I;
+    /// Bitwise and.
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise or.
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 16-bit lanes shifted right by `n`, left when negative. `n` must be a constant after inlining.
+    fn shift16(self, v: Self::I, n: i32) -> Self::I;
+    /// `table[v]` for every byte of `v` (< 16).
+    fn lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
+    /// Per 32-bit lane: `acc + Σ_j Σ_b weights[j].byte(b) * activations[4 j + b]`, where weight
+    /// bytes are unsigned and below `2^bits` (see [`SIGNED_BYTES`](Self::SIGNED_BYTES) for 8) and
+    /// activations are signed, within ±127: `4 * weights.len()` bytes at `activations`.
+    unsafe fn dot(
+        self,
+        bits: u32,
+        acc: Self::I,
+        weights: &[Self::I],
+        activations: *const i8,
+    ) -> Self::I;
+    /// 32-bit integers to f32.
+    fn to_f32(self, v: Self::I) -> Self::F;
+    /// Byte `b` of every 32-bit lane, unsigned, to f32.
+    fn byte_to_f32(self, v: Self::I, b: i32) -> Self::F;
+
+    /// Zeros.
+    fn zero(self) -> Self::F;
+    /// Every lane `v`.
+    fn splat(self, v: f32) -> Self::F;
+    /// `a * b + c` with one rounding.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Sum.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Difference.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Product.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Larger of `|a|` and `b`.
+    fn max_abs(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `LANES` floats from `p`.
+    unsafe fn load_f32(self, p: *const f32) -> Self::F;
+    /// `LANES` floats to `p`.
+    unsafe fn store_f32(self, p: *mut f32, v: Self::F);
+    /// `LANES` half-precision numbers from `p`.
+    unsafe fn load_f16(self, p: *const u8) -> Self::F;
+    /// `LANES` bfloat16 numbers from `p`.
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F;
+    /// `LANES` unsigned bytes from `p`.
+    unsafe fn load_u8(self, p: *const u8) -> Self::F;
+    /// `LANES` signed bytes from `p`.
+    unsafe fn load_i8(self, p: *const u8) -> Self::F;
+    /// The low and the high nibbles of `LANES` bytes from `p`.
+    unsafe fn load_nibbles(self, p: *const u8) -> (Self::F, Self::F);
+    /// `LANES` powers of two `2^(byte - 128)` from `p`, the two smallest being subnormal.
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F;
+    /// Lanes rounded to the nearest integer (ties to even) and written as `LANES` signed bytes;
+    /// returns the integers. Lanes must be within ±127.
+    unsafe fn store_i8(self, p: *mut i8, v: Self::F) -> Self::I;
+    /// 32-bit sum.
+    fn add_i32(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Sum of all 32-bit lanes.
+    fn sum_i32(self, v: Self::I) -> i32;
+    /// Sum of all lanes.
+    fn sum(self, v: Self::F) -> f32;
+    /// Largest lane.
+    fn max(self, v: Self::F) -> f32;
+    /// Transposes `LANES` rows of `LANES` floats in place.
+    fn transpose(self, rows: &mut [Self::F]);
+}

@@ -1,0 +1,222 @@
+//! f32 matrix product over panels: weights of a band and up to [`DEPTH`] inputs as f32, input by
+//! input, `[depth, 16]`, filled from whatever the weights are stored as and then multiplied with
+//! all rows. A panel stays in the first-level cache, sums stay in registers.
+
+// One index runs over several arrays of registers.
+#![allow(clippy::needless_range_loop)]
+
+use super::isa::{Isa, Job};
+use super::tile::{BAND, Format, GROUP, Tiles, expand};
+use crate::ColumnBand;
+use std::ops::Range;
+
+/// Inputs per panel; a multiple of every group.
+pub(crate) const DEPTH: usize = 256;
+
+/// A matrix that can be read as panels.
+pub(crate) trait Bands: Sync {
+    /// Inputs.
+    fn in_features(&self) -> usize;
+    /// Bands, the last one padded.
+    fn bands(&self) -> usize;
+    /// Fills `out: [len, 16]` with inputs `start .. start + len` of band `band`. Values of rows
+    /// behind the last are arbitrary.
+    ///
+    /// # Safety
+    /// The band and inputs must exist, `start` be a multiple of `DEPTH`, and `out` hold
+    /// `len.next_multiple_of(16) * 16` floats.
+    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32);
+}
+
+impl<F: Format> Bands for Tiles<F> {
+    fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn bands(&self) -> usize {
+        Tiles::bands(self)
+    }
+
+    #[inline(always)]
+    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32) {
+        let band = self.band(band);
+        for group in 0..len / GROUP {
+            // SAFETY: the caller vouches for the inputs and `out`.
+            unsafe { expand(s, band, start / GROUP + group, out.add(group * GROUP * BAND)) };
+        }
+    }
+}
+
+/// Output rows `bands` of `weights` times all rows of `x`, written to `out`, whose first column is
+/// that of the first band.
+pub(crate) struct MultiplyPanels<'a, 'b, W> {
+    pub weights: &'a W,
+    pub x: &'a [f32],
+    pub rows: usize,
+    pub bands: Range<usize>,
+    pub out: &'a mut ColumnBand<'b>,
+    /// Column of `out` at which the first band goes.
+    pub column: usize,
+}
+
+/// One panel.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Panel([f32; DEPTH * BAND]);
+
+/// Registers of a panel row that the inner loop keeps: one of 32 lanes, or two of eight.
+const WIDE: usize = 2;
+
+impl<W: Bands> Job for MultiplyPanels<'_, '_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let depth = self.weights.in_features();
+        assert_eq!(self.x.len(), self.rows * depth);
+        // Two bands at a time where a register is a whole band.
+        let together = WIDE * S::LANES / BAND;
+        let width = together * BAND;
+        let mut panels = vec![Panel([0.0; DEPTH * BAND]); together];
+        let mut sums = vec![0.0f32; self.rows * width];
+        for band in self.bands.clone().step_by(together) {
+            sums.fill(0.0);
+            for start in (0..depth).step_by(DEPTH) {
+                let len = DEPTH.min(depth - start);
+                // SAFETY: bands and inputs are in range; panels hold `DEPTH` inputs; `x` is
+                // `[rows, depth]` and `sums` `[rows, width]`.
+                unsafe {
+                    for (i, panel) in panels.iter_mut().enumerate() {
+                        if band + i < self.bands.end {
+                            self.weights.fill(s, band + i, start, len, panel.0.as_mut_ptr());
+                        }
+                    }
+                    let base = panels.as_ptr().cast::<f32>();
+                    // The second register: the next band, or the second half of the band.
+                    let second = if S::LANES == BAND { DEPTH * BAND } else { S::LANES };
+                    s.enter(Chunk {
+                        panel: [base, base.add(second)],
+                        len,
+                        x: self.x.as_ptr().add(start),
+                        stride: depth,
+                        rows: self.rows,
+                        sums: sums.as_mut_ptr(),
+                    });
+                }
+            }
+            let at = self.column + (band - self.bands.start) * BAND;
+            for (row, sums) in sums.chunks_exact(width).enumerate() {
+                let out = &mut self.out.row(row)[at..];
+                let n = out.len().min(width).min((self.bands.end - band) * BAND);
+                out[..n].copy_from_slice(&sums[..n]);
+            }
+        }
+    }
+}
+
+/// Panels against all activations. Panels hold `len` inputs, `x` `rows` rows of them `stride`
+/// apart, `sums` `[rows, WIDE * LANES]`. Knows nothing of the format: compiled once a level.
+#[derive(Clone, Copy)]
+struct Chunk {
+    panel: [*const f32; WIDE],
+    len: usize,
+    x: *const f32,
+    stride: usize,
+    rows: usize,
+    sums: *mut f32,
+}
+
+impl Job for Chunk {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let rows = self.rows;
+        let mut row = 0;
+        // SAFETY: rows `row .. row + R` are below `rows`; pointers hold what the type says.
+        unsafe {
+            if S::LANES == BAND {
+                while rows - row >= 8 {
+                    self.few_rows::<S, 8, 1>(s, row);
+                    row += 8;
+                }
+            }
+            while rows - row >= 4 {
+                self.few_rows::<S, 4, 1>(s, row);
+                row += 4;
+            }
+            if rows - row >= 2 {
+                self.few_rows::<S, 2, 2>(s, row);
+                row += 2;
+            }
+            if rows - row == 1 {
+                self.few_rows::<S, 1, 4>(s, row);
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// Rows `row .. row + R`, with `SPLIT` sums per output so that additions do not wait for
+    /// each other.
+    ///
+    /// # Safety
+    /// The rows must exist.
+    #[inline(always)]
+    unsafe fn few_rows<S: Isa, const R: usize, const SPLIT: usize>(self, s: S, row: usize) {
+        // SAFETY: the caller vouches for all ranges.
+        unsafe {
+            let mut acc = [[[s.zero(); WIDE]; R]; SPLIT];
+            let mut x = [std::ptr::null::<f32>(); R];
+            for r in 0..R {
+                x[r] = self.x.add((row + r) * self.stride);
+            }
+            let whole = self.len / SPLIT * SPLIT;
+            let mut k = 0;
+            while k < whole {
+                for split in 0..SPLIT {
+                    step::<S, R>(s, self.panel, k + split, &x, &mut acc[split]);
+                }
+                k += SPLIT;
+            }
+            while k < self.len {
+                step::<S, R>(s, self.panel, k, &x, &mut acc[0]);
+                k += 1;
+            }
+            for r in 0..R {
+                for half in 0..WIDE {
+                    let out = self.sums.add(((row + r) * WIDE + half) * S::LANES);
+                    let mut total = s.load_f32(out);
+                    for acc in &acc {
+                        total = s.add(total, acc[r][half]);
+                    }
+                    s.store_f32(out, total);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of input `k`.
+///
+/// # Safety
+/// Input `k` must exist in the panels and in every row of `x`.
+#[inline(always)]
+unsafe fn step<S: Isa, const R: usize>(
+    s: S,
+    panel: [*const f32; WIDE],
+    k: usize,
+    x: &[*const f32; R],
+    acc: &mut [[S::F; WIDE]; R],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let w = [s.load_f32(panel[0].add(k * BAND)), s.load_f32(panel[1].add(k * BAND))];
+        for r in 0..R {
+            let x = s.splat(x[r].add(k).read());
+            for half in 0..WIDE {
+                acc[r][half] = s.fma(w[half], x, acc[r][half]);
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Every kernel at every level this machine has, against the scalar decode of its format.
+//!
+//! Tolerances: f32 activations 1e-5 of `Σ|x||w|`. Quantized activations that and the rounding of
+//! the activations, `Σ_groups max|x| / 254 * Σ|w|`, which no correct kernel exceeds.
+
+use super::{Kernel, Level, kernel_name, load};
+use crate::Pool;
+use marlin_tensor::{DType, HostTensor, Weight};
+
+/// Most activation rows tried.
+const ROWS: usize = 37;
+
+/// How to make a random matrix of a format.
+struct Row {
+    format: &'static str,
+    /// Inputs and bytes per block.
+    block: (usize, usize),
+    /// Offsets of half-precision numbers in a block.
+    halves: &'static [usize],
+    /// Offset of an exponent byte.
+    exponent: Option<usize>,
+}
+
+const fn row(format: &'static str, block: (usize, usize), halves: &'static [usize]) -> Row {
+    Row { format, block, halves, exponent: None }
+}
+
+const FORMATS: [Row; 18] = [
+    row("f32", (1, 4), &[]),
+    row("f16", (1, 2), &[]),
+    row("bf16", (1, 2), &[]),
+    row("q4_0", (32, 18), &[0]),
+    row("q4_1", (32, 20), &[0, 2]),
+    row("q5_0", (32, 22), &[0]),
+    row("q5_1", (32, 24), &[0, 2]),
+    row("q8_0", (32, 34), &[0]),
+    row("q2_k", (256, 84), &[80, 82]),
+    row("q3_k", (256, 110), &[108]),
+    row("q4_k", (256, 144), &[0, 2]),
+    row("q5_k", (256, 176), &[0, 2]),
+    row("q6_k", (256, 210), &[208]),
+    row("iq4_nl", (32, 18), &[0]),
+    row("iq4_xs", (256, 136), &[0]),
+    Row { format: "mxfp4", block: (32, 17), halves: &[], exponent: Some(0) },
+    row("tq2_0", (256, 66), &[64]),
+    // No kernel of its own: decoded band by band.
+    row("iq3_s", (256, 110), &[0]),
+];
+
+/// A small generator; tests must not depend on a seed from outside.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Roughly normal, a few values larger, as activations are.
+    fn float(&mut self) -> f32 {
+        let sum: f32 = (0..4).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32 - 0.5).sum();
+        if self.next().is_multiple_of(61) { sum * 20.0 } else { sum }
+    }
+}
+
+impl Row {
+    /// Random bytes with scales of ordinary size.
+    fn weight(&self, out_features: usize, in_features: usize, random: &mut Random) -> Weight {
+        let (block, bytes) = self.block;
+        let mut data = Vec::new();
+        if block == 1 {
+            for _ in 0..out_features * in_features {
+                let v = random.float();
+                match self.format {
+                    "f32" => data.extend(v.to_le_bytes()),
+                    "f16" => data.extend(half::f16::from_f32(v).to_le_bytes()),
+                    _ => data.extend(half::bf16::from_f32(v).to_le_bytes()),
+                }
+            }
+        } else {
+            for _ in 0..out_features * in_features / block {
+                let mut b: Vec<u8> = (0..bytes).map(|_| (random.next() >> 30) as u8).collect();
+                for &at in self.halves {
+                    let d = half::f16::from_f32(random.float() / 64.0);
+                    b[at..at + 2].copy_from_slice(&d.to_le_bytes());
+                }
+                if let Some(at) = self.exponent {
+                    // The subnormal ones too.
+                    b[at] =
+                        if random.next().is_multiple_of(9) { b[at] % 3 } else { 120 + b[at] % 8 };
+                }
+                data.extend(b);
+            }
+        }
+        let (name, dtype, width) = match (block, self.format) {
+            (1, "f32") => ("weight", DType::F32, in_features),
+            (1, "f16") => ("weight", DType::F16, in_features),
+            (1, _) => ("weight", DType::BF16, in_features),
+            _ => ("blocks", DType::U8, in_features / block * bytes),
+        };
+        let tensor = HostTensor::new(dtype, vec![out_features, width], data.into()).unwrap();
+        Weight { format: self.format, out_features, in_features, parts: vec![(name, tensor)] }
+    }
+
+    /// Input widths tried: ragged for floats, one and several blocks, more than a panel or chunk.
+    fn widths(&self) -> &'static [usize] {
+        match self.block.0 {
+            1 => &[1, 15, 33, 259],
+            32 => &[32, 96, 544],
+            _ => &[256, 768],
+        }
+    }
+}
+
+/// Product in f64 and the two tolerances, each `[ROWS, out_features]`.
+struct Expected {
+    product: Vec<f64>,
+    float: Vec<f64>,
+    quantized: Vec<f64>,
+}
+
+fn expected(weight: &Weight, x: &[f32]) -> Expected {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let w = marlin_quant::decode(weight).unwrap();
+    let mut e = Expected { product: vec![], float: vec![], quantized: vec![] };
+    for x in x.chunks_exact(k) {
+        for w in w.chunks_exact(k) {
+            let (mut product, mut size, mut rounding) = (0.0, 0.0, 0.0);
+            for (x, w) in x.chunks(32).zip(w.chunks(32)) {
+                let pairs = || x.iter().map(|&x| f64::from(x)).zip(w.iter().map(|&w| f64::from(w)));
+                product += pairs().map(|(x, w)| x * w).sum::<f64>();
+                size += pairs().map(|(x, w)| (x * w).abs()).sum::<f64>();
+                let largest = pairs().fold(0.0, |m: f64, (x, _)| m.max(x.abs()));
+                rounding += largest / 254.0 * pairs().map(|(_, w)| w.abs()).sum::<f64>();
+            }
+            e.product.push(product);
+            e.float.push(1e-5 * size + 1e-30);
+            e.quantized.push(1.001 * rounding + 2e-5 * size + 1e-30);
+        }
+    }
+    assert_eq!(e.product.len(), ROWS * n);
+    e
+}
+
+fn levels() -> impl Iterator<Item = Level> {
+    Level::ALL.into_iter().filter(|l| *l > Level::Scalar && l.is_supported())
+}
+
+fn check(kernel: &dyn Kernel, x: &[f32], rows: usize, product: &[f64], tolerance: &[f64]) {
+    let (n, k) = (kernel.out_features(), kernel.in_features());
+    for threads in [1, 3] {
+        let mut out = vec![f32::NAN; rows * n];
+        kernel.matmul(&x[..rows * k], rows, &mut out, &Pool::new(threads));
+        for (i, &found) in out.iter().enumerate() {
+            let (row, column) = (i / n, i % n);
+            let error = (f64::from(found) - product[i]).abs();
+            assert!(
+                error <= tolerance[i],
+                "{} [{n}, {k}] rows {rows} threads {threads} at ({row}, {column}): {found}, expected {} ± {}",
+                kernel.name(),
+                product[i],
+                tolerance[i],
+            );
+        }
+        assert_eq!(kernel.failure(), None);
+    }
+}
+
+#[test]
+fn kernels_are_the_product_with_the_decoded_matrix() {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for format in &FORMATS {
+        for &k in format.widths() {
+            for n in [1, 7, 33, 130] {
+                let weight = format.weight(n, k, &mut random);
+                let x: Vec<f32> = (0..ROWS * k).map(|_| random.float()).collect();
+                let e = expected(&weight, &x);
+                for level in levels() {
+                    for float in [true, false] {
+                        let kernel = load(&weight, level, float).expect(format.format);
+                        assert_eq!(Some(kernel.name()), kernel_name(format.format, level, float));
+                        let exact = float || !kernel.name().ends_with("int8");
+                        let tolerance = if exact { &e.float } else { &e.quantized };
+                        for rows in [1, 2, 3, 5, 8, 9, ROWS] {
+                            check(&*kernel, &x, rows, &e.product, tolerance);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_and_tiny_activations_do_not_divide_by_zero() {
+    let mut random = Random(7);
+    let weight = FORMATS[3].weight(16, 64, &mut random);
+    for level in levels() {
+        let kernel = load(&weight, level, false).expect("a kernel");
+        for value in [0.0, f32::MIN_POSITIVE, 1e-44] {
+            let mut out = vec![f32::NAN; 16];
+            kernel.matmul(&[value; 64], 1, &mut out, &Pool::new(1));
+            assert!(out.iter().all(|v| v.abs() < 1e-30), "{level} {value}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_another_shape_are_refused() {
+    let mut random = Random(7);
+    let mut weight = FORMATS[3].weight(16, 64, &mut random);
+    weight.in_features = 48;
+    assert!(levels().all(|level| load(&weight, level, false).is_none()));
+}
+
+#[test]
+fn the_reference_level_has_no_kernels_here() {
+    let weight = FORMATS[0].weight(2, 2, &mut Random(7));
+    assert!(load(&weight, Level::Scalar, true).is_none());
+    assert_eq!(kernel_name("q4_0", Level::Scalar, false), None);
+}

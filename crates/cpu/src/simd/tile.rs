@@ -1,0 +1,432 @@
+//! Block-quantized matrices repacked for one-pass kernels, at the size they had on disk.
+//!
+//! Sixteen output rows form a band. Inside a band 32 consecutive inputs form a group, and a group
+//! is eight 64-byte columns: column `j` holds inputs `4 j .. 4 j + 4` of all sixteen rows, four
+//! bytes a row. One AVX-512 register (two AVX2 registers) is thus a column, a 32-bit lane is an
+//! output row, and `vpdpbusd` against a broadcast of four activations needs no horizontal sum.
+//!
+//! Quants are unsigned, cut into planes of whole columns, so that a group of `b`-bit quants takes
+//! `64 b` bytes:
+//!
+//! | plane | columns | content of byte column `v` |
+//! | --- | --- | --- |
+//! | 8 bits | 8 | column `v` |
+//! | 4 bits | 4 | low nibble: column `v`, high nibble: column `v + 4` |
+//! | 2 bits | 2 | bits `2 s, 2 s + 1`: column `4 v + s` |
+//! | 1 bit | 1 | bit `j`: column `j` |
+//!
+//! 6 bits are planes 4 and 2, 5 bits 4 and 1, 3 bits 2 and 1, low bits first. All groups of a
+//! band come first, its scales follow, block by block: two stream a task.
+
+use super::isa::Isa;
+use std::marker::PhantomData;
+
+/// Output rows of a band.
+pub(crate) const BAND: usize = 16;
+/// Inputs of a group.
+pub(crate) const GROUP: usize = 32;
+
+/// How the scales of a block are stored. A weight is `scale * (quant - zero) + offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// One f16 scale a block.
+    Half,
+    /// One f16 scale and one f16 offset a block.
+    HalfOffset,
+    /// One power of two a block, `2^(byte - 128)`.
+    Exponent,
+    /// f16 `d`; scale of a sub-block: `d * i8`.
+    Sub,
+    /// f16 `d` and `m`; scale `d * u8`, offset `m * u8`.
+    SubOffset,
+    /// The same with scale and offset in the low and high nibble of one byte.
+    SubNibbles,
+}
+
+/// Shape of a block format.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    /// Bytes of a block on disk.
+    pub bytes: usize,
+    /// Inputs of a block: 32 or 256.
+    pub block: usize,
+    /// Inputs that share a scale: 16 or 32.
+    pub sub_block: usize,
+    /// Stored bits of a quant.
+    pub bits: u32,
+    /// Maps a stored 4-bit quant to an unsigned one.
+    pub table: Option<&'static [u8; 16]>,
+    /// Bits of the largest unsigned quant, after `table`.
+    pub quant_bits: u32,
+    /// What to subtract from the unsigned quant.
+    pub zero: i32,
+    /// Scale storage.
+    pub scales: Scales,
+}
+
+impl Layout {
+    /// Scales per group of 32 inputs.
+    pub(crate) const fn subs(&self) -> usize {
+        GROUP / self.sub_block
+    }
+
+    /// Whether weights have an offset.
+    pub(crate) const fn has_offset(&self) -> bool {
+        matches!(self.scales, Scales::HalfOffset | Scales::SubOffset | Scales::SubNibbles)
+    }
+
+    /// Bytes of one group of quants in a band.
+    const fn group_bytes(&self) -> usize {
+        64 * self.bits as usize
+    }
+
+    /// Bytes before the sub-block scales in the scales of one block of a band.
+    const fn header_bytes(&self) -> usize {
+        match self.scales {
+            Scales::Half | Scales::Sub => 2 * BAND,
+            Scales::HalfOffset | Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
+            Scales::Exponent => BAND,
+        }
+    }
+
+    /// Bytes of one sub-block's scale and offset in a band.
+    const fn sub_bytes(&self) -> usize {
+        match self.scales {
+            Scales::Half | Scales::HalfOffset | Scales::Exponent => 0,
+            Scales::Sub | Scales::SubNibbles => BAND,
+            Scales::SubOffset => 2 * BAND,
+        }
+    }
+
+    /// Bytes of the scales of one block of a band.
+    const fn scale_bytes(&self) -> usize {
+        self.header_bytes() + self.block / self.sub_block * self.sub_bytes()
+    }
+}
+
+/// One block taken apart.
+pub(crate) struct Block {
+    /// Stored quants, unsigned, in input order.
+    pub quants: [u8; 256],
+    /// Scale of the block: f16 bits, or the exponent byte.
+    pub d: u16,
+    /// Offset of the block: f16 bits.
+    pub m: u16,
+    /// Scale per sub-block.
+    pub scales: [u8; 16],
+    /// Offset per sub-block.
+    pub offsets: [u8; 16],
+}
+
+/// A block format that can be repacked into bands.
+pub(crate) trait Format: Send + Sync + 'static {
+    /// Identifier, equal to the weight's.
+    const ID: &'static str;
+    /// Its shape.
+    const LAYOUT: Layout;
+    /// Takes `block` (`LAYOUT.bytes` long) apart.
+    fn explode(block: &[u8], out: &mut Block);
+}
+
+/// One cache line, for alignment.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A matrix of format `F` in bands.
+pub(crate) struct Tiles<F> {
+    /// Output rows.
+    pub out_features: usize,
+    /// Inputs per row, a multiple of 32.
+    pub in_features: usize,
+    lines: Vec<Line>,
+    band_bytes: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Tiles<F> {
+    /// Repacks `bytes`, the rows' blocks one after another.
+    ///
+    /// # Panics
+    /// When the length is not what the shape needs: weights are checked where they are loaded.
+    pub(crate) fn new(bytes: &[u8], out_features: usize, in_features: usize) -> Self {
+        let l = F::LAYOUT;
+        let blocks = in_features / l.block;
+        assert_eq!(blocks * l.block, in_features, "whole blocks");
+        assert_eq!(bytes.len(), out_features * blocks * l.bytes, "blocks fill the matrix");
+        let quant_bytes = in_features / GROUP * l.group_bytes();
+        let band_bytes = (quant_bytes + blocks * l.scale_bytes()).next_multiple_of(64);
+        let bands = out_features.div_ceil(BAND);
+        let mut lines = vec![Line([0; 64]); bands * band_bytes / 64];
+        let flat = lines.as_flattened_bytes();
+        for (band, tile) in flat.chunks_exact_mut(band_bytes.max(1)).enumerate() {
+            let (quants, scales) = tile.split_at_mut(quant_bytes);
+            for row in 0..BAND.min(out_features - band * BAND) {
+                let start = (band * BAND + row) * blocks * l.bytes;
+                let stored = &bytes[start..start + blocks * l.bytes];
+                repack_row::<F>(stored, row, quants, scales);
+            }
+        }
+        Self { out_features, in_features, lines, band_bytes, format: PhantomData }
+    }
+
+    /// Bands, the last one padded with zeros.
+    pub(crate) fn bands(&self) -> usize {
+        self.out_features.div_ceil(BAND)
+    }
+
+    /// Groups per band.
+    pub(crate) fn groups(&self) -> usize {
+        self.in_features / GROUP
+    }
+
+    /// Bytes it occupies.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.lines.len() as u64 * 64
+    }
+
+    /// One band.
+    #[inline(always)]
+    pub(crate) fn band(&self, band: usize) -> Band<'_, F> {
+        assert!(band < self.bands());
+        // SAFETY: the band's bytes lie inside `lines`.
+        let base = unsafe { self.lines.as_ptr().cast::<u8>().add(band * self.band_bytes) };
+        Band { base, groups: self.groups(), tiles: PhantomData }
+    }
+}
+
+/// View of a vector of lines as bytes.
+trait FlattenedBytes {
+    fn as_flattened_bytes(&mut self) -> &mut [u8];
+}
+
+impl FlattenedBytes for [Line] {
+    fn as_flattened_bytes(&mut self) -> &mut [u8] {
+        // SAFETY: a line is 64 bytes without padding, and any bytes are a valid line.
+        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * 64) }
+    }
+}
+
+/// Writes one output row of a band.
+fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
+    let l = F::LAYOUT;
+    let mut block = Block { quants: [0; 256], d: 0, m: 0, scales: [0; 16], offsets: [0; 16] };
+    let groups_per_block = l.block / GROUP;
+    for (b, stored) in stored.chunks_exact(l.bytes).enumerate() {
+        F::explode(stored, &mut block);
+        for g in 0..groups_per_block {
+            let at = (b * groups_per_block + g) * l.group_bytes();
+            let group = &mut quants[at..at + l.group_bytes()];
+            let (words, _) = block.quants[g * GROUP..(g + 1) * GROUP].as_chunks::<4>();
+            let mut columns = [0u32; 8];
+            for (c, w) in columns.iter_mut().zip(words) {
+                *c = u32::from_le_bytes(*w);
+            }
+            repack_group(l.bits, &columns, row, group);
+        }
+        let scales = &mut scales[b * l.scale_bytes()..(b + 1) * l.scale_bytes()];
+        match l.scales {
+            Scales::Exponent => scales[row] = block.d as u8,
+            _ => scales[2 * row..2 * row + 2].copy_from_slice(&block.d.to_le_bytes()),
+        }
+        if l.has_offset() {
+            let at = 2 * BAND + 2 * row;
+            scales[at..at + 2].copy_from_slice(&block.m.to_le_bytes());
+        }
+        if l.sub_bytes() > 0 {
+            let subs = scales[l.header_bytes()..].chunks_exact_mut(l.sub_bytes());
+            for ((sub, &s), &o) in subs.zip(&block.scales).zip(&block.offsets) {
+                match l.scales {
+                    Scales::SubNibbles => sub[row] = s | o << 4,
+                    Scales::SubOffset => (sub[row], sub[BAND + row]) = (s, o),
+                    _ => sub[row] = s,
+                }
+            }
+        }
+    }
+}
+
+/// Writes the eight 4-byte columns of one row and group into its planes.
+fn repack_group(bits: u32, columns: &[u32; 8], row: usize, group: &mut [u8]) {
+    let mut planes = group.chunks_exact_mut(64);
+    let mut put = |word: u32| {
+        let plane = planes.next().expect("a group has `bits` planes");
+        plane[4 * row..4 * row + 4].copy_from_slice(&word.to_le_bytes());
+    };
+    let mut low = 0;
+    if bits == 8 {
+        return columns.iter().for_each(|&c| put(c));
+    }
+    if bits & 4 != 0 {
+        (0..4).for_each(|v| put(columns[v] & 0x0f0f_0f0f | (columns[v + 4] & 0x0f0f_0f0f) << 4));
+        low = 4;
+    }
+    if bits & 2 != 0 {
+        let two = |c: u32| (c >> low) & 0x0303_0303;
+        (0..2).for_each(|v| {
+            put((0..4).fold(0, |word, s| word | two(columns[4 * v + s]) << (2 * s)));
+        });
+        low += 2;
+    }
+    if bits & 1 != 0 {
+        put((0..8).fold(0, |word, j| word | ((columns[j] >> low) & 0x0101_0101) << j));
+    }
+}
+
+/// Where a kernel reads quants and scales from: a band, or a chunk of one already unpacked.
+/// `part` selects the lanes when a register holds fewer than sixteen.
+pub(crate) trait Source: Copy {
+    /// Shape of the format.
+    const LAYOUT: Layout;
+    /// Unsigned quants of group `group`, one register a column.
+    ///
+    /// # Safety
+    /// `group` and `part` must be in range.
+    unsafe fn quants<S: Isa>(self, s: S, group: usize, part: usize) -> [S::I; 8];
+    /// Scale and offset of sub-block `sub` of group `group`.
+    ///
+    /// # Safety
+    /// `group`, `sub` and `part` must be in range.
+    unsafe fn scales<S: Isa>(self, s: S, group: usize, sub: usize, part: usize) -> (S::F, S::F);
+}
+
+/// One band of [`Tiles`].
+pub(crate) struct Band<'a, F> {
+    base: *const u8,
+    groups: usize,
+    tiles: PhantomData<&'a Tiles<F>>,
+}
+
+impl<F> Clone for Band<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Band<'_, F> {}
+
+impl<F: Format> Source for Band<'_, F> {
+    const LAYOUT: Layout = F::LAYOUT;
+
+    #[inline(always)]
+    unsafe fn quants<S: Isa>(self, s: S, group: usize, part: usize) -> [S::I; 8] {
+        let l = F::LAYOUT;
+        // SAFETY: the caller keeps `group` and `part` in range; a group has `bits` columns.
+        unsafe {
+            let base = self.base.add(group * l.group_bytes() + part * S::LANES * 4);
+            let mut q = unpack(s, l.bits, base);
+            if let Some(table) = l.table {
+                for q in &mut q {
+                    *q = s.lookup(table, *q);
+                }
+            }
+            q
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Isa>(self, s: S, group: usize, sub: usize, part: usize) -> (S::F, S::F) {
+        let l = F::LAYOUT;
+        let per_block = l.block / GROUP;
+        let (block, inside) = (group / per_block, group % per_block);
+        // SAFETY: the caller keeps the indices in range; the offsets follow `Layout`.
+        unsafe {
+            let at = self.groups * l.group_bytes() + block * l.scale_bytes();
+            let header = self.base.add(at);
+            let half = |i: usize| header.add(2 * (i * BAND + part * S::LANES));
+            let sub = (inside * l.subs() + sub) * l.sub_bytes();
+            let bytes = header.add(l.header_bytes() + sub + part * S::LANES);
+            match l.scales {
+                Scales::Half => (s.load_f16(half(0)), s.zero()),
+                Scales::HalfOffset => (s.load_f16(half(0)), s.load_f16(half(1))),
+                Scales::Exponent => (s.load_e8m0(header.add(part * S::LANES)), s.zero()),
+                Scales::Sub => (s.mul(s.load_f16(half(0)), s.load_i8(bytes)), s.zero()),
+                Scales::SubOffset => (
+                    s.mul(s.load_f16(half(0)), s.load_u8(bytes)),
+                    s.mul(s.load_f16(half(1)), s.load_u8(bytes.add(BAND))),
+                ),
+                Scales::SubNibbles => {
+                    let (low, high) = s.load_nibbles(bytes);
+                    (s.mul(s.load_f16(half(0)), low), s.mul(s.load_f16(half(1)), high))
+                }
+            }
+        }
+    }
+}
+
+/// The eight columns of a group from its planes at `base`, each column 64 bytes apart.
+///
+/// # Safety
+/// `bits` columns must be readable.
+#[inline(always)]
+unsafe fn unpack<S: Isa>(s: S, bits: u32, base: *const u8) -> [S::I; 8] {
+    // SAFETY: planes are `bits` columns of 64 bytes, of which this reads one register each.
+    unsafe {
+        let mut q = [s.splat_u8(0); 8];
+        let mut plane = 0;
+        let mut low = 0;
+        if bits == 8 {
+            for (v, q) in q.iter_mut().enumerate() {
+                *q = s.load(base.add(64 * v));
+            }
+            return q;
+        }
+        if bits & 4 != 0 {
+            let mask = s.splat_u8(15);
+            for v in 0..4 {
+                let both = s.load(base.add(64 * v));
+                q[v] = s.and(both, mask);
+                q[v + 4] = s.and(s.shift16(both, 4), mask);
+            }
+            (plane, low) = (4, 4);
+        }
+        if bits & 2 != 0 {
+            let mask = s.splat_u8(3 << low);
+            for v in 0..2 {
+                let four = s.load(base.add(64 * (plane + v)));
+                for i in 0..4 {
+                    let two = s.and(s.shift16(four, 2 * i as i32 - low), mask);
+                    q[4 * v + i] = if low == 0 { two } else { s.or(q[4 * v + i], two) };
+                }
+            }
+            plane += 2;
+            low += 2;
+        }
+        if bits & 1 != 0 {
+            let mask = s.splat_u8(1 << low);
+            let eight = s.load(base.add(64 * plane));
+            for (j, q) in q.iter_mut().enumerate() {
+                *q = s.or(*q, s.and(s.shift16(eight, j as i32 - low), mask));
+            }
+        }
+        q
+    }
+}
+
+/// Weights `group` of a band as f32, `out: [32, 16]`, input by input.
+///
+/// # Safety
+/// `group` must be in range and `out` hold 512 floats.
+#[inline(always)]
+pub(crate) unsafe fn expand<S: Isa, T: Source>(s: S, source: T, group: usize, out: *mut f32) {
+    let l = T::LAYOUT;
+    for part in 0..BAND / S::LANES {
+        // SAFETY: the caller vouches for `group` and `out`.
+        unsafe {
+            let q = source.quants(s, group, part);
+            let zero = s.splat(l.zero as f32);
+            for sub in 0..l.subs() {
+                let (scale, offset) = source.scales(s, group, sub, part);
+                let columns = 8 / l.subs();
+                for j in sub * columns..(sub + 1) * columns {
+                    for b in 0..4 {
+                        let q = s.sub(s.byte_to_f32(q[j], b), zero);
+                        let w = s.mul(q, scale);
+                        let w = if l.has_offset() { s.add(w, offset) } else { w };
+                        s.store_f32(out.add((4 * j + b as usize) * BAND + part * S::LANES), w);
+                    }
+                }
+            }
+        }
+    }
+}
