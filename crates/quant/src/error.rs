@@ -10,11 +10,11 @@ pub enum QuantError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// No format recognises the tensors stored under this key.
-    #[error("{key}: no known weight format; stored tensors: {found:?}")]
+    #[error("{key}: no known weight format; stored are: {}", found.join(", "))]
     Unknown {
         /// Key of the linear layer.
         key: String,
-        /// Names stored under that key.
+        /// Names, types and shapes stored under that key.
         found: Vec<String>,
     },
     /// Stored in an element type that cannot be a weight.

@@ -1,7 +1,7 @@
 //! The trait of a weight encoding and the list of all of them.
 
 use crate::{QuantError, exl3, float, fp8, ggml};
-use marlin_checkpoint::Checkpoint;
+use marlin_checkpoint::{Checkpoint, CheckpointError, Encoding};
 use marlin_tensor::Weight;
 use std::ops::Range;
 
@@ -148,11 +148,19 @@ pub fn load(
         Some(f) => f.load(checkpoint, key, out_features, in_features),
         None => {
             let prefix = format!("{key}.");
-            let found = checkpoint.tensors().map(|t| &t.name);
-            Err(QuantError::Unknown {
-                key: key.to_owned(),
-                found: found.filter(|n| n.starts_with(&prefix)).cloned().collect(),
-            })
+            let found: Vec<String> = checkpoint
+                .tensors()
+                .filter(|t| t.name.starts_with(&prefix))
+                .map(|t| match t.encoding {
+                    Encoding::Plain(dtype) => format!("{} {dtype} {:?}", t.name, t.shape),
+                    Encoding::Ggml(kind) => format!("{} {kind} {:?}", t.name, t.shape),
+                })
+                .collect();
+            if found.is_empty() {
+                let (path, key) = (checkpoint.path.clone(), format!("{key}.weight"));
+                return Err(CheckpointError::Missing { path, key }.into());
+            }
+            Err(QuantError::Unknown { key: key.to_owned(), found })
         }
     }
 }

@@ -128,7 +128,11 @@ fn bad_scales_are_named() {
         (json!({}), stored("layer.weight_scale", DType::F32, &[130, 1], bytes(130)), "[131, 1]"),
         (json!({}), stored("layer.weight_scale", DType::F32, &[140], bytes(140)), "[131]"),
         (json!({}), stored("layer.weight_scale", DType::I32, &[1], bytes(1)), "floats"),
-        (json!({}), stored("layer.other", DType::F32, &[1], bytes(1)), "no known weight format"),
+        (
+            json!({}),
+            stored("layer.other", DType::F32, &[1], bytes(1)),
+            "stored are: layer.other F32 [1], layer.weight F8_E4M3 [131, 140]",
+        ),
         (
             json!({"quantization_config": {"weight_block_size": [64, 128]}}),
             block_scale(),
