@@ -78,8 +78,17 @@ impl Checkpoint {
         name: &str,
         files: &[(&str, &'static [u8])],
     ) -> Result<Self, CheckpointError> {
+        let files: Vec<_> = files.iter().map(|(n, b)| (*n, Bytes::from_static(b))).collect();
+        Self::from_memory(name, &files)
+    }
+
+    /// As [`from_embedded`](Self::from_embedded) for files that came to memory in another way.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_memory(name: &str, files: &[(&str, Bytes)]) -> Result<Self, CheckpointError> {
         let name = Path::new(name);
-        open_folder(name, &Folder::Embedded { name, files })
+        open_folder(name, &Folder::Memory { name, files })
     }
 }
 

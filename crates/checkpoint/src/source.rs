@@ -1,4 +1,4 @@
-//! Files as bytes: mapped from disk, read whole when small, or compiled into the binary.
+//! Files as bytes: mapped from disk, read whole when small, or in memory already.
 
 use crate::CheckpointError;
 use crate::error::{Fault, shown};
@@ -69,10 +69,10 @@ pub(crate) fn io_error(path: &Path, source: io::Error) -> CheckpointError {
     }
 }
 
-/// The files of one model, on disk or in the binary.
+/// The files of one model, on disk or in memory.
 pub(crate) enum Folder<'a> {
     Disk(&'a Path),
-    Embedded { name: &'a Path, files: &'a [(&'a str, &'static [u8])] },
+    Memory { name: &'a Path, files: &'a [(&'a str, Bytes)] },
 }
 
 impl Folder<'_> {
@@ -80,7 +80,7 @@ impl Folder<'_> {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Disk(directory) => directory.join(name),
-            Self::Embedded { name: folder, .. } => folder.join(name),
+            Self::Memory { name: folder, .. } => folder.join(name),
         }
     }
 
@@ -93,7 +93,7 @@ impl Folder<'_> {
                 let names: io::Result<Vec<_>> = names.collect();
                 names.map_err(|e| io_error(directory, e))?.into_iter().flatten().collect()
             }
-            Self::Embedded { files, .. } => files.iter().map(|(n, _)| (*n).to_owned()).collect(),
+            Self::Memory { files, .. } => files.iter().map(|(n, _)| (*n).to_owned()).collect(),
         };
         names.sort_unstable();
         Ok(names)
@@ -103,15 +103,15 @@ impl Folder<'_> {
     pub(crate) fn map(&self, name: &str) -> Result<FileBytes, CheckpointError> {
         match self {
             Self::Disk(directory) => map(&directory.join(name)),
-            Self::Embedded { files, .. } => match files.iter().find(|(n, _)| *n == name) {
+            Self::Memory { files, .. } => match files.iter().find(|(n, _)| *n == name) {
                 Some((_, bytes)) => Ok(FileBytes {
                     file: self.path(name).into(),
-                    bytes: Bytes::from_static(bytes),
+                    bytes: bytes.clone(),
                     mapped: None,
                 }),
                 None => Err(CheckpointError::NotFound {
                     path: self.path(name),
-                    what: "embedded file".to_owned(),
+                    what: "file in memory".to_owned(),
                 }),
             },
         }
@@ -121,7 +121,7 @@ impl Folder<'_> {
     pub(crate) fn small(&self, name: &str) -> Result<Option<FileBytes>, CheckpointError> {
         let found = match self {
             Self::Disk(directory) => read_small(&directory.join(name)),
-            Self::Embedded { .. } => self.map(name),
+            Self::Memory { .. } => self.map(name),
         };
         match found {
             Err(CheckpointError::NotFound { .. }) => Ok(None),
