@@ -106,7 +106,7 @@ impl WeightFormat for Block128 {
     ) -> Result<(), QuantError> {
         let grid = block_grid(weight.out_features, weight.in_features);
         let scale = parts::require(weight, "scale", DType::F32, &grid)?.to_f32()?;
-        decode_with(weight, rows, out, |i, j| scale[i / BLOCK * grid[1] + j / BLOCK])
+        decode_with(weight, rows, out, |row, block| scale[row / BLOCK * grid[1] + block])
     }
 
     fn row_granularity(&self) -> usize {
@@ -209,7 +209,7 @@ impl WeightFormat for PerRow {
     ) -> Result<(), QuantError> {
         let scale =
             parts::require(weight, "scale", DType::F32, &[weight.out_features])?.to_f32()?;
-        decode_with(weight, rows, out, |i, _| scale[i])
+        decode_with(weight, rows, out, |row, _| scale[row])
     }
 
     fn pack(
@@ -275,6 +275,7 @@ fn check_block_size(checkpoint: &Checkpoint) -> Result<(), QuantError> {
     }
 }
 
+/// Decodes with the scale of each row and block of columns.
 fn decode_with(
     weight: &Weight,
     rows: Range<usize>,
@@ -284,11 +285,17 @@ fn decode_with(
     let shape = [weight.out_features, weight.in_features];
     let codes = parts::require(weight, "weight", DType::F8E4M3, &shape)?;
     parts::check_rows(weight, &rows, out)?;
-    let first = rows.start;
+    let (first, width) = (rows.start, weight.in_features.max(1));
     let codes = codes.slice_rows(rows);
-    for (n, (x, &code)) in out.iter_mut().zip(codes.bytes()).enumerate() {
-        let (i, j) = (first + n / weight.in_features, n % weight.in_features);
-        *x = E4M3[usize::from(code)] * scale(i, j);
+    for (i, (codes, out)) in
+        codes.bytes().chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate()
+    {
+        for (j, (codes, out)) in codes.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).enumerate() {
+            let scale = scale(first + i, j);
+            for (x, &code) in out.iter_mut().zip(codes) {
+                *x = E4M3[usize::from(code)] * scale;
+            }
+        }
     }
     Ok(())
 }

@@ -62,8 +62,8 @@ fn decode_q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     for (group, out) in out.chunks_exact_mut(16).enumerate() {
         let scales = block[group];
         let (dl, ml) = (d * f32::from(scales & 15), dmin * f32::from(scales >> 4));
-        for (i, x) in out.iter_mut().enumerate() {
-            *x = dl * f32::from(two_bits(&block[16..80], group * 16 + i)) - ml;
+        for (x, q) in out.iter_mut().zip(two_bits(&block[16..80], group)) {
+            *x = dl * f32::from(q) - ml;
         }
     }
 }
@@ -72,9 +72,9 @@ fn decode_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let (high, scales, d) = (&block[..32], &block[96..108], f16_at(block, 108));
     for (group, out) in out.chunks_exact_mut(16).enumerate() {
         let dl = d * f32::from(q3_k_scale(scales, group) as i8 - 32);
-        for (i, x) in out.iter_mut().enumerate() {
-            let n = group * 16 + i;
-            let q = two_bits(&block[32..96], n) | high_bit(high, n) << 2;
+        let high = &high[group % 2 * 16..][..16];
+        for ((x, low), high) in out.iter_mut().zip(two_bits(&block[32..96], group)).zip(high) {
+            let q = low | (high >> (group / 2) & 1) << 2;
             *x = dl * f32::from(q as i8 - 4);
         }
     }
@@ -98,8 +98,8 @@ fn decode_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
         let (s, m) = scale_and_min(&block[4..16], group);
         let (dl, ml) = (d * f32::from(s), dmin * f32::from(m));
         let codes = &block[48 + group / 2 * 32..][..32];
-        for (i, (x, b)) in out.iter_mut().zip(codes).enumerate() {
-            let q = (b >> (4 * (group % 2))) & 15 | high_bit(&block[16..48], group * 32 + i) << 4;
+        for ((x, low), high) in out.iter_mut().zip(codes).zip(&block[16..48]) {
+            let q = (low >> (4 * (group % 2))) & 15 | (high >> group & 1) << 4;
             *x = dl * f32::from(q) - ml;
         }
     }
@@ -109,22 +109,20 @@ fn decode_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
     for (group, out) in out.chunks_exact_mut(16).enumerate() {
         let dl = d * f32::from(block[192 + group] as i8);
-        for (i, x) in out.iter_mut().enumerate() {
-            let n = group * 16 + i;
-            // Weights 64 apart share a byte of low nibbles.
-            let low = (block[n / 128 * 64 + n % 64] >> (4 * (n / 64 % 2))) & 15;
-            let q = low | two_bits(&block[128..192], n) << 4;
+        // Weights 64 apart, four groups, share a byte of low nibbles.
+        let low = &block[group / 8 * 64 + group % 4 * 16..][..16];
+        let shift = 4 * (group / 4 % 2);
+        for ((x, low), high) in out.iter_mut().zip(low).zip(two_bits(&block[128..192], group)) {
+            let q = (low >> shift) & 15 | high << 4;
             *x = dl * f32::from(q as i8 - 32);
         }
     }
 }
 
-fn two_bits(bytes: &[u8], n: usize) -> u8 {
-    (bytes[n / 128 * 32 + n % 32] >> (2 * (n / 32 % 4))) & 3
-}
-
-fn high_bit(bytes: &[u8], n: usize) -> u8 {
-    (bytes[n % 32] >> (n / 32)) & 1
+/// The two-bit codes of a group of 16 weights.
+fn two_bits(bytes: &[u8], group: usize) -> impl Iterator<Item = u8> {
+    let shift = 2 * (group / 2 % 4);
+    bytes[group / 8 * 32 + group % 2 * 16..][..16].iter().map(move |b| (b >> shift) & 3)
 }
 
 /// Six-bit scale of Q3_K: low nibbles in bytes 0-7 (groups 0-7 low, 8-15 high), upper pairs in

@@ -48,9 +48,11 @@ fn decode_tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
 
 fn decode_tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
     let d = f16_at(block, 64);
-    for (n, x) in out.iter_mut().enumerate() {
-        let q = (block[n / 128 * 32 + n % 32] >> (2 * (n / 32 % 4))) & 3;
-        *x = d * (f32::from(q) - 1.0);
+    for (run, out) in out.chunks_exact_mut(32).enumerate() {
+        for (x, b) in out.iter_mut().zip(&block[run / 4 * 32..]) {
+            let q = (b >> (2 * (run % 4))) & 3;
+            *x = d * (f32::from(q) - 1.0);
+        }
     }
 }
 
