@@ -1,6 +1,8 @@
 //! The ggml block formats against the `gguf` Python package and against themselves.
 
-use marlin_checkpoint::{Checkpoint, Container, Encoding, GgmlType, StoredTensor};
+use marlin_checkpoint::{
+    Checkpoint, Container, Encoding, GgmlType, GgufTensor, GgufValue, StoredTensor, write_gguf,
+};
 use marlin_quant::{QuantError, decode, format, formats, load, slice_rows};
 use marlin_tensor::{DType, HostTensor, Weight};
 use proptest::prelude::*;
@@ -176,6 +178,39 @@ fn packers_refuse_what_they_cannot_hold() {
             let error = format(id).pack(&vec![1e30; block], 1, block).unwrap_err().to_string();
             assert!(error.contains("too large"), "{id}: {error}");
         }
+    }
+}
+
+#[test]
+fn packed_weights_survive_a_gguf_file() {
+    let (rows, columns) = (5, 512);
+    let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 0.37).sin()).collect();
+    let packed: Vec<(String, GgmlType, Weight)> = TYPES
+        .into_iter()
+        .filter(|t| t.4)
+        .map(|t| {
+            (format!("{}.weight", t.0), t.1, format(t.0).pack(&values, rows, columns).unwrap())
+        })
+        .collect();
+    let shape = [rows, columns];
+    let tensors: Vec<GgufTensor> = packed
+        .iter()
+        .map(|(name, ggml_type, weight)| GgufTensor {
+            name,
+            encoding: Encoding::Ggml(*ggml_type),
+            shape: &shape,
+            data: weight.parts[0].1.bytes(),
+        })
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("packed.gguf");
+    let architecture = GgufValue::String("llama".to_owned());
+    write_gguf(&path, &[("general.architecture", architecture)], &tensors).unwrap();
+    let opened = Checkpoint::open(&path).unwrap();
+    for (_, _, weight) in &packed {
+        let read = load(&opened, weight.format, rows, columns).unwrap();
+        assert_eq!(read.format, weight.format);
+        assert_eq!(decode(&read).unwrap(), decode(weight).unwrap(), "{}", weight.format);
     }
 }
 
