@@ -5,6 +5,7 @@
 //! by the system when first written.
 
 use crate::Level;
+use crate::memory::{available_bytes, zeroed};
 use crate::simd::{narrow_f16, widen_bf16, widen_f16};
 use half::bf16;
 use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
@@ -18,16 +19,12 @@ pub(crate) enum Elements {
 }
 
 impl Elements {
-    fn zeros(dtype: DType, len: usize) -> Result<Self, BackendError> {
-        match dtype {
-            DType::F32 => Ok(Self::F32(vec![0.0; len])),
-            DType::F16 => Ok(Self::F16(vec![0; len])),
-            DType::BF16 => Ok(Self::BF16(vec![0; len])),
-            _ => Err(BackendError::Unsupported {
-                backend: "cpu".to_owned(),
-                what: format!("a cache of {dtype}"),
-            }),
-        }
+    fn zeros(dtype: DType, len: usize) -> Option<Self> {
+        Some(match dtype {
+            DType::F16 => Self::F16(zeroed(len)?),
+            DType::BF16 => Self::BF16(zeroed(len)?),
+            _ => Self::F32(zeroed(len)?),
+        })
     }
 
     /// Rounds `values` to the element type and writes them at `at`.
@@ -101,19 +98,37 @@ impl PagedCache {
     /// Allocates `spec`.
     ///
     /// # Errors
-    /// When the element type cannot be cached.
+    /// When the element type cannot be cached, or there is no room.
     pub(crate) fn new(spec: &CacheSpec) -> Result<Self, BackendError> {
-        let slots = spec.num_blocks * spec.block_size;
+        if !matches!(spec.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(BackendError::Unsupported {
+                backend: "cpu".to_owned(),
+                what: format!("a cache of {}", spec.dtype),
+            });
+        }
+        let slots = spec.num_blocks.saturating_mul(spec.block_size);
+        let needed_bytes = (slots as u64).saturating_mul(spec.bytes_per_token() as u64);
+        let no_room = |available_bytes| BackendError::OutOfMemory {
+            what: format!("a cache of {slots} tokens"),
+            needed_bytes,
+            available_bytes,
+        };
+        // Pages are mapped as the context grows: without this the process would be killed then.
+        let available = available_bytes();
+        if let Some(available) = available.filter(|a| needed_bytes > *a) {
+            return Err(no_room(available));
+        }
         let layer = |layer: &CacheLayerSpec| {
             let heads = slots * layer.num_kv_heads;
-            Ok(RwLock::new(Layer {
+            Some(RwLock::new(Layer {
                 spec: *layer,
                 block_size: spec.block_size,
                 keys: Elements::zeros(spec.dtype, heads * layer.key_head_dim)?,
                 values: Elements::zeros(spec.dtype, heads * layer.value_head_dim)?,
             }))
         };
-        Ok(Self { layers: spec.layers.iter().map(layer).collect::<Result<_, BackendError>>()? })
+        let layers = spec.layers.iter().map(layer).collect::<Option<_>>();
+        Ok(Self { layers: layers.ok_or_else(|| no_room(available.unwrap_or(0)))? })
     }
 
     /// Copies whole blocks of every layer, pair by pair.

@@ -1,5 +1,6 @@
 //! Activation buffers: f32, aligned to a cache line, recycled so that a decode step allocates
-//! nothing once the first one has run.
+//! nothing once the first one has run. And zeroed arrays for caches, whose pages the system maps
+//! when they are first written.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -124,6 +125,34 @@ impl Drop for Buffer {
     }
 }
 
+/// Elements whose zero is all bits zero and every bit pattern of which is valid.
+pub(crate) trait Plain: Copy {}
+
+impl Plain for f32 {}
+impl Plain for u16 {}
+
+/// `len` zeros, or `None` when there is no room.
+pub(crate) fn zeroed<T: Plain>(len: usize) -> Option<Vec<T>> {
+    let layout = Layout::array::<T>(len).ok()?;
+    if layout.size() == 0 {
+        return Some(Vec::new());
+    }
+    // SAFETY: the layout is not empty; the vector gets the allocation it would have made itself,
+    // full of valid elements.
+    unsafe {
+        let start = alloc_zeroed(layout).cast::<T>();
+        (!start.is_null()).then(|| Vec::from_raw_parts(start, len, len))
+    }
+}
+
+/// Bytes the system says it can still give out; `None` where it does not say.
+pub(crate) fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +172,14 @@ mod tests {
             assert_eq!(again.as_ptr(), address);
         }
         assert_eq!(&arena.copy_of(&[1.0, 2.0])[..], [1.0, 2.0]);
+    }
+
+    #[test]
+    fn arrays_are_zero_or_refused() {
+        assert!(zeroed::<u16>(1001).unwrap().iter().all(|&v| v == 0));
+        assert!(zeroed::<f32>(0).unwrap().is_empty());
+        assert!(zeroed::<f32>(usize::MAX / 4).is_none());
+        assert!(available_bytes().is_none_or(|b| b > 0));
     }
 
     #[test]

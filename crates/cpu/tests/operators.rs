@@ -440,11 +440,16 @@ fn check_attention(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], 
 }
 
 #[test]
-fn caches_of_other_types_are_refused() {
+fn caches_of_other_types_and_endless_ones_are_refused() {
     let layers = vec![CacheLayerSpec { num_kv_heads: 1, key_head_dim: 8, value_head_dim: 8 }];
     let spec = CacheSpec { layers, block_size: 4, num_blocks: 1, dtype: DType::I8 };
     let error = backends()[0].create_cache(&spec).err().unwrap().to_string();
     assert!(error.contains("I8"), "{error}");
+    for num_blocks in [1 << 40, usize::MAX] {
+        let spec = CacheSpec { num_blocks, dtype: DType::F16, ..spec.clone() };
+        let error = backends()[0].create_cache(&spec).err().unwrap().to_string();
+        assert!(error.contains("bytes"), "{error}");
+    }
 }
 
 #[test]
