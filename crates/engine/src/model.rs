@@ -1,6 +1,7 @@
 //! What the engine needs to know of a model: the seam at which tests put a fake one.
 
 use crate::EngineError;
+use marlin_models::Model;
 use marlin_tensor::{Batch, Cache, DType, Tensor};
 
 /// A decoder-only model on its device.
@@ -40,4 +41,35 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// When the device fails.
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError>;
+}
+
+impl LanguageModel for Model {
+    fn vocab_size(&self) -> usize {
+        self.spec().vocab_size
+    }
+
+    fn max_context(&self) -> usize {
+        self.spec().max_position_embeddings
+    }
+
+    fn create_cache(
+        &self,
+        num_blocks: usize,
+        block_size: usize,
+        dtype: DType,
+    ) -> Result<Cache, EngineError> {
+        Ok(self.backend().create_cache(&self.cache_spec(num_blocks, block_size, dtype))?)
+    }
+
+    fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<(), EngineError> {
+        Ok(self.backend().copy_blocks(cache, pairs)?)
+    }
+
+    fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError> {
+        Model::forward(self, batch, cache).map_err(|e| EngineError::Forward(Box::new(e)))
+    }
+
+    fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
+        Ok(self.backend().download(logits)?)
+    }
 }

@@ -1,0 +1,170 @@
+//! The engine over real forward passes: every tiny checkpoint of the test kit on the CPU backend.
+
+mod common;
+
+use common::{Outcome, answers, drain};
+use marlin_checkpoint::{Checkpoint, read_safetensors};
+use marlin_cpu::{Activations, CpuBackend, CpuOptions};
+use marlin_engine::evaluate::{Choice, ChoiceRow, PerplexityOptions, choices, logits, perplexity};
+use marlin_engine::{
+    Engine, EngineOptions, FinishReason, LanguageModel, Request, SamplingOptions, SamplingParams,
+};
+use marlin_models::Model;
+use marlin_tensor::DType;
+use marlin_testkit::tiny_model;
+use std::sync::Arc;
+
+const FAMILIES: [&str; 15] = [
+    "deepseek_v2",
+    "deepseek_v2_grouped",
+    "deepseek_v3",
+    "gemma3",
+    "glm4_moe_lite",
+    "llama",
+    "llama_bias",
+    "llama_sharded",
+    "mistral",
+    "mixtral",
+    "phi3",
+    "phi3_short",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+];
+
+/// A tiny model and the 64 tokens its reference results are for.
+fn load(family: &str) -> (Arc<Model>, Vec<u32>, Vec<f32>) {
+    let path = tiny_model(family);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let spec = marlin_models::spec(&checkpoint).unwrap();
+    let options =
+        CpuOptions { threads: 1, activations: Activations::Float, ..CpuOptions::default() };
+    let backend = Arc::new(CpuBackend::new(options).unwrap());
+    let model = Model::load(&checkpoint, spec, backend, &mut |_| {}).unwrap();
+    let reference = read_safetensors(&path.join("ref.safetensors")).unwrap();
+    let find = |name: &str| {
+        let tensor = reference.tensors.iter().find(|t| t.name == name).unwrap();
+        tensor.plain().unwrap()
+    };
+    let tokens = find("input_ids").to_i64().unwrap().into_iter().map(|t| t as u32).collect();
+    (Arc::new(model), tokens, find("logits").to_f32().unwrap())
+}
+
+fn engine(model: &Arc<Model>, max_batch: usize, num_blocks: usize, chunk: usize) -> Engine {
+    let options = EngineOptions {
+        block_size: 4,
+        max_context: Some(128),
+        num_blocks: Some(num_blocks),
+        cache_dtype: DType::F32,
+        prefill_chunk: chunk,
+        max_batch,
+    };
+    Engine::new(model.clone(), &options).unwrap()
+}
+
+/// Greedy and sampled continuations of prefixes of `tokens`.
+fn requests(tokens: &[u32]) -> Vec<Request> {
+    let sampled = |seed| SamplingOptions { seed, top_p: 0.95, ..SamplingOptions::default() };
+    [
+        (64, 24, SamplingOptions::greedy()),
+        (33, 40, sampled(1)),
+        (1, 40, SamplingOptions { repetition_penalty: 1.5, ..SamplingOptions::greedy() }),
+        (17, 30, sampled(2)),
+    ]
+    .into_iter()
+    .map(|(prompt, max_tokens, sampling)| {
+        let sampling = SamplingParams::new(sampling).unwrap();
+        let request = Request::new(tokens[..prompt].to_vec(), sampling, vec![]);
+        Request { max_tokens: Some(max_tokens), ..request }
+    })
+    .collect()
+}
+
+#[test]
+fn answers_depend_neither_on_chunks_nor_on_company_nor_on_preemption() {
+    for family in FAMILIES {
+        let (model, tokens, _) = load(family);
+        let requests = requests(&tokens);
+        let alone: Vec<_> = requests
+            .iter()
+            .flat_map(|r| answers(&mut engine(&model, 1, 32, 64), std::slice::from_ref(r)))
+            .collect();
+        for (chunk, batch) in [(1, 1), (7, 1), (16, 1), (1, 4), (7, 2), (16, 4), (64, 4)] {
+            let mut engine = engine(&model, batch, 32 * batch, chunk);
+            let found = answers(&mut engine, &requests);
+            assert_eq!(found, alone, "{family}, chunk {chunk}, batch {batch}");
+            assert_eq!(engine.free_blocks(), 32 * batch);
+        }
+        let mut small = engine(&model, 4, 40, 16);
+        assert_eq!(answers(&mut small, &requests), alone, "{family}, preempted");
+        assert!(small.preemptions() > 0, "the pool was meant to be too small");
+        assert_eq!(small.free_blocks(), 40);
+    }
+}
+
+#[test]
+fn a_cancelled_sequence_leaves_its_company_alone() {
+    let (model, tokens, _) = load("glm4_moe_lite");
+    let requests = requests(&tokens);
+    let alone = answers(&mut engine(&model, 1, 32, 64), &requests[1..2]).remove(0);
+    let mut engine = engine(&model, 4, 100, 16);
+    let limits = engine.limits();
+    let ids: Vec<_> =
+        requests.iter().map(|r| engine.submit(limits.validate(r.clone()).unwrap())).collect();
+    let mut outcome = Outcome::default();
+    for _ in 0..8 {
+        outcome.take(engine.step());
+    }
+    for &id in [&ids[0], &ids[2], &ids[3]] {
+        assert!(engine.cancel(id));
+    }
+    assert_eq!(100 - engine.free_blocks(), (33 + outcome.tokens[&ids[1]].len()).div_ceil(4));
+    let rest = drain(&mut engine);
+    let mut answer = outcome.tokens[&ids[1]].clone();
+    answer.extend(&rest.tokens[&ids[1]]);
+    assert_eq!(answer, alone);
+    let cancelled = |id| matches!(rest.finished[&id], FinishReason::Cancelled);
+    assert!([ids[0], ids[2], ids[3]].into_iter().all(cancelled));
+    assert_eq!(engine.free_blocks(), 100);
+}
+
+#[test]
+fn evaluation_agrees_with_the_reference_logits() {
+    for family in FAMILIES {
+        let (model, tokens, reference) = load(family);
+        let found = logits(model.as_ref(), &tokens).unwrap();
+        let error = found.iter().zip(&reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(error <= 2e-4, "{family}: {error}");
+
+        let vocab_size = model.vocab_size();
+        let score = |position: usize, token: u32| {
+            let row = &reference[(position - 1) * vocab_size..][..vocab_size];
+            let norm = row.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+            f64::from(row[token as usize]) - norm
+        };
+        let options = PerplexityOptions { window: 64, score_from: 5, windows: Some(1) };
+        let reference_model: &dyn LanguageModel = model.as_ref();
+        let report =
+            perplexity(model.as_ref(), &tokens, &options, Some(reference_model), &mut |_| {})
+                .unwrap();
+        let expected = -(5..64).map(|p| score(p, tokens[p])).sum::<f64>() / 59.0;
+        assert!((report.nll - expected).abs() < 1e-4, "{family}: {} {expected}", report.nll);
+        assert_eq!(report.tokens_scored, 59);
+        assert_eq!((report.kl_divergence, report.top1_agreement), (Some(0.0), Some(1.0)));
+
+        // The true continuation is chosen exactly when it is likelier than another one. Contexts
+        // shorter than 33 would use LongRoPE's short table, unlike the reference's 64 tokens.
+        let choice = |tokens: &[u32]| Choice { tokens: tokens.to_vec(), characters: tokens.len() };
+        let mut right = 0;
+        let rows: Vec<_> = (33..60)
+            .map(|at| {
+                let other = (tokens[at] + 1) % vocab_size as u32;
+                right += usize::from(score(at, tokens[at]) >= score(at, other));
+                let choices = vec![choice(&tokens[at..=at]), choice(&[other])];
+                ChoiceRow { context: tokens[..at].to_vec(), choices, gold: 0 }
+            })
+            .collect();
+        let report = choices(model.as_ref(), &rows, &mut |_| {}).unwrap();
+        assert_eq!(report.accuracy, right as f64 / 27.0, "{family}");
+    }
+}
