@@ -3,6 +3,7 @@
 //! * `isa`: what a kernel may use of a processor; `avx2`, `avx512`: the two implementations.
 //! * `tile`: block-quantized weights repacked for sixteen output rows at a time; `block/`: how the
 //!   blocks of each format come apart, the only code a new block format needs.
+//!   They lie in memory of their own (`region`).
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
 //! * `kernels`: the [`Kernel`]s made of these.
@@ -25,6 +26,8 @@ mod kernels;
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod quantized;
+#[cfg(target_arch = "x86_64")]
+mod region;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 

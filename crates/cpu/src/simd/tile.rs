@@ -19,6 +19,7 @@
 //! band come first, its scales follow, block by block: two stream a task.
 
 use super::isa::Isa;
+use super::region::Piece;
 use std::marker::PhantomData;
 
 /// Output rows of a band.
@@ -128,18 +129,13 @@ pub(crate) trait Format: Send + Sync + 'static {
     fn explode(block: &[u8], out: &mut Block);
 }
 
-/// One cache line, for alignment.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// A matrix of format `F` in bands.
 pub(crate) struct Tiles<F> {
     /// Output rows.
     pub out_features: usize,
     /// Inputs per row, a multiple of 32.
     pub in_features: usize,
-    lines: Vec<Line>,
+    data: Piece,
     band_bytes: usize,
     format: PhantomData<F>,
 }
@@ -157,9 +153,8 @@ impl<F: Format> Tiles<F> {
         let quant_bytes = in_features / GROUP * l.group_bytes();
         let band_bytes = (quant_bytes + blocks * l.scale_bytes()).next_multiple_of(64);
         let bands = out_features.div_ceil(BAND);
-        let mut lines = vec![Line([0; 64]); bands * band_bytes / 64];
-        let flat = lines.as_flattened_bytes();
-        for (band, tile) in flat.chunks_exact_mut(band_bytes.max(1)).enumerate() {
+        let mut data = Piece::zeroed(bands * band_bytes);
+        for (band, tile) in data.chunks_exact_mut(band_bytes.max(1)).enumerate() {
             let (quants, scales) = tile.split_at_mut(quant_bytes);
             for row in 0..BAND.min(out_features - band * BAND) {
                 let start = (band * BAND + row) * blocks * l.bytes;
@@ -167,7 +162,7 @@ impl<F: Format> Tiles<F> {
                 repack_row::<F>(stored, row, quants, scales);
             }
         }
-        Self { out_features, in_features, lines, band_bytes, format: PhantomData }
+        Self { out_features, in_features, data, band_bytes, format: PhantomData }
     }
 
     /// Bands, the last one padded with zeros.
@@ -182,28 +177,16 @@ impl<F: Format> Tiles<F> {
 
     /// Bytes it occupies.
     pub(crate) fn bytes(&self) -> u64 {
-        self.lines.len() as u64 * 64
+        self.data.len() as u64
     }
 
     /// One band.
     #[inline(always)]
     pub(crate) fn band(&self, band: usize) -> Band<'_, F> {
         assert!(band < self.bands());
-        // SAFETY: the band's bytes lie inside `lines`.
-        let base = unsafe { self.lines.as_ptr().cast::<u8>().add(band * self.band_bytes) };
+        // SAFETY: the band's bytes lie inside `data`.
+        let base = unsafe { self.data.as_ptr().add(band * self.band_bytes) };
         Band { base, groups: self.groups(), tiles: PhantomData }
-    }
-}
-
-/// View of a vector of lines as bytes.
-trait FlattenedBytes {
-    fn as_flattened_bytes(&mut self) -> &mut [u8];
-}
-
-impl FlattenedBytes for [Line] {
-    fn as_flattened_bytes(&mut self) -> &mut [u8] {
-        // SAFETY: a line is 64 bytes without padding, and any bytes are a valid line.
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), self.len() * 64) }
     }
 }
 
