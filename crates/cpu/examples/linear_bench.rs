@@ -1,8 +1,9 @@
 //! Speed of every matrix kernel: `cargo run --release -p marlin-cpu --example linear_bench --
-//! [FORMAT …] [--seconds S] [--level LEVEL] [--cpu-time]`. Per format, shape, activation path, thread count and rows: weight
+//! [FORMAT …] [--seconds S] [--level LEVEL] [--working-set MEGABYTES]
+//! [--cpu-time]`. Per format, shape, activation path, thread count and rows: weight
 //! bytes read and products computed per second, the median of at least five timed batches.
 //!
-//! Matrices are laid out several times, 64 MB in all, and used in turn, so that decode (1 row)
+//! Matrices are laid out several times, 64 MB in all by default, and used in turn, so that decode (1 row)
 //! reads from beyond the second-level cache as it does in a model. `--cpu-time` counts the time
 //! this thread ran (Linux) and uses one thread: for machines that are not quiet.
 
@@ -17,12 +18,13 @@ const FORMATS: [&str; 18] = [
     "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "tq2_0", "iq3_s",
 ];
 
-/// Encoded matrices larger than this in all are used in turn.
-const WORKING_SET: u64 = 64 << 20;
+/// Bytes of matrices used in turn, unless `--working-set MEGABYTES` says otherwise.
+const WORKING_SET: u64 = 64;
 
 fn main() {
     let mut formats: Vec<String> = Vec::new();
     let mut seconds = 0.2;
+    let mut working_set = WORKING_SET;
     let mut cpu_time = false;
     let mut only: Option<Level> = None;
     let mut arguments = std::env::args().skip(1);
@@ -33,6 +35,10 @@ fn main() {
             }
             "--level" => {
                 only = Some(arguments.next().and_then(|s| s.parse().ok()).expect("--level LEVEL"));
+            }
+            "--working-set" => {
+                working_set =
+                    arguments.next().and_then(|s| s.parse().ok()).expect("--working-set MEGABYTES");
             }
             "--cpu-time" => cpu_time = true,
             id => formats.push(id.to_owned()),
@@ -48,7 +54,7 @@ fn main() {
     for id in &formats {
         for (n, k) in [(576, 1536), (2048, 8192)] {
             let weight = weight(id, n, k);
-            let copies = (WORKING_SET / weight.bytes()).clamp(1, 64);
+            let copies = ((working_set << 20) / weight.bytes()).clamp(1, 64);
             for level in [Level::Avx2, Level::Avx512Vnni] {
                 if only.is_some_and(|only| only != level) {
                     continue;
