@@ -5,14 +5,14 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::isa::{Isa, Job};
-use super::panel::Bands;
+use super::isa::{FloatIsa, Isa, Job};
+use super::panel::{self, Bands, DEPTH, Panel};
 use super::tile::BAND;
 use crate::ColumnBand;
 use std::marker::PhantomData;
 
 /// Up to this many activation rows, dot products beat panels.
-pub(crate) const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 4;
 /// Output rows multiplied together.
 const TOGETHER: usize = 4;
 
@@ -110,24 +110,41 @@ impl<E: Element> Bands for Rows<'_, E> {
         self.in_features
     }
 
-    fn bands(&self) -> usize {
-        self.out_features.div_ceil(BAND)
+    fn fill(&self, isa: FloatIsa, band: usize, start: usize, len: usize, out: &mut Panel) {
+        assert!(len <= DEPTH && start + len <= self.in_features);
+        assert!(band * BAND < self.out_features);
+        isa.enter(Transpose { rows: self, band, start, len, out });
     }
+}
+
+/// Inputs `start .. start + len` of a band to f32, input by input.
+struct Transpose<'a, 'b, E> {
+    rows: &'a Rows<'b, E>,
+    band: usize,
+    start: usize,
+    len: usize,
+    out: &'a mut Panel,
+}
+
+impl<E: Element> Job for Transpose<'_, '_, E> {
+    type Output = ();
 
     #[inline(always)]
-    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32) {
+    fn run<S: Isa>(self, s: S) {
+        let Self { rows, band, start, len, out } = self;
         let whole = len / S::LANES * S::LANES;
+        let out = out.0.as_mut_ptr();
         for part in 0..BAND / S::LANES {
             let first = band * BAND + part * S::LANES;
             // Rows behind the last read the last one: their sums are dropped.
-            let row = |i: usize| (first + i).min(self.out_features - 1);
+            let row = |i: usize| (first + i).min(rows.out_features - 1);
             let mut tile = [s.zero(); 16];
             for k in (0..whole).step_by(S::LANES) {
-                // SAFETY: `start + k + LANES` inputs exist in each row and in `out`.
+                // SAFETY: `start + k + LANES` inputs exist in each row and `k + LANES` in `out`.
                 unsafe {
                     for (i, t) in tile[..S::LANES].iter_mut().enumerate() {
-                        let at = (row(i) * self.in_features + start + k) * E::BYTES;
-                        *t = E::load(s, self.bytes.as_ptr().add(at));
+                        let at = (row(i) * rows.in_features + start + k) * E::BYTES;
+                        *t = E::load(s, rows.bytes.as_ptr().add(at));
                     }
                     s.transpose(&mut tile[..S::LANES]);
                     for (i, &t) in tile[..S::LANES].iter().enumerate() {
@@ -137,7 +154,7 @@ impl<E: Element> Bands for Rows<'_, E> {
             }
             for k in whole..len {
                 for i in 0..S::LANES {
-                    let value = E::scalar(&self.row(row(i))[(start + k) * E::BYTES..]);
+                    let value = E::scalar(&rows.row(row(i))[(start + k) * E::BYTES..]);
                     // SAFETY: `k < len` inputs fit `out`.
                     unsafe { out.add(k * BAND + part * S::LANES + i).write(value) };
                 }
@@ -146,13 +163,29 @@ impl<E: Element> Bands for Rows<'_, E> {
     }
 }
 
-/// All of `weights` times up to [`FEW_ROWS`] rows of `x`, written from `column` of `out` on.
-pub(crate) struct MultiplyRows<'a, 'b, E> {
-    pub weights: Rows<'a, E>,
-    pub x: &'a [f32],
-    pub rows: usize,
-    pub out: &'a mut ColumnBand<'b>,
-    pub column: usize,
+/// All of `weights` times all rows of `x`, on this thread.
+pub(crate) fn multiply<E: Element>(
+    isa: FloatIsa,
+    weights: Rows<'_, E>,
+    x: &[f32],
+    rows: usize,
+    out: &mut ColumnBand<'_>,
+) {
+    assert_eq!(x.len(), rows * weights.in_features);
+    if rows <= FEW_ROWS {
+        isa.enter(MultiplyRows { weights, x, rows, out });
+    } else {
+        let bands = 0..weights.out_features.div_ceil(BAND);
+        panel::multiply(isa, &weights, x, rows, bands, out);
+    }
+}
+
+/// All of `weights` times up to [`FEW_ROWS`] rows of `x`.
+struct MultiplyRows<'a, 'b, E> {
+    weights: Rows<'a, E>,
+    x: &'a [f32],
+    rows: usize,
+    out: &'a mut ColumnBand<'b>,
 }
 
 impl<E: Element> Job for MultiplyRows<'_, '_, E> {
@@ -160,7 +193,6 @@ impl<E: Element> Job for MultiplyRows<'_, '_, E> {
 
     #[inline(always)]
     fn run<S: Isa>(mut self, s: S) {
-        assert_eq!(self.x.len(), self.rows * self.weights.in_features);
         let mut row = 0;
         while self.rows - row >= 4 {
             self.few_rows::<S, 4>(s, row);
@@ -222,7 +254,7 @@ impl<E: Element> MultiplyRows<'_, '_, E> {
                 for k in whole..depth {
                     total += E::scalar(&w[(n * depth + k) * E::BYTES..]) * x[r * depth + k];
                 }
-                self.out.row(row + r)[self.column + first + n] = total;
+                self.out.row(row + r)[first + n] = total;
             }
         }
     }

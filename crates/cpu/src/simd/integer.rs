@@ -8,7 +8,7 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::isa::{Isa, Job};
+use super::isa::{IntegerIsa, Isa, Job};
 use super::quantized::{Quantized, Record};
 use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
@@ -16,67 +16,72 @@ use std::ops::Range;
 
 /// Groups unpacked at a time for many rows: 8 kB of quants and their scales.
 const CHUNK: usize = 16;
+/// Quantized activations multiplied with all bands before the next ones: half a second-level cache.
+const CACHED_ROW_BYTES: usize = 768 << 10;
+/// Fewest of them, so that unpacking a band stays a small part of the work.
+const FEWEST_ROWS: usize = 64;
 
-/// Output rows `bands` of `tiles` times all rows of `x`.
-pub(crate) struct Multiply<'a, 'b, F> {
-    pub tiles: &'a Tiles<F>,
-    pub x: &'a Quantized,
-    pub rows: usize,
-    pub bands: Range<usize>,
-    pub out: &'a mut ColumnBand<'b>,
+/// A repacked matrix without its format.
+pub(crate) trait Blocks: Sync {
+    /// Shape of the format.
+    fn layout(&self) -> &'static Layout;
+    /// Groups per row.
+    fn groups(&self) -> usize;
+    /// `out = bands · x` for the one row of `x`; `out` starts with the first band.
+    fn one_row(&self, isa: IntegerIsa, x: &Quantized, bands: Range<usize>, out: &mut [f32]);
+    /// Unpacks groups `groups` (at most [`CHUNK`]) of band `band`.
+    fn unpack(&self, isa: IntegerIsa, band: usize, groups: Range<usize>, out: &mut Unpacked);
 }
 
-impl<F: Format> Job for Multiply<'_, '_, F> {
-    type Output = ();
+impl<F: Format> Blocks for Tiles<F> {
+    fn layout(&self) -> &'static Layout {
+        &F::LAYOUT
+    }
 
-    #[inline(always)]
-    fn run<S: Isa>(self, s: S) {
-        match self.rows {
-            1 => self.one_row(s),
-            _ => self.many_rows(s),
-        }
+    fn groups(&self) -> usize {
+        Tiles::groups(self)
+    }
+
+    fn one_row(&self, isa: IntegerIsa, x: &Quantized, bands: Range<usize>, out: &mut [f32]) {
+        assert!(x.rows() == 1 && x.groups() == Tiles::groups(self));
+        isa.enter(OneRow { tiles: self, x, bands, out });
+    }
+
+    fn unpack(&self, isa: IntegerIsa, band: usize, groups: Range<usize>, out: &mut Unpacked) {
+        assert!(groups.len() <= CHUNK && groups.end <= Tiles::groups(self));
+        isa.enter(Unpack { band: self.band(band), groups, out });
     }
 }
 
-impl<F: Format> Multiply<'_, '_, F> {
-    #[inline(always)]
-    fn one_row<S: Isa>(self, s: S) {
-        let groups = self.tiles.groups();
-        assert!(self.x.rows() == 1 && self.x.groups() == groups);
-        let mut out = self.out.row(0).chunks_mut(BAND);
-        for band in self.bands {
-            let tile = self.tiles.band(band);
-            let mut sums = [0.0; BAND];
-            // SAFETY: `groups` are those of the band and of the row; `sums` holds a band.
-            unsafe {
-                match F::LAYOUT.subs() {
-                    1 => few_rows::<S, _, 1, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
-                    _ => few_rows::<S, _, 2, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
-                }
-            }
-            let out = out.next().expect("a band of output");
-            out.copy_from_slice(&sums[..out.len()]);
-        }
+/// Output rows `bands` of `weights` times all rows of `x`, written to `out`, whose first column is
+/// that of the first band.
+pub(crate) fn multiply(
+    isa: IntegerIsa,
+    weights: &dyn Blocks,
+    x: &Quantized,
+    bands: Range<usize>,
+    out: &mut ColumnBand<'_>,
+) {
+    if x.rows() == 1 {
+        return weights.one_row(isa, x, bands, out.row(0));
     }
-
-    #[inline(always)]
-    fn many_rows<S: Isa>(self, s: S) {
-        let mut sums = vec![0.0f32; self.rows * BAND];
-        let mut chunk = Unpacked::new();
-        let first = self.bands.start * BAND;
-        let groups = self.tiles.groups();
-        for band in self.bands {
-            let tile = self.tiles.band(band);
+    let block = (CACHED_ROW_BYTES / x.row_bytes()).max(FEWEST_ROWS).next_multiple_of(8);
+    let mut sums = vec![0.0f32; block.min(x.rows()) * BAND];
+    let mut chunk = Unpacked::new();
+    let groups = weights.groups();
+    for first_row in (0..x.rows()).step_by(block) {
+        let rows = first_row..x.rows().min(first_row + block);
+        let sums = &mut sums[..rows.len() * BAND];
+        for band in bands.clone() {
             sums.fill(0.0);
             for start in (0..groups).step_by(CHUNK) {
-                let len = CHUNK.min(groups - start);
-                // SAFETY: the groups are in the band and at most `CHUNK`.
-                unsafe { chunk.fill::<S, F>(s, tile, start, len) };
-                chunk.multiply(s, &F::LAYOUT, start, len, self.x, &mut sums);
+                let range = start..groups.min(start + CHUNK);
+                weights.unpack(isa, band, range.clone(), &mut chunk);
+                chunk.multiply(isa, weights.layout(), range, x, rows.clone(), sums);
             }
-            let at = band * BAND - first;
-            for (row, sums) in sums.chunks_exact(BAND).enumerate() {
-                let out = &mut self.out.row(row)[at..];
+            let at = (band - bands.start) * BAND;
+            for (row, sums) in rows.clone().zip(sums.chunks_exact(BAND)) {
+                let out = &mut out.row(row)[at..];
                 let width = out.len().min(BAND);
                 out[..width].copy_from_slice(&sums[..width]);
             }
@@ -84,13 +89,42 @@ impl<F: Format> Multiply<'_, '_, F> {
     }
 }
 
+/// [`Blocks::one_row`].
+struct OneRow<'a, F> {
+    tiles: &'a Tiles<F>,
+    x: &'a Quantized,
+    bands: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl<F: Format> Job for OneRow<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let groups = self.tiles.groups();
+        for (band, out) in self.bands.zip(self.out.chunks_mut(BAND)) {
+            let tile = self.tiles.band(band);
+            let mut sums = [0.0; BAND];
+            // SAFETY: `one_row` checked the groups; `sums` holds a band.
+            unsafe {
+                match F::LAYOUT.subs() {
+                    1 => few_rows::<S, _, 1, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
+                    _ => few_rows::<S, _, 2, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
+                }
+            }
+            out.copy_from_slice(&sums[..out.len()]);
+        }
+    }
+}
+
 /// The inner loop, rows `row .. row + R`, all sums in registers.
 ///
-/// `sums[row] += source · x[row]` over `groups` groups from `first` on in `x`.
+/// `sums[r] += source · x[row + r]` over `groups` groups from `first` on in `x`.
 ///
 /// # Safety
 /// `source` must hold `groups` groups, `x` those from `first` on in each of the rows, `sums`
-/// `[rows, BAND]`.
+/// `[R, BAND]`.
 #[inline(always)]
 unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     s: S,
@@ -105,7 +139,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     for part in 0..BAND / S::LANES {
         // SAFETY: the caller vouches for all ranges.
         unsafe {
-            let out = sums.as_mut_ptr().add(row * BAND + part * S::LANES);
+            let out = sums.as_mut_ptr().add(part * S::LANES);
             let mut acc = [s.zero(); R];
             let mut records = [Record::<SUBS>(std::ptr::null()); R];
             for r in 0..R {
@@ -142,7 +176,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
 
 /// A chunk of a band with one byte a quant and f32 scales.
 #[repr(C, align(64))]
-struct Unpacked {
+pub(crate) struct Unpacked {
     quants: [[u8; 512]; CHUNK],
     /// Per group and sub-block: scale, then offset.
     scales: [[[[f32; BAND]; 2]; 2]; CHUNK],
@@ -153,23 +187,22 @@ impl Unpacked {
         Box::new(Self { quants: [[0; 512]; CHUNK], scales: [[[[0.0; BAND]; 2]; 2]; CHUNK] })
     }
 
-    /// `sums += chunk · x` over `groups` groups from `first` on in `x`.
-    #[inline(always)]
-    fn multiply<S: Isa>(
+    /// `sums += chunk · x` for groups `groups` and rows `rows` of `x`; `sums: [rows, BAND]`.
+    fn multiply(
         &self,
-        s: S,
+        isa: IntegerIsa,
         layout: &Layout,
-        first: usize,
-        groups: usize,
+        groups: Range<usize>,
         x: &Quantized,
+        rows: Range<usize>,
         sums: &mut [f32],
     ) {
-        assert!(groups <= CHUNK && first + groups <= x.groups());
-        assert!(sums.len() == x.rows() * BAND);
+        assert!(groups.len() <= CHUNK && groups.end <= x.groups());
+        assert!(rows.end <= x.rows() && sums.len() == rows.len() * BAND);
         macro_rules! multiply {
             ($subs:literal, $offset:literal, $bits:literal) => {{
                 let chunk = Chunk::<$subs, $offset, $bits>(self);
-                s.enter(MultiplyChunk { chunk, first, groups, x, sums })
+                isa.enter(MultiplyChunk { chunk, groups, x, rows, sums })
             }};
         }
         // Quants of fewer bits may be treated as having more, at some cost on AVX2.
@@ -182,32 +215,34 @@ impl Unpacked {
             (_, true, _) => multiply!(2, true, 4),
         }
     }
+}
 
-    /// Unpacks groups `start .. start + len` of `band`.
-    ///
-    /// # Safety
-    /// The groups must be in the band and at most `CHUNK`.
+/// [`Blocks::unpack`].
+struct Unpack<'a, 'b, F> {
+    band: Band<'a, F>,
+    groups: Range<usize>,
+    out: &'b mut Unpacked,
+}
+
+impl<F: Format> Job for Unpack<'_, '_, F> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn fill<S: Isa, F: Format>(
-        &mut self,
-        s: S,
-        band: Band<'_, F>,
-        start: usize,
-        len: usize,
-    ) {
-        for i in 0..len {
+    fn run<S: Isa>(self, s: S) {
+        for (i, group) in self.groups.enumerate() {
+            let (quants, scales) = (&mut self.out.quants[i], &mut self.out.scales[i]);
             for part in 0..BAND / S::LANES {
-                // SAFETY: the group is in range; columns are 64 bytes of which one register is
-                // written, scales 16 floats likewise.
+                // SAFETY: `unpack` checked the groups; columns are 64 bytes of which one register
+                // is written, scales 16 floats likewise.
                 unsafe {
-                    let q = band.quants(s, start + i, part);
-                    let to = self.quants[i].as_mut_ptr().add(part * S::LANES * 4);
+                    let q = self.band.quants(s, group, part);
+                    let to = quants.as_mut_ptr().add(part * S::LANES * 4);
                     for (j, &q) in q.iter().enumerate() {
                         s.store(to.add(64 * j), q);
                     }
                     for sub in 0..F::LAYOUT.subs() {
-                        let (scale, offset) = band.scales(s, start + i, sub, part);
-                        let [a, b] = &mut self.scales[i][sub];
+                        let (scale, offset) = self.band.scales(s, group, sub, part);
+                        let [a, b] = &mut scales[sub];
                         s.store_f32(a.as_mut_ptr().add(part * S::LANES), scale);
                         s.store_f32(b.as_mut_ptr().add(part * S::LANES), offset);
                     }
@@ -220,9 +255,9 @@ impl Unpacked {
 /// A chunk times all rows of `x`.
 struct MultiplyChunk<'a, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> {
     chunk: Chunk<'a, SUBS, OFFSET, QUANT_BITS>,
-    first: usize,
-    groups: usize,
+    groups: Range<usize>,
     x: &'a Quantized,
+    rows: Range<usize>,
     sums: &'a mut [f32],
 }
 
@@ -233,26 +268,26 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Job
 
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let Self { chunk, first, groups, x, sums } = self;
-        let rows = sums.len() / BAND;
-        let mut row = 0;
-        // SAFETY: `multiply` checked the ranges; rows `row .. row + R` are below `rows`.
+        let (chunk, x) = (self.chunk, self.x);
+        let (first, groups) = (self.groups.start, self.groups.len());
+        let (mut row, mut sums) = (self.rows.start, self.sums);
+        // SAFETY: `multiply` checked the ranges; rows `row .. row + R` are below the end.
         unsafe {
             if S::LANES == BAND {
-                while rows - row >= 8 {
+                while self.rows.end - row >= 8 {
                     few_rows::<S, _, SUBS, 8>(s, chunk, first, groups, x, row, sums);
-                    row += 8;
+                    (row, sums) = (row + 8, &mut sums[8 * BAND..]);
                 }
             }
-            while rows - row >= 4 {
+            while self.rows.end - row >= 4 {
                 few_rows::<S, _, SUBS, 4>(s, chunk, first, groups, x, row, sums);
-                row += 4;
+                (row, sums) = (row + 4, &mut sums[4 * BAND..]);
             }
-            if rows - row >= 2 {
+            if self.rows.end - row >= 2 {
                 few_rows::<S, _, SUBS, 2>(s, chunk, first, groups, x, row, sums);
-                row += 2;
+                (row, sums) = (row + 2, &mut sums[2 * BAND..]);
             }
-            if rows - row == 1 {
+            if self.rows.end - row == 1 {
                 few_rows::<S, _, SUBS, 1>(s, chunk, first, groups, x, row, sums);
             }
         }

@@ -4,6 +4,100 @@
 //! [`Isa::enter`] inlines it into one function compiled for the level's features. A value of an
 //! `Isa` type proves that the processor has those features, so only memory accesses are unsafe.
 
+use super::avx2::Avx2;
+use super::avx512::Avx512;
+use crate::Level;
+
+/// What a float kernel runs on. A value proves that the processor supports it.
+#[derive(Clone, Copy)]
+pub(crate) enum FloatIsa {
+    Avx2(Avx2),
+    Avx512(Avx512<false>),
+}
+
+impl FloatIsa {
+    /// The one for `level`; `None` for the scalar level and where the processor lacks it.
+    pub(crate) fn new(level: Level) -> Option<Self> {
+        if !level.is_supported() {
+            return None;
+        }
+        // SAFETY: the level is supported, and levels include the ones before.
+        unsafe {
+            match level {
+                Level::Scalar => None,
+                Level::Avx2 => Some(Self::Avx2(Avx2::new())),
+                Level::Avx512 | Level::Avx512Vnni => Some(Self::Avx512(Avx512::new())),
+            }
+        }
+    }
+
+    /// Level it is named after.
+    pub(crate) fn level(level: Level) -> Level {
+        level.min(Level::Avx512)
+    }
+
+    /// Runs `job`.
+    pub(crate) fn enter<J: Job>(self, job: J) -> J::Output {
+        match self {
+            Self::Avx2(s) => s.enter(job),
+            Self::Avx512(s) => s.enter(job),
+        }
+    }
+
+    /// Lanes of a register.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Self::Avx2(_) => Avx2::LANES,
+            Self::Avx512(_) => Avx512::<false>::LANES,
+        }
+    }
+}
+
+/// What an integer kernel runs on. A value proves that the processor supports it.
+#[derive(Clone, Copy)]
+pub(crate) enum IntegerIsa {
+    Avx2(Avx2),
+    Vnni(Avx512<true>),
+}
+
+impl IntegerIsa {
+    /// The one for `level`; `None` for the scalar level and where the processor lacks it.
+    pub(crate) fn new(level: Level) -> Option<Self> {
+        if !level.is_supported() {
+            return None;
+        }
+        // SAFETY: the level is supported, and levels include the ones before.
+        unsafe {
+            match level {
+                Level::Scalar => None,
+                Level::Avx2 | Level::Avx512 => Some(Self::Avx2(Avx2::new())),
+                Level::Avx512Vnni => Some(Self::Vnni(Avx512::new())),
+            }
+        }
+    }
+
+    /// Level it is named after: AVX-512 without VNNI multiplies bytes no faster than AVX2.
+    pub(crate) fn level(level: Level) -> Level {
+        if level == Level::Avx512 { Level::Avx2 } else { level }
+    }
+
+    /// Runs `job`.
+    pub(crate) fn enter<J: Job>(self, job: J) -> J::Output {
+        match self {
+            Self::Avx2(s) => s.enter(job),
+            Self::Vnni(s) => s.enter(job),
+        }
+    }
+
+    /// Whether [`Isa::dot`] multiplies 8-bit quants as signed numbers.
+    pub(crate) fn signed_bytes(self) -> bool {
+        match self {
+            Self::Avx2(_) => Avx2::SIGNED_BYTES,
+            Self::Vnni(_) => Avx512::<true>::SIGNED_BYTES,
+        }
+    }
+}
+
 /// A piece of work compiled once per level.
 pub(crate) trait Job {
     /// Result.

@@ -5,27 +5,26 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
-use super::isa::{Isa, Job};
-use super::tile::{BAND, Format, GROUP, Tiles, expand};
+use super::isa::{FloatIsa, Isa, Job};
+use super::tile::{BAND, Band, Format, GROUP, Tiles, expand};
 use crate::ColumnBand;
 use std::ops::Range;
 
 /// Inputs per panel; a multiple of every group.
 pub(crate) const DEPTH: usize = 256;
 
+/// One panel; row `k` is input `k` of sixteen outputs.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct Panel(pub [f32; DEPTH * BAND]);
+
 /// A matrix that can be read as panels.
 pub(crate) trait Bands: Sync {
     /// Inputs.
     fn in_features(&self) -> usize;
-    /// Bands, the last one padded.
-    fn bands(&self) -> usize;
-    /// Fills `out: [len, 16]` with inputs `start .. start + len` of band `band`. Values of rows
-    /// behind the last are arbitrary.
-    ///
-    /// # Safety
-    /// The band and inputs must exist, `start` be a multiple of `DEPTH`, and `out` hold
-    /// `len.next_multiple_of(16) * 16` floats.
-    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32);
+    /// Fills `out` with inputs `start .. start + len` of band `band`, `start` being a multiple of
+    /// [`DEPTH`] and `len` at most that. Values of output rows behind the last are arbitrary.
+    fn fill(&self, isa: FloatIsa, band: usize, start: usize, len: usize, out: &mut Panel);
 }
 
 impl<F: Format> Bands for Tiles<F> {
@@ -33,83 +32,72 @@ impl<F: Format> Bands for Tiles<F> {
         self.in_features
     }
 
-    fn bands(&self) -> usize {
-        Tiles::bands(self)
-    }
-
-    #[inline(always)]
-    unsafe fn fill<S: Isa>(&self, s: S, band: usize, start: usize, len: usize, out: *mut f32) {
-        let band = self.band(band);
-        for group in 0..len / GROUP {
-            // SAFETY: the caller vouches for the inputs and `out`.
-            unsafe { expand(s, band, start / GROUP + group, out.add(group * GROUP * BAND)) };
-        }
+    fn fill(&self, isa: FloatIsa, band: usize, start: usize, len: usize, out: &mut Panel) {
+        assert!(len <= DEPTH && start + len <= self.in_features);
+        let groups = start / GROUP..(start + len) / GROUP;
+        isa.enter(Expand { band: self.band(band), groups, out });
     }
 }
 
-/// Output rows `bands` of `weights` times all rows of `x`, written to `out`, whose first column is
-/// that of the first band.
-pub(crate) struct MultiplyPanels<'a, 'b, W> {
-    pub weights: &'a W,
-    pub x: &'a [f32],
-    pub rows: usize,
-    pub bands: Range<usize>,
-    pub out: &'a mut ColumnBand<'b>,
-    /// Column of `out` at which the first band goes.
-    pub column: usize,
+/// Groups of a band to f32.
+struct Expand<'a, 'b, F> {
+    band: Band<'a, F>,
+    groups: Range<usize>,
+    out: &'b mut Panel,
 }
 
-/// One panel.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-struct Panel([f32; DEPTH * BAND]);
-
-/// Registers of a panel row that the inner loop keeps: one of 32 lanes, or two of eight.
-const WIDE: usize = 2;
-
-impl<W: Bands> Job for MultiplyPanels<'_, '_, W> {
+impl<F: Format> Job for Expand<'_, '_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let depth = self.weights.in_features();
-        assert_eq!(self.x.len(), self.rows * depth);
-        // Two bands at a time where a register is a whole band.
-        let together = WIDE * S::LANES / BAND;
-        let width = together * BAND;
-        let mut panels = vec![Panel([0.0; DEPTH * BAND]); together];
-        let mut sums = vec![0.0f32; self.rows * width];
-        for band in self.bands.clone().step_by(together) {
-            sums.fill(0.0);
-            for start in (0..depth).step_by(DEPTH) {
-                let len = DEPTH.min(depth - start);
-                // SAFETY: bands and inputs are in range; panels hold `DEPTH` inputs; `x` is
-                // `[rows, depth]` and `sums` `[rows, width]`.
-                unsafe {
-                    for (i, panel) in panels.iter_mut().enumerate() {
-                        if band + i < self.bands.end {
-                            self.weights.fill(s, band + i, start, len, panel.0.as_mut_ptr());
-                        }
-                    }
-                    let base = panels.as_ptr().cast::<f32>();
-                    // The second register: the next band, or the second half of the band.
-                    let second = if S::LANES == BAND { DEPTH * BAND } else { S::LANES };
-                    s.enter(Chunk {
-                        panel: [base, base.add(second)],
-                        len,
-                        x: self.x.as_ptr().add(start),
-                        stride: depth,
-                        rows: self.rows,
-                        sums: sums.as_mut_ptr(),
-                    });
-                }
+        for (group, out) in self.groups.zip(self.out.0.chunks_exact_mut(GROUP * BAND)) {
+            // SAFETY: `fill` checked the groups; `out` holds one.
+            unsafe { expand(s, self.band, group, out.as_mut_ptr()) };
+        }
+    }
+}
+
+/// Registers of a panel row that the inner loop keeps: two bands, or two halves of one.
+const WIDE: usize = 2;
+
+/// Output rows `bands` of `weights` times all rows of `x`, written to `out`, whose first column is
+/// that of the first band.
+pub(crate) fn multiply(
+    isa: FloatIsa,
+    weights: &dyn Bands,
+    x: &[f32],
+    rows: usize,
+    bands: Range<usize>,
+    out: &mut ColumnBand<'_>,
+) {
+    let depth = weights.in_features();
+    assert_eq!(x.len(), rows * depth);
+    let lanes = isa.lanes();
+    let together = WIDE * lanes / BAND;
+    let width = together * BAND;
+    let mut panels = vec![Panel([0.0; DEPTH * BAND]); together];
+    let mut sums = vec![0.0f32; rows * width];
+    for band in bands.clone().step_by(together) {
+        sums.fill(0.0);
+        for start in (0..depth).step_by(DEPTH) {
+            let len = DEPTH.min(depth - start);
+            for (i, panel) in panels.iter_mut().enumerate().take(bands.end - band) {
+                weights.fill(isa, band + i, start, len, panel);
             }
-            let at = self.column + (band - self.bands.start) * BAND;
-            for (row, sums) in sums.chunks_exact(width).enumerate() {
-                let out = &mut self.out.row(row)[at..];
-                let n = out.len().min(width).min((self.bands.end - band) * BAND);
-                out[..n].copy_from_slice(&sums[..n]);
-            }
+            let base = panels.as_ptr().cast::<f32>();
+            // The second register: the next band, or the second half of the band.
+            let second = if together > 1 { DEPTH * BAND } else { lanes };
+            // SAFETY: the offset is inside `panels`; `start` is inside the first row of `x`.
+            let (second, x) = unsafe { (base.add(second), x.as_ptr().add(start)) };
+            let panel = [base, second];
+            isa.enter(Chunk { panel, len, x, stride: depth, rows, sums: sums.as_mut_ptr() });
+        }
+        let at = (band - bands.start) * BAND;
+        for (row, sums) in sums.chunks_exact(width).enumerate() {
+            let out = &mut out.row(row)[at..];
+            let n = out.len().min(width).min((bands.end - band) * BAND);
+            out[..n].copy_from_slice(&sums[..n]);
         }
     }
 }

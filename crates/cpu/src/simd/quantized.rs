@@ -8,7 +8,7 @@
 //! A group is one record of 4-byte words, so that a kernel needs one pointer a row:
 //! eight words of quants, the scale, then per sub-block the start, then per sub-block the sum.
 
-use super::isa::{Isa, Job};
+use super::isa::{IntegerIsa, Isa, Job};
 use super::tile::{GROUP, Layout};
 use crate::Pool;
 
@@ -31,8 +31,8 @@ const fn record(subs: usize) -> usize {
 
 impl Quantized {
     /// Quantizes `x: [rows, columns]` for weights of `layout`.
-    pub(crate) fn new<S: Isa>(
-        s: S,
+    pub(crate) fn new(
+        isa: IntegerIsa,
         x: &[f32],
         columns: usize,
         layout: &Layout,
@@ -42,15 +42,20 @@ impl Quantized {
         let row_words = columns / GROUP * record(subs);
         let mut words = vec![0; x.len() / columns * row_words];
         // Where bytes are multiplied as signed numbers their zero of 128 is already gone.
-        let zero = match layout.quant_bits == 8 && S::SIGNED_BYTES {
+        let zero = match layout.quant_bits == 8 && isa.signed_bytes() {
             true => layout.zero - 128,
             false => layout.zero,
         };
         pool.run_chunks(&mut words, ROWS_PER_TASK * row_words, |i, piece| {
             let x = &x[i * ROWS_PER_TASK * columns..][..piece.len() / row_words * columns];
-            s.enter(Quantize { x, zero, subs, out: piece });
+            isa.enter(Quantize { x, zero, subs, out: piece });
         });
         Self { words, row_words, subs }
+    }
+
+    /// Bytes per row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_words * 4
     }
 
     /// Groups per row.
