@@ -65,7 +65,9 @@ fn main() {
         for (codebook, marker, float) in [
             ("mul1", Some(("mul1", MUL1_MULTIPLIER)), false),
             ("mul1", Some(("mul1", MUL1_MULTIPLIER)), true),
+            ("mcg", Some(("mcg", MCG_MULTIPLIER)), false),
             ("mcg", Some(("mcg", MCG_MULTIPLIER)), true),
+            ("3inst", None, false),
             ("3inst", None, true),
         ] {
             for rate in Rate::ALL {

@@ -1,6 +1,7 @@
 //! AVX2, FMA and F16C: 16 lanes of 16 bits.
 
 use super::isa::{Isa, Job};
+use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -71,6 +72,7 @@ unsafe fn round_to_half(v: __m256) -> __m256 {
 
 impl Isa for Avx2 {
     const LANES: usize = 8;
+    const HALF_ARITHMETIC: bool = false;
     type I = __m256i;
     type F = __m256;
 
@@ -78,6 +80,10 @@ impl Isa for Avx2 {
     fn enter<J: Job>(self, job: J) {
         // SAFETY: `self` proves the features.
         unsafe { enter(self, job) }
+    }
+
+    fn sum_halves_8192(self, _: __m256i, _: __m256i) -> __m256i {
+        unreachable!("no fp16 arithmetic at this level")
     }
 
     accesses! {
@@ -121,14 +127,15 @@ impl Isa for Avx2 {
             _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
         };
 
-        fn affine(v: __m256i, slope: __m256, offset: __m256) -> [__m256; 2] = {
-            let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(v));
-            let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(v));
+        fn mul1_values(sums: __m256i) -> [__m256; 2] = {
+            let (slope, offset) = (_mm256_set1_ps(MUL1_SLOPE), _mm256_set1_ps(MUL1_OFFSET));
+            let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(sums));
+            let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(sums));
             let low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), slope, offset);
             let high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), slope, offset);
             [round_to_half(low), round_to_half(high)]
         };
-        fn add_halves(a: __m256i, b: __m256i) -> [__m256; 2] = {
+        fn sum_halves(a: __m256i, b: __m256i) -> [__m256; 2] = {
             let (a0, a1) = (_mm256_castsi256_si128(a), _mm256_extracti128_si256::<1>(a));
             let (b0, b1) = (_mm256_castsi256_si128(b), _mm256_extracti128_si256::<1>(b));
             let low = _mm256_add_ps(_mm256_cvtph_ps(a0), _mm256_cvtph_ps(b0));

@@ -1,14 +1,22 @@
 //! AVX-512: 32 lanes of 16 bits.
 
 use super::isa::{Isa, Job};
+use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Proof of AVX-512 F, BW, DQ and VL, and of VNNI and VBMI2 when `EXTENDED`.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512<const EXTENDED: bool>(());
+/// AVX-512 F, BW, DQ and VL.
+pub(super) const BASE: u8 = 0;
+/// And VNNI and VBMI2.
+pub(super) const EXTENDED: u8 = 1;
+/// And FP16.
+pub(super) const HALF: u8 = 2;
 
-impl<const EXTENDED: bool> Avx512<EXTENDED> {
+/// Proof of the features of `TIER`.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<const TIER: u8>(());
+
+impl<const TIER: u8> Avx512<TIER> {
     /// A proof.
     ///
     /// # Safety
@@ -19,14 +27,21 @@ impl<const EXTENDED: bool> Avx512<EXTENDED> {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn enter_plain<J: Job>(s: Avx512<false>, job: J) {
+fn enter_plain<J: Job>(s: Avx512<BASE>, job: J) {
     job.run(s)
 }
 
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2"
 )]
-fn enter_extended<J: Job>(s: Avx512<true>, job: J) {
+fn enter_extended<J: Job>(s: Avx512<EXTENDED>, job: J) {
+    job.run(s)
+}
+
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512fp16"
+)]
+fn enter_half<J: Job>(s: Avx512<HALF>, job: J) {
     job.run(s)
 }
 
@@ -66,6 +81,19 @@ fn mul_high(a: __m512i, b: __m512i) -> __m512i {
     high
 }
 
+/// fp16 lanes to f32: the lower and the upper lanes.
+///
+/// # Safety
+/// The processor must have AVX-512 F.
+#[inline(always)]
+unsafe fn widen(v: __m512i) -> [__m512; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        let high = _mm512_extracti64x4_epi64::<1>(v);
+        [_mm512_cvtph_ps(_mm512_castsi512_si256(v)), _mm512_cvtph_ps(high)]
+    }
+}
+
 /// fp16 rounding of every lane.
 ///
 /// # Safety
@@ -78,8 +106,9 @@ unsafe fn round_to_half(v: __m512) -> __m512 {
     }
 }
 
-impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
+impl<const TIER: u8> Isa for Avx512<TIER> {
     const LANES: usize = 16;
+    const HALF_ARITHMETIC: bool = TIER >= HALF;
     type I = __m512i;
     type F = __m512;
 
@@ -87,9 +116,10 @@ impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
     fn enter<J: Job>(self, job: J) {
         // SAFETY: `self` proves the features.
         unsafe {
-            match EXTENDED {
-                true => enter_extended(Avx512(()), job),
-                false => enter_plain(Avx512(()), job),
+            match TIER {
+                BASE => enter_plain(Avx512(()), job),
+                EXTENDED => enter_extended(Avx512(()), job),
+                _ => enter_half(Avx512(()), job),
             }
         }
     }
@@ -110,7 +140,7 @@ impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
             let from = _mm512_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6, 15, 8, 9, 10, 11, 12, 13, 14);
             _mm512_permutexvar_epi32(from, v)
         };
-        fn funnel(high: __m512i, low: __m512i, shift: u32) -> __m512i = if EXTENDED {
+        fn funnel(high: __m512i, low: __m512i, shift: u32) -> __m512i = if TIER >= EXTENDED {
             _mm512_shrdv_epi16(low, high, _mm512_set1_epi16(shift as i16))
         } else {
             let right = _mm512_srl_epi16(low, _mm_cvtsi32_si128(shift as i32));
@@ -125,7 +155,7 @@ impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
         fn add_bytes(v: __m512i) -> __m512i = _mm512_maddubs_epi16(v, _mm512_set1_epi8(1));
         fn mask_flip(v: __m512i, mask: __m512i, flip: __m512i) -> __m512i =
             _mm512_ternarylogic_epi32::<0x78>(flip, v, mask);
-        fn dot(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = if EXTENDED {
+        fn dot(acc: __m512i, a: __m512i, b: __m512i) -> __m512i = if TIER >= EXTENDED {
             _mm512_dpwssd_epi32(acc, a, b)
         } else {
             _mm512_add_epi32(acc, _mm512_madd_epi16(a, b))
@@ -135,19 +165,33 @@ impl<const EXTENDED: bool> Isa for Avx512<EXTENDED> {
             _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32::<16>(high));
         fn sum32(v: __m512i) -> i32 = _mm512_reduce_add_epi32(v);
 
-        fn affine(v: __m512i, slope: __m512, offset: __m512) -> [__m512; 2] = {
-            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
-            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(v));
+        fn mul1_values(sums: __m512i) -> [__m512; 2] = if TIER >= HALF {
+            // The definition: fp16(1024 + t) * 0x1eee + 0xc931, rounded once.
+            let t = _mm512_cvtepu16_ph(_mm512_add_epi16(sums, _mm512_set1_epi16(1024)));
+            let slope = _mm512_castsi512_ph(_mm512_set1_epi16(0x1eee));
+            let offset = _mm512_castsi512_ph(_mm512_set1_epi16(0xc931_u16 as i16));
+            widen(_mm512_castph_si512(_mm512_fmadd_ph(t, slope, offset)))
+        } else {
+            let (slope, offset) = (_mm512_set1_ps(MUL1_SLOPE), _mm512_set1_ps(MUL1_OFFSET));
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(sums));
+            let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(sums));
             let low = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), slope, offset);
             let high = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), slope, offset);
             [round_to_half(low), round_to_half(high)]
         };
-        fn add_halves(a: __m512i, b: __m512i) -> [__m512; 2] = {
-            let (a0, a1) = (_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a));
-            let (b0, b1) = (_mm512_castsi512_si256(b), _mm512_extracti64x4_epi64::<1>(b));
-            let low = _mm512_add_ps(_mm512_cvtph_ps(a0), _mm512_cvtph_ps(b0));
-            let high = _mm512_add_ps(_mm512_cvtph_ps(a1), _mm512_cvtph_ps(b1));
-            [round_to_half(low), round_to_half(high)]
+        fn sum_halves(a: __m512i, b: __m512i) -> [__m512; 2] = if TIER >= HALF {
+            let sum = _mm512_add_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b));
+            widen(_mm512_castph_si512(sum))
+        } else {
+            let ([a0, a1], [b0, b1]) = (widen(a), widen(b));
+            [round_to_half(_mm512_add_ps(a0, b0)), round_to_half(_mm512_add_ps(a1, b1))]
+        };
+        fn sum_halves_8192(a: __m512i, b: __m512i) -> __m512i = if TIER >= HALF {
+            let sum = _mm512_add_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b));
+            let scale = _mm512_castsi512_ph(_mm512_set1_epi16(0x7000));
+            _mm512_cvtph_epi16(_mm512_mul_ph(sum, scale))
+        } else {
+            unreachable!("no fp16 arithmetic at this level")
         };
 
         fn splat(v: f32) -> __m512 = _mm512_set1_ps(v);

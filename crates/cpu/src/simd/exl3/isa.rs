@@ -13,6 +13,8 @@ pub(super) trait Job {
 pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// f32 lanes of a register; 16-bit lanes are twice as many.
     const LANES: usize;
+    /// Whether [`sum_halves_8192`](Self::sum_halves_8192) exists: fp16 arithmetic.
+    const HALF_ARITHMETIC: bool;
     /// Integer register.
     type I: Copy;
     /// Float register.
@@ -54,10 +56,13 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// Sum of all 32-bit lanes.
     fn sum32(self, v: Self::I) -> i32;
 
-    /// 16-bit lanes (below 2¹⁵) to `fp16(v · slope + offset)`: the lower and the upper lanes.
-    fn affine(self, v: Self::I, slope: Self::F, offset: Self::F) -> [Self::F; 2];
+    /// 16-bit byte sums to values of the codebook `mul1`: the lower and the upper lanes.
+    fn mul1_values(self, sums: Self::I) -> [Self::F; 2];
     /// 16-bit lanes as fp16, added and rounded to fp16: the lower and the upper lanes.
-    fn add_halves(self, a: Self::I, b: Self::I) -> [Self::F; 2];
+    fn sum_halves(self, a: Self::I, b: Self::I) -> [Self::F; 2];
+    /// 16-bit lanes as fp16 below 2 in magnitude, added and rounded to fp16, times 8192, as 16-bit
+    /// integers. Only with [`HALF_ARITHMETIC`](Self::HALF_ARITHMETIC).
+    fn sum_halves_8192(self, a: Self::I, b: Self::I) -> Self::I;
 
     /// Every lane `v`.
     fn splat(self, v: f32) -> Self::F;

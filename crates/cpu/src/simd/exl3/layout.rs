@@ -79,7 +79,7 @@ impl Strips {
     }
 
     /// The half-word vectors of `block` of `strip`: `GROUPS · 2·K` of them.
-    pub(super) fn block(&self, strip: usize, block: usize) -> *const u8 {
+    pub(super) fn block(&self, strip: usize, block: usize) -> *const u16 {
         let len = GROUPS * self.rate.twice_bits();
         self.words[(strip * self.blocks() + block) * len..][..len].as_ptr().cast()
     }

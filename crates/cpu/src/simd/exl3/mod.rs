@@ -5,10 +5,11 @@
 //! [`layout`]), and the sums are rotated back. Three kinds of work, hence at most three parallel
 //! regions, of which a single row needs only the middle one.
 //!
-//! The codebook `mul1` is affine in a byte sum, so with integer activations its product is exact
-//! integer arithmetic (only the fp16 rounding of the value is skipped, 2⁻¹² relative). The other
-//! codebooks, and `mul1` when activations must stay float, decode to exactly the stored fp16
-//! values and multiply in f32.
+//! With integer activations the inner product is exact integer arithmetic: the codebook `mul1` is
+//! affine in a byte sum (only the fp16 rounding of the value is skipped, 2⁻¹² relative), and the
+//! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with AVX-512
+//! FP16. Without that, and when activations must stay float, values are decoded to exactly the
+//! stored fp16 numbers and multiplied in f32.
 
 mod avx2;
 mod avx512;
@@ -21,13 +22,14 @@ mod states;
 mod tests;
 
 use crate::{Kernel, Level, Pool};
+use avx512::{Avx512, BASE, EXTENDED, HALF};
 use isa::Isa;
 use layout::{STRIP, Strips};
 use marlin_quant::exl3::hadamard::BLOCK_SCALE;
 use marlin_quant::exl3::{Codebook, Exl3Parts};
 use marlin_tensor::Weight;
 use multiply::Multiply;
-use rotate::{Activations, RotateIn, RotateOut};
+use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
 
 /// Rows multiplied in one pass: bounds the scratch memory, and amortises decoding.
@@ -42,19 +44,62 @@ const ROTATE_ROWS: usize = 8;
 pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn Kernel>> {
     // Parts that contradict each other have to be reported: the fallback decodes and does.
     let parts = Exl3Parts::of(weight).ok()?;
-    if level > Level::Scalar && !level.is_supported() {
-        return None;
+    let tier = Tier::ALL.into_iter().rfind(|t| t.level() <= level && t.is_supported())?;
+    Some(tier.load(level, weight, &parts, float))
+}
+
+/// What the code may use; each tier includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tier {
+    Avx2,
+    Avx512,
+    /// VNNI and VBMI2.
+    Extended,
+    /// FP16.
+    Half,
+}
+
+impl Tier {
+    const ALL: [Self; 4] = [Self::Avx2, Self::Avx512, Self::Extended, Self::Half];
+
+    /// The lowest level that may use it.
+    fn level(self) -> Level {
+        match self {
+            Self::Avx2 => Level::Avx2,
+            Self::Avx512 => Level::Avx512,
+            Self::Extended | Self::Half => Level::Avx512Vnni,
+        }
     }
-    // SAFETY: the features of a supported level, and those asked for beside it, are present.
-    unsafe {
-        Some(match level {
-            Level::Scalar => return None,
-            Level::Avx2 => boxed(avx2::Avx2::new(), level, weight, &parts, float),
-            Level::Avx512Vnni if is_x86_feature_detected!("avx512vbmi2") => {
-                boxed(avx512::Avx512::<true>::new(), level, weight, &parts, float)
+
+    fn is_supported(self) -> bool {
+        let extended = || is_x86_feature_detected!("avx512vbmi2");
+        let half = || is_x86_feature_detected!("avx512fp16");
+        self.level().is_supported()
+            && match self {
+                Self::Avx2 | Self::Avx512 => true,
+                Self::Extended => extended(),
+                Self::Half => extended() && half(),
             }
-            _ => boxed(avx512::Avx512::<false>::new(), level, weight, &parts, float),
-        })
+    }
+
+    /// The kernel of a supported tier.
+    fn load(
+        self,
+        level: Level,
+        weight: &Weight,
+        parts: &Exl3Parts,
+        float: bool,
+    ) -> Box<dyn Kernel> {
+        assert!(self.is_supported(), "{self:?} was not detected");
+        // SAFETY: the features of a supported tier are present.
+        unsafe {
+            match self {
+                Self::Avx2 => boxed(avx2::Avx2::new(), level, weight, parts, float),
+                Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
+                Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
+                Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
+            }
+        }
     }
 }
 
@@ -71,7 +116,10 @@ fn boxed<S: Isa>(
     float: bool,
 ) -> Box<dyn Kernel> {
     let activations = match parts.codebook {
-        Codebook::Mul1(_) if !float => Activations::Integers,
+        Codebook::Mul1(_) if !float => Activations::Integers(Integers::MUL1),
+        Codebook::Mcg(_) | Codebook::ThreeInst if S::HALF_ARITHMETIC && !float => {
+            Activations::Integers(Integers::HALVES)
+        }
         _ => Activations::Floats,
     };
     Box::new(Exl3Kernel {

@@ -8,11 +8,9 @@
 use super::isa::{Isa, Job};
 use super::layout::{BLOCK, BLOCK_STATES, STRIP, Strips};
 use super::rotate::{Activations, RECORD, SCALE, START};
-use super::states::states;
+use super::states::States;
 use marlin_quant::exl3::Codebook;
-use marlin_quant::exl3::codebook::{
-    MUL1_OFFSET, MUL1_SLOPE, THREE_INST_ADDEND, THREE_INST_MULTIPLIER,
-};
+use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
 use std::mem::MaybeUninit;
 
 /// Pairs of inputs of a block: states lie as `[pair][half of the columns][lane]`.
@@ -32,7 +30,7 @@ pub(super) struct Multiply<'a> {
 }
 
 #[repr(align(64))]
-struct States(#[allow(dead_code)] [u16; BLOCK_STATES]);
+struct Buffer(#[allow(dead_code)] [u16; BLOCK_STATES]);
 
 #[repr(align(64))]
 struct Values(#[allow(dead_code)] [f32; BLOCK_STATES]);
@@ -40,88 +38,71 @@ struct Values(#[allow(dead_code)] [f32; BLOCK_STATES]);
 impl Job for Multiply<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        match (self.activations, self.codebook) {
-            (Activations::Integers, Codebook::Mul1(multiplier)) => self.integers(s, multiplier),
-            (_, Codebook::Mul1(multiplier)) => self.floats(s, Mul1::new(s, multiplier)),
-            (_, Codebook::Mcg(multiplier)) => self.floats(s, Halves::new(s, multiplier)),
-            (_, Codebook::ThreeInst) => self.floats(s, ThreeInst::new(s)),
+        let integers = matches!(self.activations, Activations::Integers(_));
+        match self.codebook {
+            Codebook::Mul1(multiplier) => {
+                let codebook = Mul1 { product: Product::new(s, multiplier) };
+                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
+            }
+            Codebook::Mcg(multiplier) => {
+                let codebook = Halves::new(s, multiplier);
+                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
+            }
+            Codebook::ThreeInst => {
+                let codebook = ThreeInst::new(s);
+                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
+            }
         }
     }
 }
 
 impl Multiply<'_> {
     #[inline(always)]
-    fn integers<S: Isa>(self, s: S, multiplier: u32) {
-        let mut buffer = MaybeUninit::<States>::uninit();
+    fn integers<S: Isa, C: Generator<S>>(self, s: S, codebook: C) {
+        if C::HALVES && !S::HALF_ARITHMETIC {
+            unreachable!("integers of this codebook need fp16 arithmetic");
+        }
+        let mut buffer = MaybeUninit::<Buffer>::uninit();
         let block_states = buffer.as_mut_ptr().cast::<u16>();
         let words = self.activations.row_words(self.strips.inputs);
-        let product = Product::new(s, multiplier);
         for (i, sums) in self.sums.chunks_exact_mut(self.rows * STRIP).enumerate() {
             for (sums, x) in sums.chunks_exact_mut(STRIP).zip(self.x.chunks_exact(words)) {
                 sums.fill(f32::from_bits(x[words - 1]));
             }
             for block in 0..self.strips.blocks() {
-                let stored = self.strips.block(self.first_strip + i, block).cast();
+                let stored = self.strips.block(self.first_strip + i, block);
                 let x = self.x[block * RECORD..].as_ptr();
                 let sums = sums.as_mut_ptr();
                 // SAFETY: the buffer holds a block of states, which `states` fills; every row has
                 // a record at `x + row * words` and 32 sums.
                 unsafe {
-                    states(s, self.strips.rate, stored, block_states);
+                    s.enter(States::new(self.strips.rate, stored, block_states));
                     if self.rows == 1 {
-                        integer_rows::<S, 1, true>(s, product, block_states, x, words, sums);
+                        integer_rows::<S, C, 1>(s, codebook, block_states, x, words, sums);
                         continue;
                     }
                     for at in (0..BLOCK_STATES).step_by(2 * S::LANES) {
                         let p = block_states.add(at);
-                        s.store(p, product.byte_sums(s, s.load(p)));
+                        s.store(p, codebook.integers(s, s.load(p)));
                     }
                     let mut row = 0;
                     while row < self.rows {
                         let (x, sums) = (x.add(row * words), sums.add(row * STRIP));
                         row += match self.rows - row {
                             8.. if S::LANES == 16 => {
-                                integer_rows::<S, 8, false>(
-                                    s,
-                                    product,
-                                    block_states,
-                                    x,
-                                    words,
-                                    sums,
-                                );
+                                ready_rows::<S, C, 8>(s, block_states, x, words, sums);
                                 8
                             }
                             4.. => {
-                                integer_rows::<S, 4, false>(
-                                    s,
-                                    product,
-                                    block_states,
-                                    x,
-                                    words,
-                                    sums,
-                                );
+                                ready_rows::<S, C, 4>(s, block_states, x, words, sums);
                                 4
                             }
                             2.. => {
-                                integer_rows::<S, 2, false>(
-                                    s,
-                                    product,
-                                    block_states,
-                                    x,
-                                    words,
-                                    sums,
-                                );
+                                ready_rows::<S, C, 2>(s, block_states, x, words, sums);
                                 2
                             }
                             _ => {
-                                integer_rows::<S, 1, false>(
-                                    s,
-                                    product,
-                                    block_states,
-                                    x,
-                                    words,
-                                    sums,
-                                );
+                                ready_rows::<S, C, 1>(s, block_states, x, words, sums);
                                 1
                             }
                         };
@@ -133,7 +114,7 @@ impl Multiply<'_> {
 
     #[inline(always)]
     fn floats<S: Isa, C: Generator<S>>(self, s: S, codebook: C) {
-        let mut buffer = MaybeUninit::<States>::uninit();
+        let mut buffer = MaybeUninit::<Buffer>::uninit();
         let block_states = buffer.as_mut_ptr().cast::<u16>();
         let mut buffer = MaybeUninit::<Values>::uninit();
         let values = buffer.as_mut_ptr().cast::<f32>();
@@ -141,13 +122,13 @@ impl Multiply<'_> {
         for (i, sums) in self.sums.chunks_exact_mut(self.rows * 2 * STRIP).enumerate() {
             sums.fill(0.0);
             for block in 0..self.strips.blocks() {
-                let stored = self.strips.block(self.first_strip + i, block).cast();
+                let stored = self.strips.block(self.first_strip + i, block);
                 let x = self.x[block * BLOCK..].as_ptr().cast::<f32>();
                 let sums = sums.as_mut_ptr();
                 // SAFETY: the buffers hold a block of states and of values, which `states` and the
                 // loop fill; every row has 128 floats at `x + row * words` and 64 sums.
                 unsafe {
-                    states(s, self.strips.rate, stored, block_states);
+                    s.enter(States::new(self.strips.rate, stored, block_states));
                     if self.rows == 1 {
                         float_row(s, codebook, block_states, x, sums);
                         continue;
@@ -181,46 +162,70 @@ impl Multiply<'_> {
     }
 }
 
-/// `R` rows times a block of states (`RAW`) or of byte sums.
+/// `R` rows times a block of states, or with [`Ready`] of integers.
 ///
 /// # Safety
 /// `block` must hold a block; every row a record at `x + row * words` and 32 floats at
 /// `sums + row * 32`.
 #[inline(always)]
-unsafe fn integer_rows<S: Isa, const R: usize, const RAW: bool>(
+unsafe fn integer_rows<S: Isa, C: Generator<S>, const R: usize>(
     s: S,
-    product: Product<S>,
+    codebook: C,
     block: *const u16,
     x: *const u32,
     words: usize,
     sums: *mut f32,
 ) {
+    // Pairs whose sum surely fits 32 bits: see `Integers`.
+    let chunk = if C::HALVES { PAIRS / 4 } else { PAIRS };
     for part in 0..STRIP / (2 * S::LANES) {
         // SAFETY: all offsets stay inside what the caller vouches for.
         unsafe {
-            let mut acc = [[s.splat32(0); 2]; R];
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = [s.splat32(x.add(r * words + START).read() as i32); 2];
-            }
             let block = block.add(part * 2 * S::LANES);
-            for pair in 0..PAIRS {
-                let mut t = [s.load(block.add(2 * pair * STRIP)); 2];
-                t[1] = s.load(block.add((2 * pair + 1) * STRIP));
-                if RAW {
-                    t = [product.byte_sums(s, t[0]), product.byte_sums(s, t[1])];
-                }
+            for first in (0..PAIRS).step_by(chunk) {
+                let mut acc = [[s.splat32(0); 2]; R];
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let a = s.splat32(x.add(r * words + pair).read() as i32);
-                    *acc = [s.dot(acc[0], t[0], a), s.dot(acc[1], t[1], a)];
+                    *acc = [s.splat32(x.add(r * words + START).read() as i32); 2];
+                }
+                for pair in first..first + chunk {
+                    let mut t = [s.load(block.add(2 * pair * STRIP)); 2];
+                    t[1] = s.load(block.add((2 * pair + 1) * STRIP));
+                    t = [codebook.integers(s, t[0]), codebook.integers(s, t[1])];
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let a = s.splat32(x.add(r * words + pair).read() as i32);
+                        *acc = [s.dot(acc[0], t[0], a), s.dot(acc[1], t[1], a)];
+                    }
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    let scale = s.splat(f32::from_bits(x.add(r * words + SCALE).read()));
+                    for (half, &acc) in acc.iter().enumerate() {
+                        let to = sums.add(r * STRIP + half * 16 + part * S::LANES);
+                        s.store_f32(to, s.fma(s.to_f32(acc), scale, s.load_f32(to)));
+                    }
                 }
             }
-            for (r, acc) in acc.iter().enumerate() {
-                let scale = s.splat(f32::from_bits(x.add(r * words + SCALE).read()));
-                for (half, &acc) in acc.iter().enumerate() {
-                    let to = sums.add(r * STRIP + half * 16 + part * S::LANES);
-                    s.store_f32(to, s.fma(s.to_f32(acc), scale, s.load_f32(to)));
-                }
-            }
+        }
+    }
+}
+
+/// `R` rows times a block of integers of codebook `C`, the same code for similar codebooks.
+///
+/// # Safety
+/// As [`integer_rows`].
+#[inline(always)]
+unsafe fn ready_rows<S: Isa, C: Generator<S>, const R: usize>(
+    s: S,
+    block: *const u16,
+    x: *const u32,
+    words: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if C::HALVES {
+            integer_rows::<S, _, R>(s, Ready::<true>, block, x, words, sums);
+        } else {
+            integer_rows::<S, _, R>(s, Ready::<false>, block, x, words, sums);
         }
     }
 }
@@ -317,39 +322,54 @@ impl<S: Isa> Product<S> {
         let carried = s.mul_high(states, self.low);
         (s.mul_low(states, self.low), s.add16(carried, s.mul_low(states, self.high)))
     }
+}
 
-    /// Sum of the four bytes, at most 1020.
+/// A codebook.
+trait Generator<S: Isa>: Copy {
+    /// Whether values are sums of fp16 halves, so that integers need fp16 arithmetic.
+    const HALVES: bool;
+    /// States to values: the lower and the upper lanes.
+    fn values(self, s: S, states: S::I) -> [S::F; 2];
+    /// States to the 16-bit integers of [`Integers`](super::rotate::Integers).
+    fn integers(self, s: S, states: S::I) -> S::I;
+}
+
+/// Integers made before.
+#[derive(Clone, Copy)]
+struct Ready<const HALVES: bool>;
+
+impl<S: Isa, const HALVES: bool> Generator<S> for Ready<HALVES> {
+    const HALVES: bool = HALVES;
+
     #[inline(always)]
-    fn byte_sums(self, s: S, states: S::I) -> S::I {
-        let (low, high) = self.halves(s, states);
-        s.add16(s.add_bytes(low), s.add_bytes(high))
+    fn values(self, _: S, _: S::I) -> [S::F; 2] {
+        unreachable!("integers are not made into floats")
+    }
+
+    #[inline(always)]
+    fn integers(self, _: S, integers: S::I) -> S::I {
+        integers
     }
 }
 
-/// States to values: the lower and the upper lanes.
-trait Generator<S: Isa>: Copy {
-    fn values(self, s: S, states: S::I) -> [S::F; 2];
-}
-
+/// The codebook `mul1`: affine in the byte sum of the product.
 #[derive(Clone, Copy)]
 struct Mul1<S: Isa> {
     product: Product<S>,
-    slope: S::F,
-    offset: S::F,
-}
-
-impl<S: Isa> Mul1<S> {
-    #[inline(always)]
-    fn new(s: S, multiplier: u32) -> Self {
-        let (slope, offset) = (s.splat(MUL1_SLOPE), s.splat(MUL1_OFFSET));
-        Self { product: Product::new(s, multiplier), slope, offset }
-    }
 }
 
 impl<S: Isa> Generator<S> for Mul1<S> {
+    const HALVES: bool = false;
+
     #[inline(always)]
     fn values(self, s: S, states: S::I) -> [S::F; 2] {
-        s.affine(self.product.byte_sums(s, states), self.slope, self.offset)
+        s.mul1_values(self.integers(s, states))
+    }
+
+    #[inline(always)]
+    fn integers(self, s: S, states: S::I) -> S::I {
+        let (low, high) = self.product.halves(s, states);
+        s.add16(s.add_bytes(low), s.add_bytes(high))
     }
 }
 
@@ -369,17 +389,24 @@ impl<S: Isa> Halves<S> {
     }
 
     #[inline(always)]
-    fn sum(self, s: S, low: S::I, high: S::I) -> [S::F; 2] {
-        let masked = |v| s.mask_flip(v, self.mask, self.flip);
-        s.add_halves(masked(low), masked(high))
+    fn masked(self, s: S, (low, high): (S::I, S::I)) -> (S::I, S::I) {
+        (s.mask_flip(low, self.mask, self.flip), s.mask_flip(high, self.mask, self.flip))
     }
 }
 
 impl<S: Isa> Generator<S> for Halves<S> {
+    const HALVES: bool = true;
+
     #[inline(always)]
     fn values(self, s: S, states: S::I) -> [S::F; 2] {
-        let (low, high) = self.product.halves(s, states);
-        self.sum(s, low, high)
+        let (low, high) = self.masked(s, self.product.halves(s, states));
+        s.sum_halves(low, high)
+    }
+
+    #[inline(always)]
+    fn integers(self, s: S, states: S::I) -> S::I {
+        let (low, high) = self.masked(s, self.product.halves(s, states));
+        s.sum_halves_8192(low, high)
     }
 }
 
@@ -401,14 +428,28 @@ impl<S: Isa> ThreeInst<S> {
             high: s.splat16((addend >> 16) as u16),
         }
     }
-}
 
-impl<S: Isa> Generator<S> for ThreeInst<S> {
     #[inline(always)]
-    fn values(self, s: S, states: S::I) -> [S::F; 2] {
+    fn masked(self, s: S, states: S::I) -> (S::I, S::I) {
         let (low, high) = self.halves.product.halves(s, states);
         let low = s.add16(low, self.low);
         let high = s.add_carry(s.add16(high, self.high), low, self.low);
-        self.halves.sum(s, low, high)
+        self.halves.masked(s, (low, high))
+    }
+}
+
+impl<S: Isa> Generator<S> for ThreeInst<S> {
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    fn values(self, s: S, states: S::I) -> [S::F; 2] {
+        let (low, high) = self.masked(s, states);
+        s.sum_halves(low, high)
+    }
+
+    #[inline(always)]
+    fn integers(self, s: S, states: S::I) -> S::I {
+        let (low, high) = self.masked(s, states);
+        s.sum_halves_8192(low, high)
     }
 }

@@ -4,21 +4,14 @@
 //! 64-bit (floats) load is what a vector of states needs: input `16·2g + r` of group `g` beside
 //! input `16·(2g + 1) + r`.
 //!
-//! Integers have 15 bits and one scale per block of 128, `scale = max|a| / 32767`: the rounding
-//! error is below that of the fp16 arithmetic the format was made for. With `mul1`,
-//! `w = slope·t + offset` and byte sums `t` up to 1020, a block's sum `Σ q·(t − 510)` is below
-//! 2³¹; it is computed modulo 2³² from a start of `−510·Σ q`. What the centre leaves over,
-//! `(510·slope + offset)·Σ a`, is one number per row.
+//! Integers have one scale per block of 128, `scale = max|a| / limit`, and as many bits as leave a
+//! sum of products within 32 bits ([`Integers`]).
 
 use super::isa::{Isa, Job};
 use super::layout::{BLOCK, GROUPS, STRIP};
 use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 use marlin_quant::exl3::hadamard::BLOCK_SCALE;
 
-/// Largest activation integer.
-const LARGEST: f32 = 32767.0;
-/// Centre of the byte sums.
-const CENTRE: i32 = 510;
 /// Words of a block of integers: pairs, scale, start.
 pub(super) const RECORD: usize = BLOCK / 2 + 2;
 /// Word of the scale.
@@ -28,11 +21,34 @@ pub(super) const START: usize = SCALE + 1;
 /// Registers of a block: 128 floats of at least 8 lanes.
 const REGISTERS: usize = 16;
 
+/// Weights as integers, `w = slope·t + offset`, and the activations that go with them. A sum
+/// `Σ q·(t − centre)` starts at `−centre·Σ q`, is computed modulo 2³² and read every `chunk`
+/// pairs of inputs; what the centre leaves over, `(centre·slope + offset)·Σ a`, is one number
+/// per row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Integers {
+    limit: f32,
+    centre: i32,
+    slope: f32,
+    offset: f32,
+}
+
+impl Integers {
+    /// `mul1`: byte sums up to 1020. A block's sum is at most 128·32767·510 < 2³¹; the rounding of
+    /// 15 bits is below that of fp16 arithmetic.
+    pub(super) const MUL1: Self =
+        Self { limit: 32767.0, centre: 510, slope: MUL1_SLOPE, offset: MUL1_OFFSET };
+    /// `mcg` and `3inst`: values are multiples of 2⁻¹³ below 3.98. The sum of a quarter block is
+    /// at most 32·2047·32602 < 2³¹.
+    pub(super) const HALVES: Self =
+        Self { limit: 2047.0, centre: 0, slope: 1.0 / 8192.0, offset: 0.0 };
+}
+
 /// How rotated activations are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Activations {
     /// Records of [`RECORD`] words, then the row's constant.
-    Integers,
+    Integers(Integers),
     /// Floats.
     Floats,
 }
@@ -41,7 +57,7 @@ impl Activations {
     /// Words of a row of `inputs` (padded) activations.
     pub(super) fn row_words(self, inputs: usize) -> usize {
         match self {
-            Self::Integers => inputs / BLOCK * RECORD + 1,
+            Self::Integers(_) => inputs / BLOCK * RECORD + 1,
             Self::Floats => inputs,
         }
     }
@@ -49,7 +65,7 @@ impl Activations {
     /// f32 sums a row has in a strip: lanes of a pair are added up in the instruction or later.
     pub(super) fn strip_sums(self) -> usize {
         match self {
-            Self::Integers => STRIP,
+            Self::Integers(_) => STRIP,
             Self::Floats => 2 * STRIP,
         }
     }
@@ -78,14 +94,14 @@ impl Job for RotateIn<'_> {
             for (block, (x, suh)) in blocks.enumerate() {
                 let a = rotate_in(s, x, suh);
                 match self.activations {
-                    Activations::Integers => {
+                    Activations::Integers(integers) => {
                         let out = &mut out[block * RECORD..][..RECORD];
-                        constant += store_integers(s, &a, out);
+                        constant += store_integers(s, integers, &a, out);
                     }
                     Activations::Floats => store_floats(s, &a, &mut out[block * BLOCK..][..BLOCK]),
                 }
             }
-            if self.activations == Activations::Integers {
+            if matches!(self.activations, Activations::Integers(_)) {
                 out[words - 1] = constant.to_bits();
             }
         }
@@ -137,14 +153,15 @@ fn hadamard<S: Isa>(s: S, v: &mut [S::F; REGISTERS]) {
 
 /// Rounds a block, writes its record and returns its part of the row's constant.
 #[inline(always)]
-fn store_integers<S: Isa>(s: S, a: &[S::F; REGISTERS], out: &mut [u32]) -> f32 {
+fn store_integers<S: Isa>(s: S, integers: Integers, a: &[S::F; REGISTERS], out: &mut [u32]) -> f32 {
+    let Integers { limit, centre, slope, offset } = integers;
     let registers = BLOCK / S::LANES;
     let mut largest = s.splat(0.0);
     for &v in &a[..registers] {
         largest = s.max_abs(v, largest);
     }
     let largest = s.max(largest);
-    let inverse = LARGEST / largest;
+    let inverse = limit / largest;
     // A block so small that its inverse overflows counts as zero; NaN stays NaN in the scale.
     let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
     let mut q = [s.splat32(0); REGISTERS];
@@ -163,10 +180,10 @@ fn store_integers<S: Isa>(s: S, a: &[S::F; REGISTERS], out: &mut [u32]) -> f32 {
         }
     }
     let total = s.sum32(total);
-    let scale = largest * (BLOCK_SCALE / LARGEST);
-    out[SCALE] = (scale * MUL1_SLOPE).to_bits();
-    out[START] = total.wrapping_mul(-CENTRE) as u32;
-    (CENTRE as f32 * MUL1_SLOPE + MUL1_OFFSET) * scale * total as f32
+    let scale = largest * (BLOCK_SCALE / limit);
+    out[SCALE] = (scale * slope).to_bits();
+    out[START] = total.wrapping_mul(-centre) as u32;
+    (centre as f32 * slope + offset) * scale * total as f32
 }
 
 #[inline(always)]
@@ -241,7 +258,7 @@ fn gather(activations: Activations, sums: &[f32], out: &mut [f32]) {
     for (i, out) in out.chunks_exact_mut(8).enumerate() {
         let from = (i % 2 * 2 + i / 2) * 8;
         match activations {
-            Activations::Integers => out.copy_from_slice(&sums[from..][..8]),
+            Activations::Integers(_) => out.copy_from_slice(&sums[from..][..8]),
             Activations::Floats => {
                 for (out, pair) in out.iter_mut().zip(sums[2 * from..][..16].chunks_exact(2)) {
                     *out = pair[0] + pair[1];

@@ -1,31 +1,47 @@
 //! States of a block of a strip, out of the repacked trellis: one funnel shift of two half-word
 //! vectors per 32 states, with constants that depend on the rate and the position alone.
 
-use super::isa::Isa;
+use super::isa::{Isa, Job};
 use super::layout::{GROUPS, STRIP};
 use marlin_quant::exl3::Rate;
 
-/// Writes the states of one block, `out: [group][row: 16][half of the columns: 2][lane: 32]`.
+/// Writes the states of one block, `[pair of inputs: 64][half of the columns: 2][lane: 32]`.
 ///
-/// # Safety
-/// `words` must hold `GROUPS · 2·K` vectors, `out` have room for
-/// [`BLOCK_STATES`](super::layout::BLOCK_STATES).
-#[inline(always)]
-pub(super) unsafe fn states<S: Isa>(s: S, rate: Rate, words: *const u16, out: *mut u16) {
-    // SAFETY: the caller's; the constant is the depth `words` has.
-    unsafe {
-        match rate.twice_bits() {
-            2 => extract::<S, 2>(s, words, out),
-            3 => extract::<S, 3>(s, words, out),
-            4 => extract::<S, 4>(s, words, out),
-            5 => extract::<S, 5>(s, words, out),
-            6 => extract::<S, 6>(s, words, out),
-            7 => extract::<S, 7>(s, words, out),
-            8 => extract::<S, 8>(s, words, out),
-            10 => extract::<S, 10>(s, words, out),
-            12 => extract::<S, 12>(s, words, out),
-            14 => extract::<S, 14>(s, words, out),
-            _ => extract::<S, 16>(s, words, out),
+/// A job of its own, and not inlined into the products: it is long, and needed by all of them.
+pub(super) struct States {
+    rate: Rate,
+    words: *const u16,
+    out: *mut u16,
+}
+
+impl States {
+    /// # Safety
+    /// While it runs `words` must hold `GROUPS · 2·K` vectors, and `out` have room for
+    /// [`BLOCK_STATES`](super::layout::BLOCK_STATES).
+    pub(super) unsafe fn new(rate: Rate, words: *const u16, out: *mut u16) -> Self {
+        Self { rate, words, out }
+    }
+}
+
+impl Job for States {
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        let Self { rate, words, out } = self;
+        // SAFETY: promised to `new`; the constant is the depth `words` has.
+        unsafe {
+            match rate.twice_bits() {
+                2 => extract::<S, 2>(s, words, out),
+                3 => extract::<S, 3>(s, words, out),
+                4 => extract::<S, 4>(s, words, out),
+                5 => extract::<S, 5>(s, words, out),
+                6 => extract::<S, 6>(s, words, out),
+                7 => extract::<S, 7>(s, words, out),
+                8 => extract::<S, 8>(s, words, out),
+                10 => extract::<S, 10>(s, words, out),
+                12 => extract::<S, 12>(s, words, out),
+                14 => extract::<S, 14>(s, words, out),
+                _ => extract::<S, 16>(s, words, out),
+            }
         }
     }
 }
