@@ -1,1 +1,23 @@
-//! Text to token ids and back: tokenizers, chat templates, incremental decoding.
+//! Text to token ids and back.
+//!
+//! * [`Tokenizer`]: `tokenizer.json`, or the vocabulary inside a GGUF file and nothing else.
+//! * [`StreamDecoder`]: tokens to text as they come, never half a character, stop strings held back.
+//! * [`ChatTemplate`]: messages to the prompt the model was trained on.
+//!
+//! Everything is read through a [`marlin_checkpoint::Checkpoint`]; damaged or unsupported input is
+//! a [`TextError`] that names the file and the field.
+
+mod byte_level;
+mod error;
+mod ggml;
+mod hugging_face;
+mod special;
+mod stream;
+mod template;
+mod tokenizer;
+mod vocabulary;
+
+pub use error::TextError;
+pub use stream::{Emitted, StreamDecoder, StreamOptions};
+pub use template::{ChatTemplate, TemplateInputs};
+pub use tokenizer::{Specials, Tokenizer};
