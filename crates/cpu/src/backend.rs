@@ -345,7 +345,7 @@ impl Backend for CpuBackend {
             simd::products(self.options.level, inputs, matrix, out, stride);
         };
         self.create(rows, columns, |out| {
-            if rows * matrices.len() < 4 * SERIAL || rows >= 4 * self.pool.threads() {
+            if rows * matrices.len() < SERIAL || rows >= 4 * self.pool.threads() {
                 let piece = self.piece(rows, columns);
                 self.pool.run_chunks(out, piece, |i, out| {
                     let first = i * piece / columns;

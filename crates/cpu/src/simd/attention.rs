@@ -1,14 +1,14 @@
 //! Causal attention over paged caches, blocked, with an online softmax in f32.
 //!
 //! The query rows of one sequence that share a key/value head are the rows of one matrix
-//! `[tokens * heads_per_kv, key_head_dim]`, which is cut into tiles; a tile is a task. It walks
-//! the visible positions in steps, each a product with the keys, an exponential, and a product
-//! with the values, both done per run of consecutive cache slots, so keys of an f32 cache are
-//! used where they lie. Tiles of one head read the same keys, so few large tiles are best; they
-//! are cut smaller only to give every thread one.
+//! `[tokens * heads_per_kv, key_head_dim]`, which is cut into tiles. A tile walks the visible
+//! positions in steps, each a product with the keys, an exponential, and a product with the
+//! values, both done per run of consecutive cache slots, so keys of an f32 cache are used where
+//! they lie and others are widened once per step. Decoding has few tiles: their positions are
+//! divided among threads, and the parts are combined by their maxima and totals.
 
 use super::dense::{Matrix, accumulate, products};
-use super::elementwise::{exponentials, softcap};
+use super::elementwise::{add_scaled, exponentials, softcap};
 use crate::cache::{Elements, Layer};
 use crate::memory::{Arena, Buffer};
 use crate::reference::first_visible;
@@ -18,9 +18,11 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Most rows of a tile.
-const TILE: usize = 64;
-/// Positions between two updates of the running maximum.
-const STEP: usize = 256;
+const TILE: usize = 60;
+/// Key elements of a step: with the queries and scores they stay in the first-level cache.
+const STEP_ELEMENTS: usize = 1 << 14;
+/// Fewest positions that a part is worth.
+const PART: usize = 64;
 /// Multiplications below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 17;
 
@@ -38,29 +40,58 @@ struct Tile<'a> {
     sequence: &'a BatchSequence,
     kv_head: usize,
     rows: Range<usize>,
+    /// Tasks this tile is divided into.
+    parts: usize,
+}
+
+/// What a task finds over its positions, per row of its tile.
+struct Part {
+    /// `Σ e^(score - max) value`: `[rows, value_head_dim]`.
+    sums: Buffer,
+    /// Largest score, and `Σ e^(score - max)`.
+    softmax: Vec<(f32, f32)>,
 }
 
 impl Attention<'_> {
     /// [`reference::attention`](crate::reference::attention); relative error about 1e-6.
     pub(crate) fn run(&self, sequences: &[BatchSequence], out: &mut [f32], pool: &Pool) {
-        let tiles = self.tiles(sequences, pool.available_threads());
-        let (heads, dv) = (self.params.num_heads, self.params.value_head_dim);
-        // A tile's outputs are scattered over rows and heads, so it hands back its own block.
-        let results: Vec<OnceLock<Buffer>> = tiles.iter().map(|_| OnceLock::new()).collect();
-        let task = |i: usize| {
-            let _ = results[i].set(self.tile(&tiles[i]));
-        };
         let work: usize = sequences.iter().map(|s| self.work(s)).sum();
-        match work < WORTH_A_THREAD {
-            true => (0..tiles.len()).for_each(task),
-            false => pool.run(tiles.len(), task),
+        let threads = pool.available_threads().min(1 + work / WORTH_A_THREAD);
+        let tiles = self.tiles(sequences, threads);
+        let tasks: Vec<(&Tile, usize)> =
+            tiles.iter().flat_map(|tile| (0..tile.parts).map(move |part| (tile, part))).collect();
+        let results: Vec<OnceLock<Part>> = tasks.iter().map(|_| OnceLock::new()).collect();
+        let task = |i: usize| {
+            let (tile, part) = tasks[i];
+            let _ = results[i].set(self.part(tile, part));
+        };
+        match threads {
+            1 => (0..tasks.len()).for_each(task),
+            _ => pool.run(tasks.len(), task),
         }
-        for (tile, result) in tiles.iter().zip(&results) {
-            let block = result.get().expect("every task ran");
-            for (row, values) in tile.rows.clone().zip(block.chunks_exact(dv)) {
-                let (token, head) = self.token_and_head(tile, row);
-                out[((tile.sequence.first_row + token) * heads + head) * dv..][..dv]
-                    .copy_from_slice(values);
+        let mut results = results.iter().map(|r| r.get().expect("every task ran"));
+        for tile in &tiles {
+            let parts: Vec<&Part> = results.by_ref().take(tile.parts).collect();
+            self.combine(tile, &parts, out);
+        }
+    }
+
+    /// Writes the outputs of `tile`, divided by their totals.
+    fn combine(&self, tile: &Tile, parts: &[&Part], out: &mut [f32]) {
+        let dv = self.params.value_head_dim;
+        for (i, row) in tile.rows.clone().enumerate() {
+            let (token, head) = self.token_and_head(tile, row);
+            let at = (tile.sequence.first_row + token) * self.params.num_heads + head;
+            let out = &mut out[at * dv..][..dv];
+            let max = parts.iter().map(|p| p.softmax[i].0).fold(f32::NEG_INFINITY, f32::max);
+            let share = |part: &Part| (part.softmax[i].0 - max).exp();
+            let total: f32 = parts.iter().map(|p| p.softmax[i].1 * share(p)).sum();
+            for (n, part) in parts.iter().enumerate() {
+                let (sums, factor) = (&part.sums[i * dv..][..dv], share(part) / total);
+                match n {
+                    0 => out.iter_mut().zip(sums).for_each(|(o, s)| *o = s * factor),
+                    _ => add_scaled(self.level, out, sums, factor),
+                }
             }
         }
     }
@@ -83,28 +114,45 @@ impl Attention<'_> {
     }
 
     fn tiles<'s>(&self, sequences: &'s [BatchSequence], threads: usize) -> Vec<Tile<'s>> {
-        let group = self.group();
-        let pairs = sequences.len() * self.params.num_kv_heads;
         let mut tiles = Vec::new();
         for sequence in sequences {
-            let rows = sequence.rows * group;
-            let wanted = threads.min(1 + self.work(sequence) / WORTH_A_THREAD);
-            let size = rows.div_ceil(wanted.div_ceil(pairs)).clamp(1, TILE);
+            let rows = sequence.rows * self.group();
             for kv_head in 0..self.params.num_kv_heads {
                 // Late rows see most: the long tasks go first.
-                for start in (0..rows).step_by(size).rev() {
-                    let rows = start..rows.min(start + size);
-                    tiles.push(Tile { sequence, kv_head, rows });
+                for start in (0..rows).step_by(TILE).rev() {
+                    let rows = start..rows.min(start + TILE);
+                    tiles.push(Tile { sequence, kv_head, rows, parts: 1 });
                 }
+            }
+        }
+        if tiles.len() < threads {
+            let parts = threads.div_ceil(tiles.len().max(1));
+            for tile in &mut tiles {
+                tile.parts = parts.min(self.positions(tile).len() / PART).max(1);
             }
         }
         tiles
     }
 
-    /// Attends the rows of `tile`: `[rows, value_head_dim]`.
-    fn tile(&self, tile: &Tile) -> Buffer {
+    /// Position of the token of row `row` of a tile's matrix.
+    fn position(&self, tile: &Tile, row: usize) -> usize {
+        tile.sequence.context_len - tile.sequence.rows + row / self.group()
+    }
+
+    /// Positions that some row of `tile` sees.
+    fn positions(&self, tile: &Tile) -> Range<usize> {
+        let first = self.position(tile, tile.rows.start);
+        let last = self.position(tile, tile.rows.end - 1);
+        first_visible(first, self.params.window)..last + 1
+    }
+
+    /// Attends the rows of `tile` over part `part` of its positions.
+    fn part(&self, tile: &Tile, part: usize) -> Part {
         let p = self.params;
         let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
+        let all = self.positions(tile);
+        let len = all.len().div_ceil(tile.parts);
+        let positions = all.start + part * len..all.end.min(all.start + (part + 1) * len);
         let mut queries = self.arena.take(rows * dk);
         for (row, query) in tile.rows.clone().zip(queries.chunks_exact_mut(dk)) {
             let (token, head) = self.token_and_head(tile, row);
@@ -112,25 +160,28 @@ impl Attention<'_> {
             let from = &self.queries[from..from + dk];
             query.iter_mut().zip(from).for_each(|(to, from)| *to = from * p.scale);
         }
-        let before = tile.sequence.context_len - tile.sequence.rows;
-        let position = |row: usize| before + (tile.rows.start + row) / self.group();
-        let (first, last) = (first_visible(position(0), p.window), position(rows - 1));
+        let Layer { keys, values, spec, .. } = self.layer;
+        let latent = spec.value_head_dim == 0;
+        let step_len = (STEP_ELEMENTS / dk).clamp(32, 128) / 32 * 32;
 
-        let mut out = self.arena.zeros(rows * dv);
-        let mut scores = self.arena.take(rows * STEP);
-        let mut scratch = self.arena.take(STEP * dk.max(dv));
-        let mut running = vec![(f32::NEG_INFINITY, 0.0f32); rows];
-        for start in (first..last + 1).step_by(STEP) {
-            let step = start..(start + STEP).min(last + 1);
+        let mut sums = self.arena.zeros(rows * dv);
+        let mut scores = self.arena.take(rows * step_len);
+        let mut wide_keys = self.arena.take(step_len * dk);
+        let mut wide_values = self.arena.take(if latent { 0 } else { step_len * dv });
+        let mut softmax = vec![(f32::NEG_INFINITY, 0.0f32); rows];
+        for start in positions.clone().step_by(step_len) {
+            let step = start..(start + step_len).min(positions.end);
+            self.widen(keys, tile, &step, dk, &mut wide_keys);
             for run in self.runs(tile, step.clone()) {
-                let keys = self.read(false, tile.kv_head, &run, &mut scratch);
+                let keys = self.stored(keys, tile, &run, start, dk, &wide_keys);
+                let keys = Matrix::new(keys, run.len, dk, dk);
                 let queries = Matrix::new(&queries, rows, dk, dk);
                 let scores = &mut scores[run.position - start..];
-                products(self.level, queries, keys, scores, STEP);
+                products(self.level, queries, keys, scores, step_len);
             }
-            for (row, (max, total)) in running.iter_mut().enumerate() {
-                let scores = &mut scores[row * STEP..][..step.len()];
-                let position = position(row);
+            for (i, (max, total)) in softmax.iter_mut().enumerate() {
+                let scores = &mut scores[i * step_len..][..step.len()];
+                let position = self.position(tile, tile.rows.start + i);
                 // Positions of this step that the row sees.
                 let low = first_visible(position, p.window).clamp(start, step.end) - start;
                 let high = (position + 1).clamp(start, step.end) - start;
@@ -147,23 +198,26 @@ impl Attention<'_> {
                 if new_max > *max {
                     let shrink = (*max - new_max).exp();
                     *total *= shrink;
-                    out[row * dv..][..dv].iter_mut().for_each(|o| *o *= shrink);
+                    sums[i * dv..][..dv].iter_mut().for_each(|o| *o *= shrink);
                     *max = new_max;
                 }
                 *total += sum;
             }
+            if !latent {
+                self.widen(values, tile, &step, dv, &mut wide_values);
+            }
             for run in self.runs(tile, step) {
-                let values = self.read(true, tile.kv_head, &run, &mut scratch);
+                let values = match latent {
+                    true => self.stored(keys, tile, &run, start, dk, &wide_keys),
+                    false => self.stored(values, tile, &run, start, dv, &wide_values),
+                };
+                let values = Matrix::new(values, run.len, dv, if latent { dk } else { dv });
                 let weights = &scores[run.position - start..];
-                let weights = Matrix::new(weights, rows, run.len, STEP);
-                accumulate(self.level, weights, values, &mut out);
+                let weights = Matrix::new(weights, rows, run.len, step_len);
+                accumulate(self.level, weights, values, &mut sums);
             }
         }
-        for (out, (_, total)) in out.chunks_exact_mut(dv).zip(&running) {
-            let inverse = 1.0 / total;
-            out.iter_mut().for_each(|o| *o *= inverse);
-        }
-        out
+        Part { sums, softmax }
     }
 
     /// Cuts positions into runs of consecutive slots.
@@ -178,31 +232,39 @@ impl Attention<'_> {
         })
     }
 
-    /// The keys or values of a run, widened into `scratch` when the cache is not f32.
-    fn read<'b>(
-        &'b self,
-        values: bool,
-        kv_head: usize,
+    /// Widens the keys or values of a step into `wide: [positions, dim]`, unless they are f32.
+    fn widen(
+        &self,
+        from: &Elements,
+        tile: &Tile,
+        step: &Range<usize>,
+        dim: usize,
+        wide: &mut [f32],
+    ) {
+        if matches!(from, Elements::F32(_)) {
+            return;
+        }
+        for run in self.runs(tile, step.clone()) {
+            let at = self.layer.at(run.slot, tile.kv_head, dim);
+            let wide = &mut wide[(run.position - step.start) * dim..][..run.len * dim];
+            from.read(self.level, at, wide);
+        }
+    }
+
+    /// The keys or values of a run: in the cache, or in `wide`, which begins at `start`.
+    fn stored<'b>(
+        &self,
+        from: &'b Elements,
+        tile: &Tile,
         run: &Run,
-        scratch: &'b mut [f32],
-    ) -> Matrix<'b> {
-        let spec = &self.layer.spec;
-        let stored = values && spec.value_head_dim > 0;
-        let (elements, dim) = match stored {
-            true => (&self.layer.values, spec.value_head_dim),
-            false => (&self.layer.keys, spec.key_head_dim),
-        };
-        let columns = if values { self.params.value_head_dim } else { dim };
-        let at = self.layer.at(run.slot, kv_head, dim);
-        let len = run.len * dim;
-        let floats = match elements {
-            Elements::F32(e) => &e[at..at + len],
-            _ => {
-                elements.read(self.level, at, &mut scratch[..len]);
-                &scratch[..len]
-            }
-        };
-        Matrix::new(floats, run.len, columns, dim)
+        start: usize,
+        dim: usize,
+        wide: &'b [f32],
+    ) -> &'b [f32] {
+        match from {
+            Elements::F32(e) => &e[self.layer.at(run.slot, tile.kv_head, dim)..][..run.len * dim],
+            _ => &wide[(run.position - start) * dim..][..run.len * dim],
+        }
     }
 }
 

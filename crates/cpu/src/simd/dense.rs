@@ -64,9 +64,18 @@ impl Work for Products<'_> {
         // SAFETY: row and column blocks stay inside the matrices, which `products` checked.
         unsafe {
             if L::N == 16 {
+                // Six rows need the fewest loads; seven and eight are better as four and the rest.
+                while m - i >= 9 || m - i == 6 {
+                    row_block::<L, 6, 4>(&mut self, i, n);
+                    i += 6;
+                }
                 while m - i >= 4 {
                     row_block::<L, 4, 4>(&mut self, i, n);
                     i += 4;
+                }
+                if m - i == 3 {
+                    row_block::<L, 3, 8>(&mut self, i, n);
+                    i += 3;
                 }
             }
             while m - i >= 2 {
@@ -182,6 +191,10 @@ impl Work for Accumulate<'_> {
         let mut i = 0;
         // SAFETY: rows `i ..` exist; `accumulate` checked the shapes.
         unsafe {
+            while L::N == 16 && (rows - i >= 9 || rows - i == 6) {
+                sum_rows::<L, 6>(&mut self, i);
+                i += 6;
+            }
             while rows - i >= 4 {
                 sum_rows::<L, 4>(&mut self, i);
                 i += 4;
