@@ -1,7 +1,7 @@
 //! Speed of every matrix kernel: `cargo run --release -p marlin-cpu --example linear_bench --
 //! [FORMAT …] [--seconds S] [--level LEVEL] [--working-set MEGABYTES]
 //! [--cpu-time]`. Per format, shape, activation path, thread count and rows: weight
-//! bytes read and products computed per second, the median of at least five timed batches.
+//! bytes read (or repacked, for `load`) and products computed per second, the median of at least five timed batches.
 //!
 //! Matrices are laid out several times, 64 MB in all by default, and used in turn, so that decode (1 row)
 //! reads from beyond the second-level cache as it does in a model. `--cpu-time` counts the time
@@ -47,6 +47,7 @@ fn main() {
     if formats.is_empty() {
         formats = FORMATS.iter().map(|&id| id.to_owned()).collect();
     }
+    let clock = if cpu_time { thread_time } else { wall_time };
     println!(
         "{:34} {:>11} {:>3} {:>4} {:>8} {:>9}",
         "kernel", "out x in", "thr", "rows", "GB/s", "GFLOP/s"
@@ -60,20 +61,24 @@ fn main() {
                     continue;
                 }
                 for float in [true, false] {
-                    let load = || simd::load(&weight, level, float);
-                    let Some(kernels) = (0..copies).map(|_| load()).collect::<Option<Vec<_>>>()
-                    else {
-                        continue;
-                    };
-                    if !float
-                        && simd::kernel_name(id, level, true) == simd::kernel_name(id, level, false)
-                    {
+                    let names = [true, false].map(|float| simd::kernel_name(id, level, float));
+                    if !float && names[0] == names[1] {
                         continue;
                     }
+                    let start = clock();
+                    let kernels: Option<Vec<_>> =
+                        (0..copies).map(|_| simd::load(&weight, level, float)).collect();
+                    let Some(kernels) = kernels else { continue };
+                    let bytes: u64 = kernels.iter().map(|k| k.bytes()).sum();
+                    println!(
+                        "{:34} {:>11} load     {:>8.2}",
+                        kernels[0].name(),
+                        format!("{n}x{k}"),
+                        bytes as f64 / (clock() - start) / 1e9,
+                    );
                     for threads in 1..=if cpu_time { 1 } else { 2 } {
                         let pool = Pool::new(threads);
                         for rows in [1, 8, 512] {
-                            let clock = if cpu_time { thread_time } else { wall_time };
                             measure(&kernels, rows, &pool, seconds, clock);
                         }
                     }
@@ -134,10 +139,10 @@ fn measure(
         }
         (clock() - start) / times as f64
     };
-    let warm_up = Instant::now();
-    run(1);
-    let once = warm_up.elapsed().as_secs_f64();
-    let times = ((seconds / 5.0 / once) as usize).clamp(1, 100_000);
+    let mut times = 1;
+    while run(times) * (times as f64) < seconds / 5.0 {
+        times *= 2;
+    }
     let mut samples: Vec<f64> = (0..5).map(|_| run(times)).collect();
     samples.sort_by(f64::total_cmp);
     let median = samples[samples.len() / 2];
