@@ -156,7 +156,7 @@ impl ChatTemplate {
         }
         self.environment
             .get_template(name)
-            .and_then(|template| template.render(Jinja::from_iter(variables)))
+            .and_then(|template| template.render(Jinja::from_pairs(variables)))
             .map_err(|error| template_error(&self.origin, &error))
     }
 }
@@ -265,7 +265,7 @@ fn jinja(value: &Value) -> Jinja {
         Value::String(text) => text.as_str().into(),
         Value::Array(values) => list(values),
         Value::Object(fields) => {
-            fields.iter().map(|(name, value)| (name.clone(), jinja(value))).collect()
+            Jinja::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), jinja(value))))
         }
     }
 }

@@ -53,7 +53,8 @@ impl Dumps {
         depth: usize,
         out: &mut String,
     ) -> Result<(), Error> {
-        state.consume_fuel(1)?;
+        // Ahead of the work, because the engine charges for a result only once it exists.
+        state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 16)?;
         if depth > 200 {
             return Err(invalid("tojson: nested more than 200 deep"));
         }
