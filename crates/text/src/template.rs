@@ -243,10 +243,11 @@ fn message(message: &Value) -> Jinja {
         .iter()
         .find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
     let Some(reasoning) = reasoning else { return jinja(message) };
-    let mut fields = fields.clone();
-    fields.entry("thinking").or_insert_with(|| reasoning.clone());
-    fields.insert("reasoning_content".into(), reasoning.clone());
-    jinja(&Value::Object(fields))
+    let mut both = Map::new();
+    both.insert("thinking".into(), reasoning.clone());
+    both.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+    both.insert("reasoning_content".into(), reasoning.clone());
+    jinja(&Value::Object(both))
 }
 
 fn list(values: &[Value]) -> Jinja {

@@ -19,14 +19,20 @@ pub(super) struct Spm {
 }
 
 /// Finite, so the order is total.
-#[derive(PartialEq, PartialOrd)]
+#[derive(PartialEq)]
 pub(super) struct Score(f32);
 
 impl Eq for Score {}
 
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl Ord for Score {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal)
+        self.0.total_cmp(&other.0)
     }
 }
 
@@ -40,7 +46,8 @@ impl Merges for ByScore<'_> {
 
     fn merge(&self, _: &Symbol, _: &Symbol, bytes: &[u8]) -> Option<(Score, u32)> {
         let id = self.tokens.id(std::str::from_utf8(bytes).ok()?)?;
-        Some((Score(self.scores[id as usize]), id))
+        // Adding zero makes the two zeros one.
+        Some((Score(self.scores[id as usize] + 0.0), id))
     }
 }
 
