@@ -32,8 +32,10 @@ use multiply::Multiply;
 use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
 
-/// Rows multiplied in one pass: bounds the scratch memory, and amortises decoding.
+/// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
+/// Sums kept between the product and the rotation of a pass (64 MiB): fewer rows for huge outputs.
+const MAX_SUMS: usize = 1 << 24;
 /// Weights a task should have at least, a microsecond's worth, decoding counting as this many rows.
 const TASK_WEIGHTS: usize = 1 << 14;
 const DECODE_ROWS: usize = 8;
@@ -181,8 +183,10 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         assert_eq!(x.len(), rows * self.in_features, "input fills [rows, in_features]");
         assert_eq!(out.len(), rows * self.out_features, "output fills [rows, out_features]");
         let mut scratch = SCRATCH.take();
-        let x = x.chunks(MAX_ROWS * self.in_features);
-        for (x, out) in x.zip(out.chunks_mut(MAX_ROWS * self.out_features)) {
+        let row_sums = self.strips.strips() * self.activations.strip_sums();
+        let rows = (MAX_SUMS / row_sums).clamp(1, MAX_ROWS);
+        let x = x.chunks(rows * self.in_features);
+        for (x, out) in x.zip(out.chunks_mut(rows * self.out_features)) {
             self.pass(x, out, &mut scratch, pool);
         }
         SCRATCH.set(scratch);
