@@ -1,13 +1,14 @@
 //! Paged keys and values.
 //!
-//! Every layer keeps keys as `[block][kv_head][slot][key_head_dim]` and values likewise, so that
-//! one head's keys of a block are consecutive, which is what attention reads. Pages are mapped
-//! by the system when first written.
+//! Every layer keeps values as `[block][kv_head][slot][value_head_dim]` and keys transposed, as
+//! `[block][kv_head][key_head_dim][slot]`: the scores of neighbouring slots are then sums of
+//! registers, with nothing to add up inside one. Latent keys, which are values too, stay
+//! `[block][slot][key_head_dim]`. Pages are mapped by the system when first written.
 
 use crate::Level;
 use crate::memory::{available_bytes, zeroed};
 use crate::simd::{narrow_f16, widen_bf16, widen_f16};
-use half::bf16;
+use half::{bf16, f16};
 use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
 use std::sync::RwLock;
 
@@ -50,6 +51,34 @@ impl Elements {
         }
     }
 
+    /// Rounds `values` to the element type and writes them `stride` apart from `at` on.
+    fn scatter(&mut self, at: usize, stride: usize, values: &[f32]) {
+        match self {
+            Self::F32(e) => {
+                e[at..].iter_mut().step_by(stride).zip(values).for_each(|(e, v)| *e = *v);
+            }
+            Self::F16(e) => {
+                let rounded = values.iter().map(|v| f16::from_f32(*v).to_bits());
+                e[at..].iter_mut().step_by(stride).zip(rounded).for_each(|(e, v)| *e = v);
+            }
+            Self::BF16(e) => {
+                let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
+                e[at..].iter_mut().step_by(stride).zip(rounded).for_each(|(e, v)| *e = v);
+            }
+        }
+    }
+
+    /// Widens `out.len()` elements `stride` apart from `at` on.
+    fn gather(&self, at: usize, stride: usize, out: &mut [f32]) {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = match self {
+                Self::F32(e) => e[at + i * stride],
+                Self::F16(e) => f16::from_bits(e[at + i * stride]).to_f32(),
+                Self::BF16(e) => bf16::from_bits(e[at + i * stride]).to_f32(),
+            };
+        }
+    }
+
     fn copy_within(&mut self, from: usize, to: usize, len: usize) {
         match self {
             Self::F32(e) => e.copy_within(from..from + len, to),
@@ -69,18 +98,48 @@ pub(crate) struct Layer {
 }
 
 impl Layer {
-    /// Start of head `head` at `slot` (`block * block_size + offset`) in an array of `dim` columns.
+    /// Whether values are a prefix of the keys.
+    pub(crate) fn is_latent(&self) -> bool {
+        self.spec.value_head_dim == 0
+    }
+
+    /// Start of head `head` at `slot` (`block * block_size + offset`) in an array of `dim` columns
+    /// that is not transposed.
     pub(crate) fn at(&self, slot: usize, head: usize, dim: usize) -> usize {
         let (block, offset) = (slot / self.block_size, slot % self.block_size);
-        ((block * self.spec.num_kv_heads + head) * self.block_size + offset) * dim
+        self.block_at(block, head, dim) + offset * dim
+    }
+
+    /// Start of head `head` of a block in an array of `dim` columns.
+    pub(crate) fn block_at(&self, block: usize, head: usize, dim: usize) -> usize {
+        (block * self.spec.num_kv_heads + head) * self.block_size * dim
+    }
+
+    /// The key of one head at `slot`.
+    pub(crate) fn key(&self, slot: usize, head: usize, out: &mut [f32]) {
+        let (at, stride) = self.key_at(slot, head);
+        self.keys.gather(at, stride, out);
+    }
+
+    /// Start and stride of a key.
+    fn key_at(&self, slot: usize, head: usize) -> (usize, usize) {
+        if self.is_latent() {
+            return (self.at(slot, head, self.spec.key_head_dim), 1);
+        }
+        let (block, offset) = (slot / self.block_size, slot % self.block_size);
+        (self.block_at(block, head, self.spec.key_head_dim) + offset, self.block_size)
     }
 
     /// Stores row `row` of `k` and `v` (flattened heads) at `slot`.
     pub(crate) fn write(&mut self, level: Level, slot: usize, k: &[f32], v: Option<&[f32]>) {
         let (dk, dv) = (self.spec.key_head_dim, self.spec.value_head_dim);
         for head in 0..self.spec.num_kv_heads {
-            let at = self.at(slot, head, dk);
-            self.keys.write(level, at, &k[head * dk..][..dk]);
+            let (at, stride) = self.key_at(slot, head);
+            let key = &k[head * dk..][..dk];
+            match stride {
+                1 => self.keys.write(level, at, key),
+                _ => self.keys.scatter(at, stride, key),
+            }
             if let Some(v) = v {
                 let at = self.at(slot, head, dv);
                 self.values.write(level, at, &v[head * dv..][..dv]);

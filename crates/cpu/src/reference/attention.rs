@@ -32,7 +32,7 @@ pub(crate) fn attention(
                 };
                 let mut scores = Vec::with_capacity(position + 1 - start);
                 for p in start..=position {
-                    layer.keys.read(Level::Scalar, layer.at(slot(p), kv_head, dk), &mut key);
+                    layer.key(slot(p), kv_head, &mut key);
                     let score = dot(q, &key) * params.scale;
                     scores.push(match params.softcap {
                         Some(cap) => cap * (score / cap).tanh(),
@@ -44,8 +44,8 @@ pub(crate) fn attention(
                 let total: f64 = weights.iter().sum();
                 let mut sums = vec![0.0f64; dv];
                 for (p, weight) in (start..=position).zip(&weights) {
-                    if layer.spec.value_head_dim == 0 {
-                        layer.keys.read(Level::Scalar, layer.at(slot(p), kv_head, dk), &mut value);
+                    if layer.is_latent() {
+                        layer.key(slot(p), kv_head, &mut value);
                     } else {
                         layer.values.read(
                             Level::Scalar,

@@ -3,11 +3,11 @@
 //! The query rows of one sequence that share a key/value head are the rows of one matrix
 //! `[tokens * heads_per_kv, key_head_dim]`, which is cut into tiles. A tile walks the visible
 //! positions in steps, each a product with the keys, an exponential, and a product with the
-//! values, both done per run of consecutive cache slots, so keys of an f32 cache are used where
-//! they lie and others are widened once per step. Decoding has few tiles: their positions are
+//! values, both done per run of consecutive cache slots, so an f32 cache is used where it lies and
+//! others are widened. Decoding has few tiles: their positions are
 //! divided among threads, and the parts are combined by their maxima and totals.
 
-use super::dense::{Matrix, accumulate, products};
+use super::dense::{Matrix, accumulate, products, weighted_sums};
 use super::elementwise::{add_scaled, exponentials, softcap};
 use crate::cache::{Elements, Layer};
 use crate::memory::{Arena, Buffer};
@@ -160,24 +160,40 @@ impl Attention<'_> {
             let from = &self.queries[from..from + dk];
             query.iter_mut().zip(from).for_each(|(to, from)| *to = from * p.scale);
         }
-        let Layer { keys, values, spec, .. } = self.layer;
-        let latent = spec.value_head_dim == 0;
-        let step_len = (STEP_ELEMENTS / dk).clamp(32, 128) / 32 * 32;
+        let Layer { keys, values, block_size, .. } = self.layer;
+        let (latent, block_size) = (self.layer.is_latent(), *block_size);
+        let mut step_len = (STEP_ELEMENTS / dk).clamp(32, 128) / 32 * 32;
+        if !latent {
+            // Transposed keys are widened by whole blocks.
+            step_len = (step_len / block_size).max(1) * block_size;
+        }
 
         let mut sums = self.arena.zeros(rows * dv);
         let mut scores = self.arena.take(rows * step_len);
         let mut wide_keys = self.arena.take(step_len * dk);
         let mut wide_values = self.arena.take(if latent { 0 } else { step_len * dv });
         let mut softmax = vec![(f32::NEG_INFINITY, 0.0f32); rows];
-        for start in positions.clone().step_by(step_len) {
-            let step = start..(start + step_len).min(positions.end);
-            self.widen(keys, tile, &step, dk, &mut wide_keys);
+        let mut next = positions.start;
+        while next < positions.end {
+            let start = next;
+            next = ((start / step_len + 1) * step_len).min(positions.end);
+            let step = start..next;
+            if latent {
+                self.widen(keys, tile, &step, dk, &mut wide_keys);
+            }
             for run in self.runs(tile, step.clone()) {
-                let keys = self.stored(keys, tile, &run, start, dk, &wide_keys);
-                let keys = Matrix::new(keys, run.len, dk, dk);
                 let queries = Matrix::new(&queries, rows, dk, dk);
                 let scores = &mut scores[run.position - start..];
-                products(self.level, queries, keys, scores, step_len);
+                if latent {
+                    let keys = self.stored(keys, tile, &run, start, dk, &wide_keys);
+                    let keys = Matrix::new(keys, run.len, dk, dk);
+                    products(self.level, queries, keys, scores, step_len);
+                } else {
+                    let block = self.block(keys, tile, &run, &mut wide_keys);
+                    let keys =
+                        Matrix::new(&block[run.slot % block_size..], dk, run.len, block_size);
+                    weighted_sums(self.level, queries, keys, scores, step_len);
+                }
             }
             for (i, (max, total)) in softmax.iter_mut().enumerate() {
                 let scores = &mut scores[i * step_len..][..step.len()];
@@ -214,7 +230,7 @@ impl Attention<'_> {
                 let values = Matrix::new(values, run.len, dv, if latent { dk } else { dv });
                 let weights = &scores[run.position - start..];
                 let weights = Matrix::new(weights, rows, run.len, step_len);
-                accumulate(self.level, weights, values, &mut sums);
+                accumulate(self.level, weights, values, &mut sums, dv);
             }
         }
         Part { sums, softmax }
@@ -248,6 +264,26 @@ impl Attention<'_> {
             let at = self.layer.at(run.slot, tile.kv_head, dim);
             let wide = &mut wide[(run.position - step.start) * dim..][..run.len * dim];
             from.read(self.level, at, wide);
+        }
+    }
+
+    /// The transposed keys of a run's block, `[key_head_dim, block_size]`, in the cache or `wide`.
+    fn block<'b>(
+        &self,
+        from: &'b Elements,
+        tile: &Tile,
+        run: &Run,
+        wide: &'b mut [f32],
+    ) -> &'b [f32] {
+        let dk = self.params.key_head_dim;
+        let len = dk * self.layer.block_size;
+        let at = self.layer.block_at(run.slot / self.layer.block_size, tile.kv_head, dk);
+        match from {
+            Elements::F32(e) => &e[at..at + len],
+            _ => {
+                from.read(self.level, at, &mut wide[..len]);
+                &wide[..len]
+            }
         }
     }
 

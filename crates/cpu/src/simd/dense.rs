@@ -161,22 +161,37 @@ unsafe fn block<L: Lanes, const M: usize, const N: usize>(p: &mut Products, i: u
     }
 }
 
-/// `out[i] += Σ_j p[i][j] v[j]`; rows of `out` are `v.columns` apart.
-pub(crate) fn accumulate(level: Level, p: Matrix, v: Matrix, out: &mut [f32]) {
+/// `out[i] += Σ_j p[i][j] v[j]`; rows of `out` are `stride` apart.
+pub(crate) fn accumulate(level: Level, p: Matrix, v: Matrix, out: &mut [f32], stride: usize) {
+    weighted(level, p, v, out, stride, false);
+}
+
+/// `out[i] = Σ_j p[i][j] v[j]`; rows of `out` are `stride` apart.
+pub(crate) fn weighted_sums(level: Level, p: Matrix, v: Matrix, out: &mut [f32], stride: usize) {
+    weighted(level, p, v, out, stride, true);
+}
+
+fn weighted(level: Level, p: Matrix, v: Matrix, out: &mut [f32], stride: usize, clear: bool) {
     assert_eq!(p.columns, v.rows, "one weight per row");
-    assert_eq!(out.len(), p.rows * v.columns, "sums fill the output");
-    run(level, Accumulate { p, v, out });
+    assert!(fits(out.len(), p.rows, v.columns, stride), "sums fill the output");
+    run(level, Accumulate { p, v, out, stride, clear });
 }
 
 struct Accumulate<'a> {
     p: Matrix<'a>,
     v: Matrix<'a>,
     out: &'a mut [f32],
+    stride: usize,
+    clear: bool,
 }
 
 impl Work for Accumulate<'_> {
     fn scalar(self) {
-        for (i, out) in self.out.chunks_exact_mut(self.v.columns).enumerate() {
+        for i in 0..self.p.rows {
+            let out = &mut self.out[i * self.stride..][..self.v.columns];
+            if self.clear {
+                out.fill(0.0);
+            }
             for (j, weight) in self.p.row(i).iter().enumerate() {
                 for (o, v) in out.iter_mut().zip(self.v.row(j)) {
                     *o += weight * v;
@@ -209,7 +224,8 @@ impl Work for Accumulate<'_> {
     }
 }
 
-/// All columns of sums `i .. i + M`.
+/// All columns of sums `i .. i + M`. Few registers of sums are each kept several times over, in
+/// turn, because one cannot be added to again before the last addition is through.
 #[inline(always)]
 unsafe fn sum_rows<L: Lanes, const M: usize>(a: &mut Accumulate, i: usize) {
     let columns = a.v.columns;
@@ -217,66 +233,102 @@ unsafe fn sum_rows<L: Lanes, const M: usize>(a: &mut Accumulate, i: usize) {
     // SAFETY: column blocks stay below `columns`.
     unsafe {
         if L::N == 16 {
-            // One row needs many registers to hide the latency of its sums.
             while M == 1 && columns - c >= 8 * L::N {
-                sum_columns::<L, M, 8>(a, i, c, L::N);
+                sum_columns::<L, M, 8, 1>(a, i, c, L::N);
                 c += 8 * L::N;
             }
             while columns - c >= 4 * L::N {
-                sum_columns::<L, M, 4>(a, i, c, L::N);
+                sum_columns::<L, M, 4, 1>(a, i, c, L::N);
                 c += 4 * L::N;
             }
         }
         while columns - c >= 2 * L::N {
-            sum_columns::<L, M, 2>(a, i, c, L::N);
+            match M {
+                1 | 2 => sum_columns::<L, M, 2, 2>(a, i, c, L::N),
+                _ => sum_columns::<L, M, 2, 1>(a, i, c, L::N),
+            }
             c += 2 * L::N;
         }
         while c < columns {
-            sum_columns::<L, M, 1>(a, i, c, L::N.min(columns - c));
+            let last = L::N.min(columns - c);
+            match M {
+                1 | 2 => sum_columns::<L, M, 1, 4>(a, i, c, last),
+                3 | 4 => sum_columns::<L, M, 1, 2>(a, i, c, last),
+                _ => sum_columns::<L, M, 1, 1>(a, i, c, last),
+            }
             c += L::N;
         }
     }
 }
 
-/// `C` registers of columns from `c` on of sums `i .. i + M`; the last has `last` lanes in use.
+/// `C` registers of columns from `c` on of sums `i .. i + M`, each in `T` turns; the last register
+/// has `last` lanes in use.
 #[inline(always)]
-unsafe fn sum_columns<L: Lanes, const M: usize, const C: usize>(
+unsafe fn sum_columns<L: Lanes, const M: usize, const C: usize, const T: usize>(
     a: &mut Accumulate,
     i: usize,
     c: usize,
     last: usize,
 ) {
-    let columns = a.v.columns;
+    let stride = a.stride;
     // SAFETY: the caller keeps rows and columns in range.
     unsafe {
-        let out = a.out.as_mut_ptr().add(i * columns + c);
+        let out = a.out.as_mut_ptr().add(i * stride + c);
         let weights = a.p.values.as_ptr().add(i * a.p.stride);
         let values = a.v.values.as_ptr().add(c);
-        let mut sums = [[L::splat(0.0); C]; M];
-        for r in 0..M {
-            for k in 0..C {
-                sums[r][k] = read::<L>(out.add(r * columns + k * L::N), last);
-            }
-        }
-        for j in 0..a.v.rows {
-            let mut v = [L::splat(0.0); C];
-            for k in 0..C {
-                v[k] = read::<L>(values.add(j * a.v.stride + k * L::N), last);
-            }
+        let mut sums = [[[L::splat(0.0); C]; M]; T];
+        if !a.clear {
             for r in 0..M {
-                let weight = L::splat(*weights.add(r * a.p.stride + j));
                 for k in 0..C {
-                    sums[r][k] = L::fma(weight, v[k], sums[r][k]);
+                    sums[0][r][k] = read::<L>(out.add(r * stride + k * L::N), last);
                 }
             }
         }
+        let whole = a.v.rows / T * T;
+        for j in (0..whole).step_by(T) {
+            for t in 0..T {
+                add_row::<L, M, C>(&mut sums[t], a, weights.add(j + t), values, j + t, last);
+            }
+        }
+        for j in whole..a.v.rows {
+            add_row::<L, M, C>(&mut sums[0], a, weights.add(j), values, j, last);
+        }
         for r in 0..M {
             for k in 0..C {
-                let out = out.add(r * columns + k * L::N);
-                match last == L::N {
-                    true => L::store(out, sums[r][k]),
-                    false => L::store_first(out, sums[r][k], last),
+                let mut sum = sums[0][r][k];
+                for turn in &sums[1..] {
+                    sum = L::add(sum, turn[r][k]);
                 }
+                let out = out.add(r * stride + k * L::N);
+                match last == L::N {
+                    true => L::store(out, sum),
+                    false => L::store_first(out, sum, last),
+                }
+            }
+        }
+    }
+}
+
+/// Adds row `j` of the values, times `M` weights, to the sums.
+#[inline(always)]
+unsafe fn add_row<L: Lanes, const M: usize, const C: usize>(
+    sums: &mut [[L::V; C]; M],
+    a: &Accumulate,
+    weights: *const f32,
+    values: *const f32,
+    j: usize,
+    last: usize,
+) {
+    // SAFETY: the caller keeps rows and columns in range.
+    unsafe {
+        let mut v = [L::splat(0.0); C];
+        for k in 0..C {
+            v[k] = read::<L>(values.add(j * a.v.stride + k * L::N), last);
+        }
+        for r in 0..M {
+            let weight = L::splat(*weights.add(r * a.p.stride));
+            for k in 0..C {
+                sums[r][k] = L::fma(weight, v[k], sums[r][k]);
             }
         }
     }
@@ -320,12 +372,15 @@ mod tests {
                         let p = Matrix::new(&p, m, n, n + 2);
                         let mut sums = values(m * k, 4);
                         let before = sums.clone();
-                        accumulate(level, p, b, &mut sums);
+                        accumulate(level, p, b, &mut sums, k);
+                        let mut fresh = vec![f32::NAN; m * (k + 2)];
+                        weighted_sums(level, p, b, &mut fresh, k + 2);
                         for i in 0..m {
                             for c in 0..k {
                                 let add: f32 = (0..n).map(|j| p.row(i)[j] * b.row(j)[c]).sum();
                                 let expected = before[i * k + c] + add;
                                 assert!((sums[i * k + c] - expected).abs() < 1e-5, "{level}");
+                                assert!((fresh[i * (k + 2) + c] - add).abs() < 1e-5, "{level}");
                             }
                         }
                     }
