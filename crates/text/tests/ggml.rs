@@ -1,6 +1,7 @@
 //! GGUF vocabularies against llama.cpp's ids (fixtures/make_*.py say how they were made).
 
 use marlin_checkpoint::{Checkpoint, Container};
+use marlin_testkit::mutate::{bit_flips, truncations};
 use marlin_text::{Specials, StreamOptions, TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -224,6 +225,37 @@ fn damaged_character_map_is_an_error_not_a_panic() {
     let tokenizer = open(Value::Object(map)).unwrap();
     let error = tokenizer.encode("ab", Specials::NONE).unwrap_err().to_string();
     assert!(error.contains("precompiled_charsmap is damaged"), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    for name in ["spm", "ugm", "wpm"] {
+        let good = std::fs::read(fixture(&format!("{name}.gguf"))).unwrap();
+        let mut opened = 0;
+        for (place, copy) in truncations(&good).chain(bit_flips(&good)) {
+            std::fs::write(&path, copy).unwrap();
+            let clock = Instant::now();
+            let tokenizer = Checkpoint::open(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|checkpoint| Tokenizer::open(&checkpoint).map_err(|e| e.to_string()));
+            match tokenizer {
+                Err(error) => assert!(error.contains("m.gguf: "), "{name} {place}: {error}"),
+                // A changed letter in a token is a different, valid vocabulary.
+                Ok(tokenizer) => {
+                    opened += 1;
+                    for line in ["", "Hello, w\u{f6}rld \u{1f42d} 12\t3", "\u{ff21}\u{fb01}\0"] {
+                        if let Ok(ids) = tokenizer.encode(line, Specials::PROMPT) {
+                            tokenizer.decode(&ids).unwrap();
+                        }
+                    }
+                }
+            }
+            assert!(clock.elapsed() < Duration::from_secs(5), "{name} {place}");
+        }
+        assert!(opened > 20, "{name}: {opened}");
+    }
 }
 
 #[test]

@@ -195,3 +195,40 @@ fn large_vocabularies_open_fast() {
         assert!(clock.elapsed() < Duration::from_secs(20));
     }
 }
+
+/// FNV-1a of the ids as little-endian bytes, as fixtures/make_tokenizer_json_fixtures.py has it.
+fn digest(ids: &[u32]) -> u32 {
+    ids.iter()
+        .flat_map(|id| id.to_le_bytes())
+        .fold(0x811c_9dc5, |state, byte| (state ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[test]
+fn lines_agree_with_the_python_package() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let read = |name: &str| std::fs::read(fixtures.join(name)).unwrap();
+    let lines: Vec<String> = serde_json::from_slice(&read("lines.json")).unwrap();
+    let golden: Value = serde_json::from_slice(&read("tokenizer_json.json")).unwrap();
+    for name in ["glm-stories", "qwen3", "deepseek_v3"] {
+        let large = std::env::var_os("MARLIN_TEST_TOKENIZERS");
+        let folder = match name {
+            "glm-stories" => fixtures.clone(),
+            _ => large.map(Into::into).unwrap_or_default(),
+        };
+        let Ok(file) = std::fs::read(folder.join(name).join("tokenizer.json")) else {
+            println!("skipped {name}: not in the folder that MARLIN_TEST_TOKENIZERS names");
+            continue;
+        };
+        let tokenizer = open(file, json!({}), None).unwrap();
+        let mut wrong = Vec::new();
+        for (key, specials) in [("plain", Specials::NONE), ("special", Specials::TEMPLATE)] {
+            for (line, expected) in lines.iter().zip(golden[name][key].as_array().unwrap()) {
+                let ids = tokenizer.encode(line, specials).unwrap();
+                if u64::from(digest(&ids)) != expected.as_u64().unwrap() {
+                    wrong.push(format!("{key} {line:?}: {ids:?}"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{name}: {}\n{}", wrong.len(), wrong.join("\n"));
+    }
+}
