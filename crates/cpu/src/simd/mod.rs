@@ -7,6 +7,8 @@
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
 //! * `kernels`: the [`Kernel`]s made of these.
+//! * `vector`: registers of f32 for the operators between matrix products, which are in
+//!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

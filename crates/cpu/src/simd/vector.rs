@@ -3,6 +3,8 @@
 //! An operator is a [`Work`]: its `vector` body is generic over [`Lanes`], `#[inline(always)]`,
 //! and inlined by [`run`] into one function per level compiled for that level's instructions;
 //! its `scalar` body is the reference.
+// Other processors run the scalar bodies until someone writes their registers.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use crate::Level;
 #[cfg(target_arch = "x86_64")]
