@@ -9,6 +9,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::isa::{IntegerIsa, Isa, Job};
+use super::panel::write_band;
 use super::quantized::{Quantized, Record};
 use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
@@ -81,9 +82,7 @@ pub(crate) fn multiply(
             }
             let at = (band - bands.start) * BAND;
             for (row, sums) in rows.clone().zip(sums.chunks_exact(BAND)) {
-                let out = &mut out.row(row)[at..];
-                let width = out.len().min(BAND);
-                out[..width].copy_from_slice(&sums[..width]);
+                write_band(&mut out.row(row)[at..], sums);
             }
         }
     }

@@ -96,9 +96,20 @@ pub(crate) fn multiply(
         let at = (band - bands.start) * BAND;
         for (row, sums) in sums.chunks_exact(width).enumerate() {
             let out = &mut out.row(row)[at..];
-            let n = out.len().min(width).min((bands.end - band) * BAND);
-            out[..n].copy_from_slice(&sums[..n]);
+            let n = (bands.end - band).min(together);
+            for (out, sums) in out.chunks_mut(BAND).zip(sums.chunks_exact(BAND)).take(n) {
+                write_band(out, sums);
+            }
         }
+    }
+}
+
+/// Copies a band of sums, or the part of it that exists.
+#[inline]
+pub(crate) fn write_band(out: &mut [f32], sums: &[f32]) {
+    match (out.first_chunk_mut::<BAND>(), sums.first_chunk::<BAND>()) {
+        (Some(out), Some(sums)) => *out = *sums,
+        _ => out.copy_from_slice(&sums[..out.len()]),
     }
 }
 
