@@ -74,6 +74,11 @@ impl Config {
         self.fields.get(field).filter(|v| !v.is_null())
     }
 
+    /// Whether `field` is written at all, `null` included.
+    pub fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
     fn default_taken<T>(&self, field: &str, default: T) -> T
     where
         T: std::fmt::Debug,
@@ -137,6 +142,17 @@ impl Config {
     /// When present and out of range.
     pub fn dim_or(&self, field: &str, default: usize) -> Result<usize> {
         Ok(self.opt_dim(field)?.unwrap_or_else(|| self.default_taken(field, default)))
+    }
+
+    /// A dimension that `null` switches off and absence leaves at the class's default.
+    ///
+    /// # Errors
+    /// When present and out of range.
+    pub fn dim_unless_null(&self, field: &str, default: usize) -> Result<Option<usize>> {
+        match self.has(field) {
+            true => self.opt_dim(field),
+            false => self.dim_or(field, default).map(Some),
+        }
     }
 
     /// A small count that may be zero (dense layers, shared experts).

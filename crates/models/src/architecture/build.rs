@@ -26,8 +26,25 @@ pub struct ClassDefaults {
     pub max_position_embeddings: usize,
     /// `tie_word_embeddings`.
     pub tie_word_embeddings: bool,
+    /// `num_key_value_heads`; `None` is as many as query heads.
+    pub num_key_value_heads: Option<usize>,
+    /// `head_dim`; `None` divides the hidden size by the query heads.
+    pub head_dim: Option<usize>,
     /// Added to stored norm weights.
     pub norm_offset: f32,
+}
+
+impl ClassDefaults {
+    /// Llama's, which most classes change only here and there.
+    pub const LLAMA: Self = Self {
+        rms_norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 2048,
+        tie_word_embeddings: false,
+        num_key_value_heads: None,
+        head_dim: None,
+        norm_offset: 0.0,
+    };
 }
 
 /// Fields every decoder has.
@@ -48,8 +65,8 @@ pub struct Decoder<'a> {
     pub norm_offset: f32,
     /// `hidden_act`.
     pub activation: Activation,
+    class: ClassDefaults,
     tied: bool,
-    theta: f64,
 }
 
 impl<'a> Decoder<'a> {
@@ -74,7 +91,7 @@ impl<'a> Decoder<'a> {
             norm_offset: if config.is_gguf() { 0.0 } else { class.norm_offset },
             activation: activation(config)?,
             tied: config.bool_or("tie_word_embeddings", class.tie_word_embeddings)?,
-            theta: class.rope_theta,
+            class: *class,
         })
     }
 
@@ -88,7 +105,7 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// When they are invalid.
     pub fn rope_config(&self, layer_type: Option<&str>) -> Result<RopeConfig> {
-        RopeConfig::read(self.config, layer_type, self.theta)
+        RopeConfig::read(self.config, layer_type, self.class.rope_theta)
     }
 
     /// Rotary embedding of heads of `head_dim` columns.
@@ -111,15 +128,16 @@ impl<'a> Decoder<'a> {
     pub fn heads(&self) -> Result<(usize, usize, usize)> {
         let c = self.config;
         let heads = c.dim("num_attention_heads")?;
-        let kv_heads = c.dim_or("num_key_value_heads", heads)?;
+        let kv_heads = c.dim_or("num_key_value_heads", self.class.num_key_value_heads.unwrap_or(heads))?;
         if heads % kv_heads != 0 {
             let reason = format!("{kv_heads} does not divide num_attention_heads {heads}");
             return Err(c.error("num_key_value_heads", reason));
         }
-        let head_dim = match c.opt_dim("head_dim")? {
-            Some(d) => d,
-            None if self.hidden_size.is_multiple_of(heads) => self.hidden_size / heads,
-            None => {
+        let head_dim = match (c.opt_dim("head_dim")?, self.class.head_dim) {
+            (Some(d), _) => d,
+            (None, Some(d)) if !c.is_gguf() => c.dim_or("head_dim", d)?,
+            _ if self.hidden_size.is_multiple_of(heads) => self.hidden_size / heads,
+            _ => {
                 let reason = format!("{heads} does not divide hidden_size {}", self.hidden_size);
                 return Err(c.error("num_attention_heads", reason));
             }

@@ -16,19 +16,35 @@ pub const V2: Architecture =
 pub const V3: Architecture =
     Architecture { model_types: &["deepseek_v3"], name: "DeepSeek-V3, R1", spec: spec_v3 };
 
-const CLASS: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
-    max_position_embeddings: 4096,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
-};
+
+
+/// Defaults of the routing fields, from transformers' configuration classes.
+#[derive(Debug, Clone, Copy)]
+pub struct MoeDefaults {
+    /// `n_group`.
+    pub num_groups: usize,
+    /// `topk_group`.
+    pub top_k_groups: usize,
+    /// `first_k_dense_replace`.
+    pub first_dense: usize,
+    /// `routed_scaling_factor`.
+    pub scaling_factor: f64,
+    /// `n_shared_experts`.
+    pub shared: usize,
+}
+
+const MOE_V2: MoeDefaults =
+    MoeDefaults { num_groups: 1, top_k_groups: 1, first_dense: 0, scaling_factor: 1.0, shared: 2 };
+const MOE_V3: MoeDefaults =
+    MoeDefaults { num_groups: 8, top_k_groups: 4, first_dense: 3, scaling_factor: 2.5, shared: 1 };
+const CLASS_V3: ClassDefaults =
+    ClassDefaults { max_position_embeddings: 4096, ..ClassDefaults::LLAMA };
 
 /// What the norms between the low-rank projections add to the mean square.
 const LATENT_EPS: f32 = 1e-6;
 
 fn spec_v2(config: &Config) -> Result<ModelSpec, ModelError> {
-    let d = Decoder::read(config, &CLASS)?;
+    let d = Decoder::read(config, &ClassDefaults::LLAMA)?;
     let grouped = match config.str_or("topk_method", "greedy")? {
         "greedy" => false,
         "group_limited_greedy" => true,
@@ -44,19 +60,18 @@ fn spec_v2(config: &Config) -> Result<ModelSpec, ModelError> {
         top_k_groups: if grouped { config.dim("topk_group")? } else { 1 },
         group_score_experts: 1,
         normalize: false,
-        ..router(config)?
+        ..router(config, &MOE_V2)?
     };
-    let blocks = blocks(&d, router, false)?;
+    let blocks = blocks(&d, router, &MOE_V2, false)?;
     d.finish(blocks)
 }
 
 fn spec_v3(config: &Config) -> Result<ModelSpec, ModelError> {
-    let d = Decoder::read(config, &CLASS)?;
-    noaux_spec(&d)
+    noaux_spec(&Decoder::read(config, &CLASS_V3)?, &MOE_V3)
 }
 
 /// DeepSeek-V3's rules, shared with GLM-4.7-Flash.
-pub fn noaux_spec(d: &Decoder) -> Result<ModelSpec, ModelError> {
+pub fn noaux_spec(d: &Decoder, defaults: &MoeDefaults) -> Result<ModelSpec, ModelError> {
     let config = d.config;
     match config.str_or("topk_method", "noaux_tc")? {
         "noaux_tc" => {}
@@ -65,15 +80,15 @@ pub fn noaux_spec(d: &Decoder) -> Result<ModelSpec, ModelError> {
     scoring_is(config, "sigmoid")?;
     let router = Router {
         scoring: Scoring::Sigmoid,
-        num_groups: config.dim_or("n_group", 1)?,
-        top_k_groups: config.dim_or("topk_group", 1)?,
+        num_groups: config.dim_or("n_group", defaults.num_groups)?,
+        top_k_groups: config.dim_or("topk_group", defaults.top_k_groups)?,
         group_score_experts: 2,
         normalize: config.bool_or("norm_topk_prob", true)?,
-        ..router(config)?
+        ..router(config, defaults)?
     };
-    let blocks = blocks(d, router, true)?;
+    let blocks = blocks(d, router, defaults, true)?;
     let mut spec = d.finish(blocks)?;
-    spec.mtp = Some(mtp(d, router)?);
+    spec.mtp = Some(mtp(d, router, defaults)?);
     Ok(spec)
 }
 
@@ -85,7 +100,7 @@ fn scoring_is(config: &Config, expected: &str) -> Result<(), ModelError> {
 }
 
 /// Fields both versions read alike.
-fn router(config: &Config) -> Result<Router, ModelError> {
+fn router(config: &Config, defaults: &MoeDefaults) -> Result<Router, ModelError> {
     let num_experts = config.dim_any(&["n_routed_experts", "num_experts", "num_local_experts"])?;
     Ok(Router {
         scoring: Scoring::Sigmoid,
@@ -95,11 +110,11 @@ fn router(config: &Config) -> Result<Router, ModelError> {
         top_k_groups: 1,
         group_score_experts: 1,
         normalize: false,
-        scaling_factor: config.f64_or("routed_scaling_factor", 1.0)? as f32,
+        scaling_factor: config.f64_or("routed_scaling_factor", defaults.scaling_factor)? as f32,
     })
 }
 
-fn blocks(d: &Decoder, router: Router, bias: bool) -> Result<Vec<BlockSpec>, ModelError> {
+fn blocks(d: &Decoder, router: Router, defaults: &MoeDefaults, bias: bool) -> Result<Vec<BlockSpec>, ModelError> {
     let config = d.config;
     let dense: Vec<bool> = match config.opt_strings("mlp_layer_types")? {
         Some(types) if types.len() == d.num_layers => types.iter().map(|t| *t == "dense").collect(),
@@ -108,7 +123,7 @@ fn blocks(d: &Decoder, router: Router, bias: bool) -> Result<Vec<BlockSpec>, Mod
             return Err(config.error("mlp_layer_types", reason));
         }
         None => {
-            let first = config.count_or("first_k_dense_replace", 1)?;
+            let first = config.count_or("first_k_dense_replace", defaults.first_dense)?;
             let every = config.dim_or("moe_layer_freq", 1)?;
             (0..d.num_layers).map(|i| i < first || i % every != 0).collect()
         }
@@ -118,7 +133,7 @@ fn blocks(d: &Decoder, router: Router, bias: bool) -> Result<Vec<BlockSpec>, Mod
             let width = config.dim("intermediate_size")?;
             FeedForwardSpec::from(d.gated(&format!("model.layers.{i}.mlp"), width))
         } else {
-            moe(d, i, router, bias)?
+            moe(d, i, router, defaults, bias)?
         };
         Ok(d.block(i, MixerSpec::Mla(mla(d, i)?), ffn))
     });
@@ -135,7 +150,7 @@ fn moe(
     let width = d.config.dim("moe_intermediate_size")?;
     let mut moe = d.moe(&prefix, router, width)?;
     moe.correction_bias = bias.then(|| format!("{prefix}.gate.e_score_correction_bias"));
-    let shared = d.config.count_or("n_shared_experts", 0)?;
+    let shared = d.config.count_or("n_shared_experts", if d.config.has("n_shared_experts") { 0 } else { defaults.shared })?;
     if shared > 0 {
         moe.shared = Some(d.gated(&format!("{prefix}.shared_experts"), width * shared));
     }
@@ -207,7 +222,7 @@ fn mla(d: &Decoder, layer: usize) -> Result<MlaSpec, ModelError> {
 }
 
 /// The layer after the last: next-but-one token from the trunk's state and the next token.
-fn mtp(d: &Decoder, router: Router) -> Result<MtpSpec, ModelError> {
+fn mtp(d: &Decoder, router: Router, defaults: &MoeDefaults) -> Result<MtpSpec, ModelError> {
     let (layer, hidden) = (d.num_layers, d.hidden_size);
     let prefix = format!("model.layers.{layer}");
     Ok(MtpSpec {
@@ -219,7 +234,7 @@ fn mtp(d: &Decoder, router: Router) -> Result<MtpSpec, ModelError> {
             2 * hidden,
             format!("{prefix}.eh_proj"),
         ),
-        block: d.block(layer, MixerSpec::Mla(mla(d, layer)?), moe(d, layer, router, true)?),
+        block: d.block(layer, MixerSpec::Mla(mla(d, layer)?), moe(d, layer, router, defaults, true)?),
         norm: d.norm(format!("{prefix}.shared_head.norm"), hidden),
     })
 }

@@ -13,11 +13,13 @@ pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["gemma3_text", "gemma3"], name: "Gemma 3 (text)", spec };
 
 const CLASS: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-6,
     rope_theta: 1e6,
     max_position_embeddings: 131_072,
     tie_word_embeddings: true,
+    num_key_value_heads: Some(4),
+    head_dim: Some(256),
     norm_offset: 1.0,
+    ..ClassDefaults::LLAMA
 };
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {

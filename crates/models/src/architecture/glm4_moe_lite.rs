@@ -2,7 +2,7 @@
 
 use super::Architecture;
 use super::build::{ClassDefaults, Decoder};
-use super::deepseek::noaux_spec;
+use super::deepseek::{MoeDefaults, noaux_spec};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::spec::ModelSpec;
@@ -12,12 +12,13 @@ pub const ARCHITECTURE: Architecture =
 
 const CLASS: ClassDefaults = ClassDefaults {
     rms_norm_eps: 1e-5,
-    rope_theta: 10_000.0,
     max_position_embeddings: 202_752,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+    ..ClassDefaults::LLAMA
 };
 
+const MOE: MoeDefaults =
+    MoeDefaults { num_groups: 1, top_k_groups: 1, first_dense: 1, scaling_factor: 1.8, shared: 1 };
+
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
-    noaux_spec(&Decoder::read(config, &CLASS)?)
+    noaux_spec(&Decoder::read(config, &CLASS)?, &MOE)
 }

@@ -11,18 +11,15 @@ use marlin_tensor::RopeStyle;
 pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["llama", "mistral"], name: "Llama, SmolLM2, Mistral", spec };
 
-const LLAMA: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
-    max_position_embeddings: 2048,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+const MISTRAL: ClassDefaults = ClassDefaults {
+    max_position_embeddings: 131_072,
+    num_key_value_heads: Some(8),
+    ..ClassDefaults::LLAMA
 };
-const MISTRAL: ClassDefaults = ClassDefaults { max_position_embeddings: 131_072, ..LLAMA };
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let mistral = config.opt_str("model_type")? == Some("mistral");
-    let d = Decoder::read(config, if mistral { &MISTRAL } else { &LLAMA })?;
+    let d = Decoder::read(config, if mistral { &MISTRAL } else { &ClassDefaults::LLAMA })?;
     let style = if config.is_gguf() { RopeStyle::Interleaved } else { RopeStyle::HalfSplit };
     let (_, _, head_dim) = d.heads()?;
     let mut rope = d.rope(head_dim, style)?;
@@ -31,7 +28,10 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     }
     let bias = !mistral && config.bool_or("attention_bias", false)?;
     let mlp_bias = !mistral && config.bool_or("mlp_bias", false)?;
-    let window = if mistral { config.opt_dim("sliding_window")?.map(|w| w as u32) } else { None };
+    let window = match mistral {
+        true => config.dim_unless_null("sliding_window", 4096)?.map(|w| w as u32),
+        false => None,
+    };
     let intermediate = config.dim("intermediate_size")?;
     let blocks = (0..d.num_layers).map(|i| {
         let mut gqa = d.gqa(i, Some(rope.clone()), bias)?;

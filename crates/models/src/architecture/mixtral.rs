@@ -14,8 +14,8 @@ const CLASS: ClassDefaults = ClassDefaults {
     rms_norm_eps: 1e-5,
     rope_theta: 1e6,
     max_position_embeddings: 131_072,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+    num_key_value_heads: Some(8),
+    ..ClassDefaults::LLAMA
 };
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {

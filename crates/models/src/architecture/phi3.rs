@@ -13,10 +13,8 @@ pub const ARCHITECTURE: Architecture =
 
 const CLASS: ClassDefaults = ClassDefaults {
     rms_norm_eps: 1e-5,
-    rope_theta: 10_000.0,
     max_position_embeddings: 4096,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+    ..ClassDefaults::LLAMA
 };
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {

@@ -12,11 +12,9 @@ pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["qwen2"], name: "Qwen2, Qwen2.5", spec };
 
 const CLASS: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
     max_position_embeddings: 32_768,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+    num_key_value_heads: Some(32),
+    ..ClassDefaults::LLAMA
 };
 
 /// The window of each layer in Qwen2's and Qwen3's convention.

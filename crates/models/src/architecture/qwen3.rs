@@ -11,13 +11,11 @@ use marlin_tensor::RopeStyle;
 pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["qwen3"], name: "Qwen3", spec };
 
-/// Defaults of Qwen3 and Qwen3-MoE.
-pub const CLASS: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-6,
-    rope_theta: 10_000.0,
+const CLASS: ClassDefaults = ClassDefaults {
     max_position_embeddings: 32_768,
-    tie_word_embeddings: false,
-    norm_offset: 0.0,
+    num_key_value_heads: Some(32),
+    head_dim: Some(128),
+    ..ClassDefaults::LLAMA
 };
 
 /// Attention of every layer, shared with the mixture-of-experts variant.

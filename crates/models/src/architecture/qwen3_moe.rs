@@ -1,8 +1,8 @@
 //! Qwen3 mixture of experts: Qwen3's attention, softmax routing, no shared expert.
 
 use super::Architecture;
-use super::build::Decoder;
-use super::qwen3::{CLASS, attention};
+use super::build::{ClassDefaults, Decoder};
+use super::qwen3::attention;
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::spec::{FeedForwardSpec, MixerSpec, ModelSpec};
@@ -10,6 +10,12 @@ use marlin_tensor::{Router, Scoring};
 
 pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["qwen3_moe"], name: "Qwen3 MoE", spec };
+
+const CLASS: ClassDefaults = ClassDefaults {
+    max_position_embeddings: 32_768,
+    num_key_value_heads: Some(4),
+    ..ClassDefaults::LLAMA
+};
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let d = Decoder::read(config, &CLASS)?;
