@@ -70,8 +70,7 @@ fn reference(family: &str) -> Reference {
 }
 
 fn load(checkpoint: &Checkpoint) -> Model {
-    let options =
-        CpuOptions { threads: 1, level: Level::Scalar, activations: Activations::Float };
+    let options = CpuOptions { threads: 1, level: Level::Scalar, activations: Activations::Float };
     let backend = Arc::new(CpuBackend::new(options));
     Model::load(checkpoint, spec(checkpoint).unwrap(), backend, &mut |_| {}).unwrap()
 }
@@ -84,7 +83,12 @@ fn cache(model: &Model, tokens: usize) -> (Cache, Vec<u32>) {
 }
 
 /// Feeds `ids` in chunks; calls `each` with the first row and the normed hidden states.
-fn run(model: &Model, ids: &[u32], chunk: usize, mut each: impl FnMut(usize, Batch, &Cache, Tensor, Vec<Vec<u32>>)) {
+fn run(
+    model: &Model,
+    ids: &[u32],
+    chunk: usize,
+    mut each: impl FnMut(usize, Batch, &Cache, Tensor, Vec<Vec<u32>>),
+) {
     let (cache, table) = cache(model, ids.len());
     for (i, tokens) in ids.chunks(chunk).enumerate() {
         let mut batch = Batch::new(BLOCK_SIZE);

@@ -128,7 +128,8 @@ impl<'a> Decoder<'a> {
     pub fn heads(&self) -> Result<(usize, usize, usize)> {
         let c = self.config;
         let heads = c.dim("num_attention_heads")?;
-        let kv_heads = c.dim_or("num_key_value_heads", self.class.num_key_value_heads.unwrap_or(heads))?;
+        let kv_heads =
+            c.dim_or("num_key_value_heads", self.class.num_key_value_heads.unwrap_or(heads))?;
         if heads % kv_heads != 0 {
             let reason = format!("{kv_heads} does not divide num_attention_heads {heads}");
             return Err(c.error("num_key_value_heads", reason));

@@ -16,8 +16,6 @@ pub const V2: Architecture =
 pub const V3: Architecture =
     Architecture { model_types: &["deepseek_v3"], name: "DeepSeek-V3, R1", spec: spec_v3 };
 
-
-
 /// Defaults of the routing fields, from transformers' configuration classes.
 #[derive(Debug, Clone, Copy)]
 pub struct MoeDefaults {
@@ -114,7 +112,12 @@ fn router(config: &Config, defaults: &MoeDefaults) -> Result<Router, ModelError>
     })
 }
 
-fn blocks(d: &Decoder, router: Router, defaults: &MoeDefaults, bias: bool) -> Result<Vec<BlockSpec>, ModelError> {
+fn blocks(
+    d: &Decoder,
+    router: Router,
+    defaults: &MoeDefaults,
+    bias: bool,
+) -> Result<Vec<BlockSpec>, ModelError> {
     let config = d.config;
     let dense: Vec<bool> = match config.opt_strings("mlp_layer_types")? {
         Some(types) if types.len() == d.num_layers => types.iter().map(|t| *t == "dense").collect(),
@@ -144,13 +147,17 @@ fn moe(
     d: &Decoder,
     layer: usize,
     router: Router,
+    defaults: &MoeDefaults,
     bias: bool,
 ) -> Result<FeedForwardSpec, ModelError> {
     let prefix = format!("model.layers.{layer}.mlp");
     let width = d.config.dim("moe_intermediate_size")?;
     let mut moe = d.moe(&prefix, router, width)?;
     moe.correction_bias = bias.then(|| format!("{prefix}.gate.e_score_correction_bias"));
-    let shared = d.config.count_or("n_shared_experts", if d.config.has("n_shared_experts") { 0 } else { defaults.shared })?;
+    let shared = d.config.count_or(
+        "n_shared_experts",
+        if d.config.has("n_shared_experts") { 0 } else { defaults.shared },
+    )?;
     if shared > 0 {
         moe.shared = Some(d.gated(&format!("{prefix}.shared_experts"), width * shared));
     }
@@ -234,7 +241,11 @@ fn mtp(d: &Decoder, router: Router, defaults: &MoeDefaults) -> Result<MtpSpec, M
             2 * hidden,
             format!("{prefix}.eh_proj"),
         ),
-        block: d.block(layer, MixerSpec::Mla(mla(d, layer)?), moe(d, layer, router, defaults, true)?),
+        block: d.block(
+            layer,
+            MixerSpec::Mla(mla(d, layer)?),
+            moe(d, layer, router, defaults, true)?,
+        ),
         norm: d.norm(format!("{prefix}.shared_head.norm"), hidden),
     })
 }

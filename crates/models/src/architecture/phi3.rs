@@ -11,11 +11,8 @@ use marlin_tensor::RopeStyle;
 pub const ARCHITECTURE: Architecture =
     Architecture { model_types: &["phi3"], name: "Phi-3, Phi-4", spec };
 
-const CLASS: ClassDefaults = ClassDefaults {
-    rms_norm_eps: 1e-5,
-    max_position_embeddings: 4096,
-    ..ClassDefaults::LLAMA
-};
+const CLASS: ClassDefaults =
+    ClassDefaults { rms_norm_eps: 1e-5, max_position_embeddings: 4096, ..ClassDefaults::LLAMA };
 
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let d = Decoder::read(config, &CLASS)?;
