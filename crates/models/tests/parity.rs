@@ -71,7 +71,7 @@ fn reference(family: &str) -> Reference {
 
 fn load(checkpoint: &Checkpoint) -> Model {
     let options = CpuOptions { threads: 1, level: Level::Scalar, activations: Activations::Float };
-    let backend = Arc::new(CpuBackend::new(options));
+    let backend = Arc::new(CpuBackend::new(options).unwrap());
     Model::load(checkpoint, spec(checkpoint).unwrap(), backend, &mut |_| {}).unwrap()
 }
 
