@@ -1,0 +1,370 @@
+//! Command-line arguments. Names are a contract: scripts call them.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "Examples:
+  marlin run \"Write a short story about a brave mouse\"
+  marlin chat -m ./SmolLM2-135M-Instruct.gguf
+  marlin inspect ./Qwen3-30B-A3B";
+
+/// Runs quantized language models on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "marlin", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on stderr.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Only errors and results.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+impl Cli {
+    /// -1 quiet, 0 normal, 1 and more verbose.
+    pub fn verbosity(&self) -> i8 {
+        if self.quiet { -1 } else { self.verbose.min(100) as i8 }
+    }
+}
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer one prompt.
+    Run(Run),
+    /// Talk to a model; /help lists commands.
+    Chat(Chat),
+    /// Say what a model is: architecture, size, formats, memory.
+    Inspect(Inspect),
+    /// Turn text into token ids.
+    Tokenize(Tokenize),
+    /// Measure quality: perplexity, logits, multiple choice.
+    #[command(subcommand)]
+    Eval(Eval),
+    /// Measure speed.
+    Bench(Bench),
+    /// Say what this machine and this binary can do.
+    Doctor(Doctor),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Directory (safetensors, EXL3) or .gguf file; the embedded model if left out.
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+}
+
+/// Where and how to compute.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Device to run on.
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// CPU threads; all cores if left out.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Precision of matrix inputs: auto allows 8-bit integers, float never does.
+    #[arg(long, value_enum)]
+    pub activations: Option<ActivationsArg>,
+}
+
+/// Devices of this build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// Precision of matrix inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationsArg {
+    /// Integers where a kernel gains from them.
+    Auto,
+    /// Floats everywhere.
+    Float,
+}
+
+/// Memory of past tokens.
+#[derive(Debug, Args)]
+pub struct ContextArgs {
+    /// Most tokens of prompt and answer together [default: the model's, at most 8192].
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Element type of the key/value cache.
+    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    pub cache_type: CacheType,
+}
+
+/// Element types of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+/// How tokens are chosen. What is left out comes from the model's generation_config.json.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to generate [default: until the model stops or the context is full].
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Randomness; 0 always takes the likeliest token.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Keep the fewest tokens that hold this share of the probability.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep tokens with this fraction of the best one's probability.
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Same seed, same answer; random if left out.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// End the answer before this text (repeatable).
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Divide logits of tokens already seen.
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+    /// Subtract from logits of tokens in the answer.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtract from logits of tokens in the answer, per occurrence.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// Add to a token's logit, as ID=VALUE (repeatable).
+    #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Penalise repeating passages (DRY); 0 is off, 0.8 is usual.
+    #[arg(long, value_name = "M")]
+    pub dry_multiplier: Option<f32>,
+    /// Sometimes exclude the top choices (XTC): how often, 0 to 1.
+    #[arg(long, value_name = "P")]
+    pub xtc_probability: Option<f32>,
+    /// What XTC counts as a top choice.
+    #[arg(long, value_name = "P", default_value_t = 0.1)]
+    pub xtc_threshold: f32,
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, value) = text.split_once('=').ok_or("expected ID=VALUE")?;
+    let id = id.trim().parse().map_err(|e| format!("token id {id:?}: {e}"))?;
+    let value = value.trim().parse().map_err(|e| format!("value {value:?}: {e}"))?;
+    Ok((id, value))
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin run \"Write a short story about a brave mouse\"
+  marlin run -m model.gguf --temperature 0 -n 64 --stats \"What is a marlin?\"
+  cat notes.txt | marlin run -m model.gguf --system \"Summarise the text\" -")]
+pub struct Run {
+    /// What to answer; `-` reads stdin.
+    pub prompt: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// System message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Continue the prompt as it is, without the chat template.
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// Print speed after the answer, on stderr.
+    #[arg(long)]
+    pub stats: bool,
+    /// One JSON document instead of streamed text.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Arguments of `chat`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin chat
+  marlin chat -m model.gguf --system \"Answer in one sentence\"")]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// System message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin inspect
+  marlin inspect ./model.gguf --tensors
+  marlin inspect ./config.json --json")]
+pub struct Inspect {
+    /// Directory, .gguf file or config.json; the embedded model if left out.
+    pub path: Option<String>,
+    /// The same as an option.
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "path")]
+    pub model: Option<String>,
+    /// List every matrix with its format and kernel.
+    #[arg(long)]
+    pub tensors: bool,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Arguments of `tokenize`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin tokenize \"Once upon a time\"
+  marlin tokenize -m model.gguf --file notes.txt --json
+  marlin tokenize --template messages.json")]
+pub struct Tokenize {
+    /// Text to encode.
+    #[arg(required_unless_present_any = ["file", "template"], conflicts_with_all = ["file", "template"])]
+    pub text: Option<String>,
+    /// File to encode; `-` reads stdin.
+    #[arg(long, value_name = "FILE", conflicts_with = "template")]
+    pub file: Option<PathBuf>,
+    /// JSON file of chat messages to render and encode.
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Read special tokens written in the text as tokens, and add those the model expects.
+    #[arg(long)]
+    pub special: bool,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// One JSON document with ids, pieces and rendered text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Subcommand)]
+pub enum Eval {
+    /// Perplexity of a text, and divergence from a reference model.
+    #[command(after_help = "Example:
+  marlin eval perplexity -m model.gguf --text wiki.test.raw --windows 80 --json")]
+    Perplexity {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Text file.
+        #[arg(long, value_name = "FILE")]
+        text: PathBuf,
+        /// Tokens per window.
+        #[arg(long, default_value_t = 512)]
+        window: usize,
+        /// First scored position of each window.
+        #[arg(long, default_value_t = 256)]
+        score_from: usize,
+        /// Score only this many windows.
+        #[arg(long)]
+        windows: Option<usize>,
+        /// Model to compare with, by KL divergence and top-1 agreement.
+        #[arg(long, value_name = "MODEL")]
+        reference: Option<String>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+    /// Logits of every position, as a NumPy file.
+    #[command(after_help = "Example:
+  marlin eval logits --tokens 637,264,2990 -o logits.npy")]
+    Logits {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// Token ids.
+        #[arg(long, value_delimiter = ',', required = true)]
+        tokens: Vec<u32>,
+        /// Output file, f32 [tokens, vocab].
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+    /// Multiple choice by log-likelihood.
+    #[command(after_help = "Example:
+  marlin eval choices -m model.gguf --task arc_easy.jsonl --limit 200")]
+    Choices {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// JSON lines with a question, its choices and the index of the right one.
+        #[arg(long, value_name = "FILE")]
+        task: PathBuf,
+        /// Only the first rows.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin bench
+  marlin bench -m model.gguf -p 512 -n 128 -r 5 --threads 2 --json")]
+pub struct Bench {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Prompt tokens (repeatable, comma-separated); 0 skips.
+    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
+    pub prompt: Vec<usize>,
+    /// Tokens to generate (repeatable, comma-separated); 0 skips.
+    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
+    pub generate: Vec<usize>,
+    /// Measured runs of each test, after one that is not counted.
+    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repetitions: u16,
+    /// Sequences at once (comma-separated).
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+    /// A JSON list.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,136 @@
+//! `marlin bench`: prompt and generation speed in the shape of llama-bench.
+
+use crate::args::{ActivationsArg, Bench};
+use crate::{console, loaded, locate};
+use anyhow::{Result, ensure};
+use marlin_models::Model;
+use marlin_tensor::{Batch, Cache, DType};
+use serde::Serialize;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const BLOCK_SIZE: usize = 16;
+
+/// One test's result.
+#[derive(Debug, Serialize)]
+struct Row {
+    test: String,
+    batch: usize,
+    threads: usize,
+    tokens_per_second: f64,
+    stddev: f64,
+    model_bytes: u64,
+    /// Weight bytes read per second: every weight once per forward pass.
+    gigabytes_per_second: f64,
+    device: String,
+    activations: &'static str,
+}
+
+/// Runs every test and prints a table.
+pub fn run(args: &Bench) -> Result<ExitCode> {
+    let checkpoint = locate::open(args.model.model.as_deref())?;
+    let model = loaded::load(&checkpoint, loaded::backend(&args.device, ActivationsArg::Auto)?)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.device.threads.map_or(cores, usize::from);
+    let model_bytes = checkpoint.tensor_bytes();
+    let limit = model.spec().max_position_embeddings;
+    let tests = args.prompt.iter().map(|&n| (true, n)).chain(args.generate.iter().map(|&n| (false, n)));
+    let tests: Vec<(bool, usize)> = tests.filter(|&(_, n)| n > 0).collect();
+    let mut rows = Vec::new();
+    if !args.json {
+        console::line(&format!("{:<8} {:>5} {:>14} {:>10} {:>8}", "test", "batch", "tokens/s", "± stddev", "GB/s"))?;
+    }
+    for &batch in &args.batch {
+        ensure!(batch > 0, "--batch must be at least 1");
+        for &(prefill, tokens) in &tests {
+            ensure!(tokens <= limit, "{tokens} tokens do not fit the model's context of {limit}");
+            let bench = Test { model: &model, batch, tokens, prefill };
+            let row = bench.measure(usize::from(args.repetitions))?;
+            let passes = if prefill { 1.0 } else { tokens as f64 };
+            let seconds = (batch * tokens) as f64 / row.0;
+            let row = Row {
+                test: format!("{}{tokens}", if prefill { "pp" } else { "tg" }),
+                batch,
+                threads,
+                tokens_per_second: row.0,
+                stddev: row.1,
+                model_bytes,
+                gigabytes_per_second: passes * model_bytes as f64 / seconds / 1e9,
+                device: model.backend().name(),
+                activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
+            };
+            if !args.json {
+                console::line(&format!(
+                    "{:<8} {:>5} {:>14.1} {:>10.1} {:>8.2}",
+                    row.test, row.batch, row.tokens_per_second, row.stddev, row.gigabytes_per_second
+                ))?;
+            }
+            rows.push(row);
+        }
+    }
+    if args.json {
+        console::json(&rows)?;
+    } else {
+        console::note(&format!("{} · {}", locate::name(args.model.model.as_deref()), model.backend().name()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Test<'a> {
+    model: &'a Model,
+    batch: usize,
+    tokens: usize,
+    prefill: bool,
+}
+
+impl Test<'_> {
+    /// Median and standard deviation of tokens per second.
+    fn measure(&self, repetitions: usize) -> Result<(f64, f64)> {
+        let blocks = self.tokens.div_ceil(BLOCK_SIZE);
+        let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, DType::F16);
+        let cache = self.model.backend().create_cache(&spec)?;
+        let tables: Vec<Vec<u32>> =
+            (0..self.batch).map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect()).collect();
+        self.once(&cache, &tables)?;
+        let mut speeds = Vec::with_capacity(repetitions);
+        for _ in 0..repetitions {
+            let start = Instant::now();
+            self.once(&cache, &tables)?;
+            speeds.push((self.batch * self.tokens) as f64 / start.elapsed().as_secs_f64());
+        }
+        speeds.sort_by(f64::total_cmp);
+        let middle = speeds.len() / 2;
+        let median = if speeds.len() % 2 == 1 {
+            speeds[middle]
+        } else {
+            (speeds[middle - 1] + speeds[middle]) / 2.0
+        };
+        let mean = speeds.iter().sum::<f64>() / speeds.len() as f64;
+        let variance = speeds.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / speeds.len() as f64;
+        Ok((median, variance.sqrt()))
+    }
+
+    fn once(&self, cache: &Cache, tables: &[Vec<u32>]) -> Result<()> {
+        let vocab = self.model.spec().vocab_size as u64;
+        let token = |s: usize, i: usize| {
+            // Any tokens will do; a fixed sequence makes runs alike.
+            ((s as u64 * 7919 + i as u64 * 104_729 + 17) % vocab) as u32
+        };
+        let max = self.tokens as u32;
+        let mut step = |start: usize, count: usize| -> Result<()> {
+            let mut batch = Batch::new(BLOCK_SIZE);
+            for (s, table) in tables.iter().enumerate() {
+                let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
+                batch.push(&tokens, start, table, max, 1);
+            }
+            let logits = self.model.forward(&batch, cache)?;
+            self.model.backend().download(&logits)?;
+            Ok(())
+        };
+        if self.prefill {
+            step(0, self.tokens)
+        } else {
+            (0..self.tokens).try_for_each(|i| step(i, 1))
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! One file per verb.
+
+mod bench;
+mod chat;
+mod completions;
+mod doctor;
+mod eval;
+mod inspect;
+mod run;
+mod tokenize;
+
+use crate::args::Command;
+use anyhow::Result;
+use std::process::ExitCode;
+
+/// Runs a verb.
+///
+/// # Errors
+/// What `exit::report` prints.
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => completions::run(shell),
+    }
+}

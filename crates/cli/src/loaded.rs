@@ -1,0 +1,148 @@
+//! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
+
+use crate::args::{ActivationsArg, CacheType, ContextArgs, DeviceArgs, SamplingArgs};
+use crate::{console, exit, locate};
+use anyhow::{Context, Result};
+use marlin_checkpoint::{Checkpoint, Container};
+use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
+use marlin_engine::{
+    Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
+};
+use marlin_models::Model;
+use marlin_tensor::{Backend, DType};
+use marlin_text::{ChatTemplate, Tokenizer};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// Context of a session when the user names none: enough for a conversation, small enough for a
+/// laptop.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// The backend the arguments ask for. `activations` is what the verb defaults to.
+pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
+    let level = match std::env::var("MARLIN_CPU") {
+        Ok(name) => {
+            let level: Level = name.parse().map_err(|e| exit::usage(format!("MARLIN_CPU: {e}")))?;
+            if !level.is_supported() {
+                return Err(exit::usage(format!("MARLIN_CPU: this machine has no {level}")));
+            }
+            level
+        }
+        Err(_) => Level::detect(),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = args.threads.map_or(cores, usize::from);
+    let activations = match args.activations.unwrap_or(activations) {
+        ActivationsArg::Auto => Activations::Auto,
+        ActivationsArg::Float => Activations::Float,
+    };
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, level, activations })))
+}
+
+/// How the JSON of a verb calls its activations.
+pub fn activations_name(args: &DeviceArgs, default: ActivationsArg) -> &'static str {
+    match args.activations.unwrap_or(default) {
+        ActivationsArg::Auto => "auto",
+        ActivationsArg::Float => "float",
+    }
+}
+
+/// Loads the weights of `checkpoint` with a bar.
+pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model> {
+    let start = Instant::now();
+    let spec = marlin_models::spec(checkpoint)?;
+    let bar = console::bar(checkpoint.tensor_bytes(), "loading", true);
+    let model = Model::load(checkpoint, spec, backend, &mut |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let model = model?;
+    let backend = model.backend().name();
+    console::detail(&format!("loaded in {:.2} s on {backend}", start.elapsed().as_secs_f64()));
+    Ok(model)
+}
+
+/// Everything a conversation needs.
+pub struct Session {
+    /// Runs sequences.
+    pub engine: Engine,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Chat format, if the model has one.
+    pub template: Option<ChatTemplate>,
+    /// What `generation_config.json` says.
+    pub defaults: GenerationConfig,
+    /// Ids that end an answer.
+    pub end_ids: Vec<u32>,
+    /// Backend's own name.
+    pub device: String,
+}
+
+impl Session {
+    /// Opens and loads `model`.
+    pub fn open(model: Option<&str>, context: &ContextArgs, device: &DeviceArgs) -> Result<Self> {
+        let checkpoint = locate::open(model)?;
+        let tokenizer = Tokenizer::open(&checkpoint)?;
+        let template = ChatTemplate::open(&checkpoint)?;
+        let defaults = match &checkpoint.container {
+            Container::HuggingFace { generation_config: Some(json), .. } => {
+                GenerationConfig::from_json(json)
+                    .with_context(|| checkpoint.path.display().to_string())?
+            }
+            _ => GenerationConfig::default(),
+        };
+        for field in &defaults.ignored {
+            console::detail(&format!("generation_config.json: {field} has no effect"));
+        }
+        let model = load(&checkpoint, backend(device, ActivationsArg::Auto)?)?;
+        let mut end_ids = tokenizer.end_ids().to_vec();
+        end_ids.extend(&model.spec().eos_token_ids);
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        let device = model.backend().name();
+        let limit = model.spec().max_position_embeddings;
+        let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
+        let options = EngineOptions {
+            max_context: Some(max_context),
+            cache_dtype: match context.cache_type {
+                CacheType::F16 => DType::F16,
+                CacheType::Bf16 => DType::BF16,
+                CacheType::F32 => DType::F32,
+            },
+            ..EngineOptions::default()
+        };
+        let engine = Engine::new(Arc::new(model), &options)?;
+        Ok(Self { engine, tokenizer, template, defaults, end_ids, device })
+    }
+
+    /// Sampling from the arguments over the publisher's defaults.
+    pub fn sampling(&self, args: &SamplingArgs) -> Result<SamplingParams> {
+        let base = self.defaults.apply(SamplingOptions::default());
+        let options = SamplingOptions {
+            temperature: args.temperature.unwrap_or(base.temperature),
+            top_p: args.top_p.unwrap_or(base.top_p),
+            top_k: args.top_k.map_or(base.top_k, |k| (k > 0).then_some(k)),
+            min_p: args.min_p.unwrap_or(base.min_p),
+            repetition_penalty: args.repetition_penalty.unwrap_or(base.repetition_penalty),
+            presence_penalty: args.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: args.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias: args.logit_bias.clone(),
+            dry: match args.dry_multiplier {
+                Some(multiplier) if multiplier != 0.0 => {
+                    Some(Dry { multiplier, ..Dry::default() })
+                }
+                _ => None,
+            },
+            xtc: args
+                .xtc_probability
+                .map(|probability| Xtc { probability, threshold: args.xtc_threshold }),
+            seed: args.seed.unwrap_or_else(random_seed),
+            logprobs: None,
+        };
+        Ok(SamplingParams::new(options)?)
+    }
+}
+
+/// Differs from run to run; not for cryptography.
+fn random_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(std::process::id())
+}
