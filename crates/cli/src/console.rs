@@ -71,7 +71,8 @@ pub fn bar(total: u64, what: &str, bytes: bool) -> ProgressBar {
         true => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         false => "{msg} {wide_bar} {pos}/{len} {eta}",
     };
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
     bar.set_message(what.to_owned());
     bar
@@ -108,7 +109,13 @@ mod tests {
 
     #[test]
     fn numbers_keep_three_digits() {
-        for (n, text) in [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (999_600, "1.00 MB"), (20_389_777, "20.4 MB")] {
+        for (n, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 kB"),
+            (999_600, "1.00 MB"),
+            (20_389_777, "20.4 MB"),
+        ] {
             assert_eq!(bytes(n), text);
         }
         assert_eq!(count(29_943_390_208), "29.9 B");

@@ -3,7 +3,7 @@
 use crate::loaded::Session;
 use anyhow::{Result, anyhow};
 use marlin_engine::{Event, FinishReason, Request, SamplingParams};
-use marlin_text::{Specials, StreamOptions};
+use marlin_text::{Specials, StreamOptions, TemplateInputs};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -125,7 +125,7 @@ impl Session {
     /// Ids of a conversation; `None` when the model has no chat template.
     pub fn chat_prompt(&self, messages: &[Value]) -> Result<Option<Prompt>> {
         let Some(template) = &self.template else { return Ok(None) };
-        let text = template.render(messages)?;
+        let text = template.render(&TemplateInputs::new(messages))?;
         let ids = self.tokenizer.encode(&text, Specials::TEMPLATE)?;
         Ok(Some(Prompt { ids, continues_text: false }))
     }

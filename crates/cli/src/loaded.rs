@@ -36,7 +36,7 @@ pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn
         ActivationsArg::Auto => Activations::Auto,
         ActivationsArg::Float => Activations::Float,
     };
-    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, level, activations })))
+    Ok(Arc::new(CpuBackend::new(CpuOptions { threads, level, activations })?))
 }
 
 /// How the JSON of a verb calls its activations.
@@ -81,7 +81,7 @@ impl Session {
     pub fn open(model: Option<&str>, context: &ContextArgs, device: &DeviceArgs) -> Result<Self> {
         let checkpoint = locate::open(model)?;
         let tokenizer = Tokenizer::open(&checkpoint)?;
-        let template = ChatTemplate::open(&checkpoint)?;
+        let template = ChatTemplate::open(&checkpoint, &tokenizer)?;
         let defaults = match &checkpoint.container {
             Container::HuggingFace { generation_config: Some(json), .. } => {
                 GenerationConfig::from_json(json)
@@ -126,9 +126,7 @@ impl Session {
             frequency_penalty: args.frequency_penalty.unwrap_or(base.frequency_penalty),
             logit_bias: args.logit_bias.clone(),
             dry: match args.dry_multiplier {
-                Some(multiplier) if multiplier != 0.0 => {
-                    Some(Dry { multiplier, ..Dry::default() })
-                }
+                Some(multiplier) if multiplier != 0.0 => Some(Dry { multiplier, ..Dry::default() }),
                 _ => None,
             },
             xtc: args

@@ -34,11 +34,15 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     let threads = args.device.threads.map_or(cores, usize::from);
     let model_bytes = checkpoint.tensor_bytes();
     let limit = model.spec().max_position_embeddings;
-    let tests = args.prompt.iter().map(|&n| (true, n)).chain(args.generate.iter().map(|&n| (false, n)));
+    let tests =
+        args.prompt.iter().map(|&n| (true, n)).chain(args.generate.iter().map(|&n| (false, n)));
     let tests: Vec<(bool, usize)> = tests.filter(|&(_, n)| n > 0).collect();
     let mut rows = Vec::new();
     if !args.json {
-        console::line(&format!("{:<8} {:>5} {:>14} {:>10} {:>8}", "test", "batch", "tokens/s", "± stddev", "GB/s"))?;
+        console::line(&format!(
+            "{:<8} {:>5} {:>14} {:>10} {:>8}",
+            "test", "batch", "tokens/s", "± stddev", "GB/s"
+        ))?;
     }
     for &batch in &args.batch {
         ensure!(batch > 0, "--batch must be at least 1");
@@ -62,7 +66,11 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
             if !args.json {
                 console::line(&format!(
                     "{:<8} {:>5} {:>14.1} {:>10.1} {:>8.2}",
-                    row.test, row.batch, row.tokens_per_second, row.stddev, row.gigabytes_per_second
+                    row.test,
+                    row.batch,
+                    row.tokens_per_second,
+                    row.stddev,
+                    row.gigabytes_per_second
                 ))?;
             }
             rows.push(row);
@@ -71,7 +79,11 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     if args.json {
         console::json(&rows)?;
     } else {
-        console::note(&format!("{} · {}", locate::name(args.model.model.as_deref()), model.backend().name()));
+        console::note(&format!(
+            "{} · {}",
+            locate::name(args.model.model.as_deref()),
+            model.backend().name()
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,8 +101,9 @@ impl Test<'_> {
         let blocks = self.tokens.div_ceil(BLOCK_SIZE);
         let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, DType::F16);
         let cache = self.model.backend().create_cache(&spec)?;
-        let tables: Vec<Vec<u32>> =
-            (0..self.batch).map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect()).collect();
+        let tables: Vec<Vec<u32>> = (0..self.batch)
+            .map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect())
+            .collect();
         self.once(&cache, &tables)?;
         let mut speeds = Vec::with_capacity(repetitions);
         for _ in 0..repetitions {
@@ -117,7 +130,7 @@ impl Test<'_> {
             ((s as u64 * 7919 + i as u64 * 104_729 + 17) % vocab) as u32
         };
         let max = self.tokens as u32;
-        let mut step = |start: usize, count: usize| -> Result<()> {
+        let step = |start: usize, count: usize| -> Result<()> {
             let mut batch = Batch::new(BLOCK_SIZE);
             for (s, table) in tables.iter().enumerate() {
                 let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();

@@ -124,7 +124,10 @@ impl Conversation {
                 let messages: Vec<Value> = serde_json::from_str(&text)
                     .with_context(|| format!("{rest}: expected a JSON list of messages"))?;
                 let valid = |m: &Value| m["role"].is_string() && m["content"].is_string();
-                anyhow::ensure!(messages.iter().all(valid), "{rest}: every message needs role and content");
+                anyhow::ensure!(
+                    messages.iter().all(valid),
+                    "{rest}: every message needs role and content"
+                );
                 self.messages = messages;
                 console::note(&format!("{} messages from {rest}", self.messages.len()));
             }

@@ -18,12 +18,16 @@ use std::process::ExitCode;
 pub fn run(args: &Eval) -> Result<ExitCode> {
     match args {
         Eval::Perplexity { model, text, window, score_from, windows, reference, json, device } => {
-            let options = PerplexityOptions {
-                window: *window,
-                score_from: *score_from,
-                windows: *windows,
-            };
-            run_perplexity(model.model.as_deref(), text, &options, reference.as_deref(), *json, device)
+            let options =
+                PerplexityOptions { window: *window, score_from: *score_from, windows: *windows };
+            run_perplexity(
+                model.model.as_deref(),
+                text,
+                &options,
+                reference.as_deref(),
+                *json,
+                device,
+            )
         }
         Eval::Logits { model, tokens, output, device } => {
             run_logits(model.model.as_deref(), tokens, output, device)
@@ -58,7 +62,9 @@ fn run_perplexity(
         Some(path) => {
             let (other, tokenizer) = open(Some(path), device)?;
             if tokenizer.encode(&content, Specials::NONE)? != tokens {
-                return Err(exit::usage(format!("{path} tokenizes the text differently; a reference needs the same tokenizer")));
+                return Err(exit::usage(format!(
+                    "{path} tokenizes the text differently; a reference needs the same tokenizer"
+                )));
             }
             Some(other)
         }
@@ -86,7 +92,9 @@ fn run_perplexity(
             "device": model.backend().name(),
             "activations": loaded::activations_name(device, ActivationsArg::Float),
         });
-        if let (Some(path), Some(kl), Some(top1)) = (reference, report.kl_divergence, report.top1_agreement) {
+        if let (Some(path), Some(kl), Some(top1)) =
+            (reference, report.kl_divergence, report.top1_agreement)
+        {
             document["reference"] = json!(path);
             document["kl_divergence"] = json!(kl);
             document["top1_agreement"] = json!(top1);
@@ -98,12 +106,20 @@ fn run_perplexity(
         report.perplexity, report.nll, report.tokens_scored, report.windows
     ))?;
     if let (Some(kl), Some(top1)) = (report.kl_divergence, report.top1_agreement) {
-        console::line(&format!("KL divergence {kl:.5} nats, top-1 agreement {:.2} %", top1 * 100.0))?;
+        console::line(&format!(
+            "KL divergence {kl:.5} nats, top-1 agreement {:.2} %",
+            top1 * 100.0
+        ))?;
     }
     Ok(())
 }
 
-fn run_logits(name: Option<&str>, tokens: &[u32], output: &Path, device: &DeviceArgs) -> Result<()> {
+fn run_logits(
+    name: Option<&str>,
+    tokens: &[u32],
+    output: &Path,
+    device: &DeviceArgs,
+) -> Result<()> {
     let checkpoint = locate::open(name)?;
     let model = loaded::load(&checkpoint, loaded::backend(device, ActivationsArg::Float)?)?;
     let vocab = model.spec().vocab_size;
@@ -121,7 +137,8 @@ fn run_logits(name: Option<&str>, tokens: &[u32], output: &Path, device: &Device
 /// NumPy's format, version 1.0: magic, header length, a Python dictionary padded to 64 bytes, data.
 fn write_npy(path: &Path, values: &[f32], shape: &[usize]) -> Result<()> {
     let shape: Vec<String> = shape.iter().map(|n| format!("{n},")).collect();
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
+    let mut header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", shape.join(" "));
     while (10 + header.len() + 1) % 64 != 0 {
         header.push(' ');
     }
@@ -152,7 +169,9 @@ fn run_choices(
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .take(limit.unwrap_or(usize::MAX))
-        .map(|(i, line)| choice_row(line, &tokenizer).with_context(|| format!("{file}, line {}", i + 1)))
+        .map(|(i, line)| {
+            choice_row(line, &tokenizer).with_context(|| format!("{file}, line {}", i + 1))
+        })
         .collect::<Result<Vec<_>>>()?;
     let bar = console::bar(rows.len() as u64, "choices", false);
     let report = choices(&model, &rows, &mut |report| bar.set_position(report.rows as u64));

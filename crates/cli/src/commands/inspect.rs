@@ -91,12 +91,8 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
         let bytes: f64 = list.iter().map(|m| m.bytes as f64).sum();
         (weights > 0.0).then(|| bytes * 8.0 / weights)
     };
-    let cache = CacheSpec {
-        layers: spec.cache_layers(),
-        block_size: 1,
-        num_blocks: 1,
-        dtype: DType::F16,
-    };
+    let cache =
+        CacheSpec { layers: spec.cache_layers(), block_size: 1, num_blocks: 1, dtype: DType::F16 };
     Ok(Report {
         architecture: spec.model_type.clone(),
         container: match checkpoint.container {
@@ -120,7 +116,12 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
     })
 }
 
-fn matrix(source: &Source, linear: &LinearSpec, backend: &dyn Backend, path: &str) -> Result<Matrix> {
+fn matrix(
+    source: &Source,
+    linear: &LinearSpec,
+    backend: &dyn Backend,
+    path: &str,
+) -> Result<Matrix> {
     let weight = source.linear(linear)?;
     let options = LinearOptions { float_activations: linear.key.ends_with(".mlp.gate") };
     let kernel = match path {
@@ -145,7 +146,10 @@ fn layer_kinds(spec: &ModelSpec) -> Vec<String> {
             MixerSpec::Gqa(g) => {
                 let p = &g.params;
                 let window = p.window.map_or(String::new(), |w| format!(", window {w}"));
-                format!("attention {}/{} heads of {}{window}", p.num_heads, p.num_kv_heads, p.key_head_dim)
+                format!(
+                    "attention {}/{} heads of {}{window}",
+                    p.num_heads, p.num_kv_heads, p.key_head_dim
+                )
             }
             MixerSpec::Mla(m) => format!(
                 "latent attention {} heads, rank {} + {} rotary",
@@ -198,21 +202,40 @@ fn print(r: &Report, name: Option<&str>, all: bool) -> Result<()> {
     for kind in &r.layer_kinds {
         line("", kind.clone())?;
     }
-    line("sizes", format!("hidden {}, vocabulary {}, context {}", r.hidden_size, r.vocab_size, r.max_position_embeddings))?;
+    line(
+        "sizes",
+        format!(
+            "hidden {}, vocabulary {}, context {}",
+            r.hidden_size, r.vocab_size, r.max_position_embeddings
+        ),
+    )?;
     line(
         "parameters",
-        format!("{} ({} active per token, without the embedding)", console::count(r.parameters), console::count(r.active_parameters)),
+        format!(
+            "{} ({} active per token, without the embedding)",
+            console::count(r.parameters),
+            console::count(r.active_parameters)
+        ),
     )?;
     line("cache", format!("{} per token (f16)", console::bytes(r.cache_bytes_per_token as u64)))?;
     if let (Some(with), Some(without)) = (r.bits_per_weight, r.bits_per_weight_without_embedding) {
-        line("weights", format!("{}, {with:.3} bits per weight ({without:.3} without the embedding)", console::bytes(r.model_bytes)))?;
+        line(
+            "weights",
+            format!(
+                "{}, {with:.3} bits per weight ({without:.3} without the embedding)",
+                console::bytes(r.model_bytes)
+            ),
+        )?;
         let mut groups: BTreeMap<(&str, &str), (usize, u64)> = BTreeMap::new();
         for m in &r.tensors {
             let entry = groups.entry((m.format, &m.kernel)).or_default();
             *entry = (entry.0 + 1, entry.1 + m.bytes);
         }
         for ((format, kernel), (n, bytes)) in groups {
-            line("", format!("{format:<8} {n:>5} matrices {:>9}  {kernel}", console::bytes(bytes)))?;
+            line(
+                "",
+                format!("{format:<8} {n:>5} matrices {:>9}  {kernel}", console::bytes(bytes)),
+            )?;
         }
     } else {
         line("weights", "none here, configuration only".into())?;
@@ -223,7 +246,10 @@ fn print(r: &Report, name: Option<&str>, all: bool) -> Result<()> {
     if all {
         for m in &r.tensors {
             let shape = format!("{}x{}", m.shape[0], m.shape[1]);
-            console::line(&format!("{:<60} {shape:>14} {:<8} {:>7.3} {}", m.name, m.format, m.bits_per_weight, m.kernel))?;
+            console::line(&format!(
+                "{:<60} {shape:>14} {:<8} {:>7.3} {}",
+                m.name, m.format, m.bits_per_weight, m.kernel
+            ))?;
         }
     }
     Ok(())

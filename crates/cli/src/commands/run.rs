@@ -23,7 +23,9 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     let prompt = match chat {
         Some(prompt) => prompt,
         None if args.system.is_some() => {
-            return Err(exit::usage("this model has no chat template, so --system has no place; put it into the prompt"));
+            return Err(exit::usage(
+                "this model has no chat template, so --system has no place; put it into the prompt",
+            ));
         }
         None => {
             if !args.raw {
@@ -39,7 +41,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         sampling,
         args.sampling.max_tokens,
         &args.sampling.stop,
-        &mut |piece| Ok(if args.json { () } else { console::print(piece)? }),
+        &mut |piece| if args.json { Ok(()) } else { Ok(console::print(piece)?) },
     )?;
     if args.json {
         let mut document = answer.json();

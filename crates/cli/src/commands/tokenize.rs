@@ -3,7 +3,7 @@
 use crate::args::Tokenize;
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
-use marlin_text::{ChatTemplate, Specials, Tokenizer};
+use marlin_text::{ChatTemplate, Specials, TemplateInputs, Tokenizer};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::process::ExitCode;
@@ -15,13 +15,13 @@ pub fn run(args: &Tokenize) -> Result<ExitCode> {
     let specials = if args.special { Specials::PROMPT } else { Specials::NONE };
     let (text, specials) = match (&args.template, &args.file, &args.text) {
         (Some(file), _, _) => {
-            let template = ChatTemplate::open(&checkpoint)?
+            let template = ChatTemplate::open(&checkpoint, &tokenizer)?
                 .ok_or_else(|| exit::usage("this model has no chat template"))?;
             let name = file.display().to_string();
             let messages = std::fs::read_to_string(file).with_context(|| name.clone())?;
-            let messages: Vec<Value> =
-                serde_json::from_str(&messages).with_context(|| format!("{name}: expected a JSON list of messages"))?;
-            (template.render(&messages)?, Specials::TEMPLATE)
+            let messages: Vec<Value> = serde_json::from_str(&messages)
+                .with_context(|| format!("{name}: expected a JSON list of messages"))?;
+            (template.render(&TemplateInputs::new(&messages))?, Specials::TEMPLATE)
         }
         (_, Some(file), _) if file.as_os_str() == "-" => {
             let mut text = String::new();
