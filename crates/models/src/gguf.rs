@@ -8,8 +8,8 @@ use crate::error::ModelError;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// GGUF architecture, Hugging Face `model_type`.
-const ARCHITECTURES: [(&str, &str); 7] = [
+/// GGUF architectures that are read, each with the Hugging Face `model_type` it becomes.
+pub const ARCHITECTURES: [(&str, &str); 7] = [
     ("llama", "llama"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),

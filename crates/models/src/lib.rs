@@ -17,6 +17,7 @@ mod spec;
 
 pub use architecture::{ARCHITECTURES, Architecture};
 pub use error::ModelError;
+pub use gguf::ARCHITECTURES as GGUF_ARCHITECTURES;
 pub use model::Model;
 pub use source::Source;
 pub use spec::{
