@@ -86,7 +86,9 @@ def check_marlin(words):
     """Complaints about one command line `marlin …`."""
     verbs, text = (), help_of(())
     complaints = []
-    for i, word in enumerate(words):
+    for word in words:
+        if word == "--":
+            break
         if word in subcommands(text):
             verbs += (word,)
             text = help_of(verbs)
