@@ -8,7 +8,8 @@ Reads README.md, CONTRIBUTING.md and docs/**/*.md, in the repository root, with 
   `marlin VERB --flag` in it must exist in `marlin VERB --help`, and every script and crate
   example it starts must exist;
 * other names of shells are refused, so that no command escapes both;
-* relative links, and the headings they point at, must exist.
+* relative links, and the headings they point at, must exist;
+* README.md names every verb.
 
     check_docs.py [--ran COMMAND]
 
@@ -178,6 +179,10 @@ def main():
     listed = [line.strip() for line in Path("README.md").read_text(encoding="utf-8").splitlines()]
     if ran and ran not in listed:
         complaints.append(f"README.md: the test command {ran!r} is not there")
+    readme = "\n".join(listed)
+    for verb in subcommands(help_of(())):
+        if verb != "help" and f"`{verb}" not in readme:
+            complaints.append(f"README.md: `{verb}` is not in the table of verbs")
     for path in pages():
         found, prose = blocks(path.read_text(encoding="utf-8"))
         complaints += check_links(path, prose)
