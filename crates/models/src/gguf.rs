@@ -20,7 +20,7 @@ pub const ARCHITECTURES: [(&str, &str); 7] = [
 ];
 
 /// Metadata field (after `ARCH.`), configuration field.
-const FIELDS: [(&str, &str); 27] = [
+const FIELDS: [(&str, &str); 29] = [
     ("embedding_length", "hidden_size"),
     ("block_count", "num_hidden_layers"),
     ("feed_forward_length", "intermediate_size"),
@@ -33,7 +33,9 @@ const FIELDS: [(&str, &str); 27] = [
     ("context_length", "max_position_embeddings"),
     ("vocab_size", "vocab_size"),
     ("rope.freq_base", "rope_theta"),
-    ("rope.dimension_count", "qk_rope_head_dim"),
+    ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("rope.dimension_count", "rotary_dim"),
     ("rope.scaling.original_context_length", "original_max_position_embeddings"),
     ("expert_count", "num_experts"),
     ("expert_used_count", "num_experts_per_tok"),
@@ -50,14 +52,18 @@ const FIELDS: [(&str, &str); 27] = [
     ("attn_logit_softcapping", "attn_logit_softcapping"),
 ];
 
-/// The configuration that a GGUF's metadata describes.
+/// LongRoPE's divisors of the rotary frequencies: for long contexts, for short ones.
+pub const LONG_FACTORS: [&str; 2] = ["rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// The configuration that a GGUF's metadata describes. `has` says whether a tensor is stored:
+/// biases, LongRoPE and an untied head show by their tensors alone.
 ///
 /// # Errors
 /// When the architecture is unknown or a field is missing.
 pub fn config(
     file: &Path,
     metadata: &Map<String, Value>,
-    has_output: bool,
+    has: &dyn Fn(&str) -> bool,
 ) -> Result<Value, ModelError> {
     let error = |field: &str, reason: String| ModelError::Config {
         file: file.to_owned(),
@@ -84,7 +90,7 @@ pub fn config(
         model_type = "mixtral";
     }
     config.insert("model_type".into(), json!(model_type));
-    config.insert("tie_word_embeddings".into(), json!(!has_output));
+    config.insert("tie_word_embeddings".into(), json!(!has("output.weight")));
     if let Some(tokens) = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array) {
         config.insert("vocab_size".into(), json!(tokens.len()));
     }
@@ -93,14 +99,22 @@ pub fn config(
             config.insert(ours.into(), value.clone());
         }
     }
-    rope(arch, metadata, &mut config).map_err(|(f, r)| error(&f, r))?;
-    if arch == "qwen2" {
-        config.insert("attention_bias".into(), json!(true));
+    // Prediction layers are counted as blocks; they are not part of the trunk.
+    if let Some(ahead) = field("nextn_predict_layers").and_then(Value::as_u64) {
+        let blocks = field("block_count").and_then(Value::as_u64).unwrap_or(0);
+        config.insert("num_hidden_layers".into(), json!(blocks.saturating_sub(ahead)));
     }
+    rope(arch, metadata, has, &mut config).map_err(|(f, r)| error(&f, r))?;
+    config.insert("attention_bias".into(), json!(has("blk.0.attn_q.bias")));
+    config.insert("mlp_bias".into(), json!(has("blk.0.ffn_gate.bias")));
     if arch == "gemma3" {
-        let global = config.get("rope_theta").cloned().unwrap_or(json!(1e6));
-        config.insert("rope_theta".into(), global);
-        config.entry("rope_local_base_freq").or_insert(json!(10000.0));
+        // Not stated: the 27B model, told by its depth, divides by the hidden size per head.
+        let number = |name: &str| field(name).and_then(Value::as_f64);
+        if let (Some(62.0), Some(hidden), Some(heads)) =
+            (number("block_count"), number("embedding_length"), number("attention.head_count"))
+        {
+            config.insert("query_pre_attn_scalar".into(), json!(hidden / heads));
+        }
     }
     if arch == "deepseek2" {
         mla(metadata, &mut config).map_err(|(f, r)| error(&f, r))?;
@@ -110,38 +124,66 @@ pub fn config(
 
 type FieldError = (String, String);
 
-/// `rope.scaling.*` to `rope_scaling`.
+/// `rope.scaling.*` and LongRoPE's tensors to `rope_scaling`.
 fn rope(
     arch: &str,
     metadata: &Map<String, Value>,
+    has: &dyn Fn(&str) -> bool,
     config: &mut Map<String, Value>,
 ) -> Result<(), FieldError> {
-    let field = |name: &str| metadata.get(&format!("{arch}.rope.scaling.{name}"));
-    let Some(kind) = field("type").and_then(Value::as_str) else { return Ok(()) };
+    let name = |field: &str| format!("{arch}.rope.{field}");
+    let field = |field: &str| metadata.get(&name(field));
+    // Multipliers whose meaning differs between writers.
+    let multipliers = ["scale_linear", "scaling.yarn_attn_factor", "scaling.yarn_ext_factor"];
+    for multiplier in multipliers {
+        if let Some(value) = field(multiplier).filter(|v| v.as_f64() != Some(1.0)) {
+            return Err((name(multiplier), format!("{value} is not supported; supported: 1")));
+        }
+    }
+    let kind = field("scaling.type").and_then(Value::as_str).unwrap_or("none");
+    let long = LONG_FACTORS.iter().all(|t| has(t));
     let mut scaling = Map::new();
     match kind {
-        // LongRoPE's divisors are tensors in GGUF.
-        "none" | "longrope" => return Ok(()),
-        "linear" | "yarn" => scaling.insert("rope_type".into(), json!(kind)),
-        other => {
-            let name = format!("{arch}.rope.scaling.type");
-            return Err((
-                name,
-                format!("{other:?} is not supported; supported: none, linear, yarn, longrope"),
-            ));
+        "none" | "longrope" if long => {
+            // Converters leave the type out; the factors themselves are tensors.
+            scaling.insert("rope_type".into(), json!("longrope"));
+            let factor = field("scaling.attn_factor").cloned().unwrap_or(json!(1.0));
+            scaling.insert("attention_factor".into(), factor);
         }
-    };
+        "none" => return Ok(()),
+        "linear" | "yarn" if !long => {
+            scaling.insert("rope_type".into(), json!(kind));
+            if let Some(value) = field("scaling.attn_factor").filter(|v| v.as_f64() != Some(1.0)) {
+                let reason = format!("{value} with {kind} is not supported; supported: 1");
+                return Err((name("scaling.attn_factor"), reason));
+            }
+        }
+        "linear" | "yarn" | "longrope" => {
+            let reason = format!("{kind:?}, and {} stored: {long}", LONG_FACTORS[0]);
+            return Err((name("scaling.type"), reason));
+        }
+        other => {
+            let supported = "none, linear, yarn, longrope";
+            let reason = format!("{other:?} is not supported; supported: {supported}");
+            return Err((name("scaling.type"), reason));
+        }
+    }
     for (theirs, ours) in [
         ("factor", "factor"),
         ("original_context_length", "original_max_position_embeddings"),
-        ("attn_factor", "attention_factor"),
+        ("yarn_beta_fast", "beta_fast"),
+        ("yarn_beta_slow", "beta_slow"),
     ] {
-        if let Some(value) = field(theirs) {
+        if let Some(value) = field(&format!("scaling.{theirs}")) {
             scaling.insert(ours.into(), value.clone());
         }
     }
-    // The multiplier is 0.1 * mscale_all_dim in DeepSeek's files.
-    if let Some(m) = field("yarn_log_multiplier").and_then(Value::as_f64) {
+    if arch == "deepseek2" && kind == "yarn" {
+        // 0.1 * mscale_all_dim; files cannot state another mscale.
+        let Some(m) = field("scaling.yarn_log_multiplier").and_then(Value::as_f64) else {
+            let reason = "required field is missing; convert the model anew";
+            return Err((name("scaling.yarn_log_multiplier"), reason.into()));
+        };
         scaling.insert("mscale".into(), json!(m * 10.0));
         scaling.insert("mscale_all_dim".into(), json!(m * 10.0));
     }
@@ -149,12 +191,13 @@ fn rope(
     Ok(())
 }
 
-/// DeepSeek's and GLM's latent attention, whose head sizes GGUF states in its own way.
+/// DeepSeek's and GLM's latent attention, whose head sizes GGUF states in its own way, and routing,
+/// whose absent fields mean "off" instead of the model class's default.
 fn mla(metadata: &Map<String, Value>, config: &mut Map<String, Value>) -> Result<(), FieldError> {
-    let number = |name: &str| metadata.get(&format!("deepseek2.{name}")).and_then(Value::as_u64);
-    let need = |name: &str| {
-        number(name)
-            .ok_or_else(|| (format!("deepseek2.{name}"), "required field is missing".to_owned()))
+    let name = |field: &str| format!("deepseek2.{field}");
+    let number = |field: &str| metadata.get(&name(field)).and_then(Value::as_u64);
+    let need = |field: &str| {
+        number(field).ok_or_else(|| (name(field), "required field is missing".to_owned()))
     };
     let rope = need("rope.dimension_count")?;
     let key = match number("attention.key_length_mla") {
@@ -167,25 +210,46 @@ fn mla(metadata: &Map<String, Value>, config: &mut Map<String, Value>) -> Result
     };
     let Some(nope) = key.checked_sub(rope).filter(|&n| n > 0) else {
         return Err((
-            "deepseek2.attention.key_length".into(),
+            name("attention.key_length"),
             format!("{key} is not larger than rope.dimension_count {rope}"),
         ));
     };
     config.insert("qk_nope_head_dim".into(), json!(nope));
+    config.insert("qk_rope_head_dim".into(), json!(rope));
     config.insert("v_head_dim".into(), json!(value));
     config.remove("head_dim");
     let heads = config.get("num_attention_heads").cloned().unwrap_or(Value::Null);
     config.insert("num_key_value_heads".into(), heads);
+    for (field, off) in [
+        ("n_shared_experts", json!(0)),
+        ("first_k_dense_replace", json!(0)),
+        ("routed_scaling_factor", json!(1.0)),
+        ("norm_topk_prob", json!(false)),
+    ] {
+        config.entry(field).or_insert(off);
+    }
     // 1 = softmax (DeepSeek-V2), 2 = sigmoid (DeepSeek-V3, GLM).
     match number("expert_gating_func").unwrap_or(1) {
         1 => {
+            for (field, other) in [("expert_group_count", 2..), ("expert_weights_norm", 1..)] {
+                let value = metadata.get(&name(field));
+                let value = value.and_then(|v| v.as_u64().or(v.as_bool().map(u64::from)));
+                if value.is_some_and(|v| other.contains(&v)) {
+                    let reason = "not supported with softmax scores (expert_gating_func 1)";
+                    return Err((name(field), reason.into()));
+                }
+            }
             config.insert("model_type".into(), json!("deepseek_v2"));
             config.insert("topk_method".into(), json!("greedy"));
         }
-        2 => {}
+        2 => {
+            // Files from before these fields exist for grouped and ungrouped models alike.
+            need("expert_group_count")?;
+            need("expert_group_used_count")?;
+        }
         other => {
             let reason = format!("{other} is not supported; supported: 1 (softmax), 2 (sigmoid)");
-            return Err(("deepseek2.expert_gating_func".into(), reason));
+            return Err((name("expert_gating_func"), reason));
         }
     }
     Ok(())

@@ -39,8 +39,8 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<ModelSpec, ModelError> {
             architecture::spec(&Config::new(&file, config, false)?)
         }
         Container::Gguf { metadata } => {
-            let has_output = checkpoint.get("output.weight").is_some();
-            let config = gguf::config(&checkpoint.path, metadata, has_output)?;
+            let has = |name: &str| checkpoint.get(name).is_some();
+            let config = gguf::config(&checkpoint.path, metadata, &has)?;
             architecture::spec(&Config::new(&checkpoint.path, &config, true)?)
         }
     }

@@ -101,7 +101,11 @@ impl RopeConfig {
     /// # Errors
     /// When the scheme is unknown or its fields are missing or invalid.
     pub fn resolve(&self, config: &Config, defaults: &RopeDefaults) -> Result<RopeSpec> {
-        let rotary_dim = (defaults.head_dim as f64 * self.partial) as usize;
+        // GGUF states the columns themselves.
+        let rotary_dim = match config.opt_dim("rotary_dim")?.filter(|_| config.is_gguf()) {
+            Some(n) => n.min(defaults.head_dim),
+            None => (defaults.head_dim as f64 * self.partial) as usize,
+        };
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             let reason = format!("{rotary_dim} rotary columns; an even number is needed");
             return Err(config.error("partial_rotary_factor", reason));
@@ -124,6 +128,9 @@ impl RopeConfig {
                 let (freq, magnitude) = yarn(&base, self.theta, fields()?, defaults.max_position)?;
                 rope.inv_freq = to_f32(&freq);
                 rope.magnitude = magnitude as f32;
+            }
+            "longrope" if config.is_gguf() => {
+                return longrope_gguf(rope, &base, fields()?);
             }
             "longrope" | "su" => longrope(&mut rope, &base, fields()?, config, defaults)?,
             other => {
@@ -263,4 +270,18 @@ fn longrope(
         magnitude: magnitude as f32,
     });
     Ok(())
+}
+
+/// LongRoPE whose divisors are tensors: frequencies without them, and the tensors' names.
+fn longrope_gguf(mut rope: Rope, base: &[f64], fields: &Config) -> Result<RopeSpec> {
+    let [long, short] = crate::gguf::LONG_FACTORS;
+    let magnitude = positive(fields, "attention_factor")? as f32;
+    rope.inv_freq = to_f32(base);
+    rope.magnitude = magnitude;
+    rope.long = Some(LongRope {
+        threshold: positive(fields, "original_max_position_embeddings")? as u32,
+        inv_freq: to_f32(base),
+        magnitude,
+    });
+    Ok(RopeSpec { rope, divisors: Some(short.into()), long_divisors: Some(long.into()) })
 }

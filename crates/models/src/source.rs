@@ -45,6 +45,19 @@ impl<'a> Source<'a> {
             .any(|p| self.checkpoint.get(&format!("{key}.{p}")).is_some())
     }
 
+    /// The checkpoint itself.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// Names of the key and value halves of `kv_b`, when a GGUF file stores them apart.
+    pub fn split_kv_b(&self, kv_b: &LinearSpec) -> Option<(String, String)> {
+        let layer = kv_b.key.strip_prefix("model.layers.")?.split_once('.')?.0;
+        let (key, value) = (format!("blk.{layer}.attn_k_b"), format!("blk.{layer}.attn_v_b"));
+        let split = self.gguf && self.stored_under(&key) && self.stored_under(&value);
+        split.then_some((key, value))
+    }
+
     /// Names under which `key` may be stored, most likely first.
     fn candidates(&self, key: &str) -> Vec<String> {
         if self.gguf {
@@ -84,7 +97,7 @@ impl<'a> Source<'a> {
     /// When it is missing, shaped otherwise, or in no known format.
     pub fn linear(&self, spec: &LinearSpec) -> Result<Weight> {
         let (rows, columns) = (spec.out_features, spec.in_features);
-        if let Some(name) = self.find(&spec.key) {
+        if let Some(name) = self.find(&spec.key).filter(|name| !self.is_fused(name, spec)) {
             return Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?);
         }
         if let Some(fused) = &spec.fused
@@ -95,6 +108,14 @@ impl<'a> Source<'a> {
         }
         let name = self.candidates(&spec.key).swap_remove(0);
         Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?)
+    }
+
+    /// Whether `name` holds more than the matrix of `spec`: GGUF calls Phi's gate and up together
+    /// what it calls up elsewhere.
+    fn is_fused(&self, name: &str, spec: &LinearSpec) -> bool {
+        let Some(fused) = &spec.fused else { return false };
+        let rows = self.checkpoint.get(&format!("{name}.weight")).and_then(|t| t.shape.first());
+        rows == Some(&fused.total) && self.find(&fused.key).as_deref() == Some(name)
     }
 
     /// The bias of `spec`, when it has one.

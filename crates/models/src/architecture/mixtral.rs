@@ -22,7 +22,10 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let d = Decoder::read(config, &CLASS)?;
     let style = if config.is_gguf() { RopeStyle::Interleaved } else { RopeStyle::HalfSplit };
     let (_, _, head_dim) = d.heads()?;
-    let rope = d.rope(head_dim, style)?;
+    let mut rope = d.rope(head_dim, style)?;
+    if config.is_gguf() {
+        rope.divisors = Some("rope_freqs.weight".into());
+    }
     let window = config.opt_dim("sliding_window")?.map(|w| w as u32);
     let router = Router {
         scoring: Scoring::Softmax,

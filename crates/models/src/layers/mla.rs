@@ -3,6 +3,7 @@
 //! token, shared by all heads.
 
 use super::{Loader, Norm, Result, Step};
+use crate::error::ModelError;
 use crate::spec::{MlaQuery, MlaSpec};
 use marlin_tensor::{AttentionParams, HeadLinear, Heads, Linear, RopeTable, Tensor};
 
@@ -28,7 +29,7 @@ pub struct Mla {
 }
 
 impl Mla {
-    /// Loads the weights of `spec`; `kv_b` is decoded and split by head.
+    /// Loads the weights of `spec`; `kv_b` is decoded, and split by head unless it is stored so.
     pub fn load(loader: &mut Loader, spec: &MlaSpec) -> Result<Self> {
         let (heads, rank) = (spec.num_heads, spec.kv_lora_rank);
         let (nope, value) = (spec.qk_nope_head_dim, spec.v_head_dim);
@@ -40,19 +41,7 @@ impl Mla {
                 b: loader.linear(b)?,
             },
         };
-        let kv_b = loader.source.linear(&spec.kv_b)?;
-        let dense = marlin_quant::decode(&kv_b)?;
-        (loader.progress)(kv_b.bytes());
-        let mut keys = vec![0.0; heads * rank * nope];
-        let mut values = Vec::with_capacity(heads * value * rank);
-        for (head, rows) in dense.chunks_exact((nope + value) * rank).enumerate() {
-            let (key_rows, value_rows) = rows.split_at(nope * rank);
-            let key = &mut keys[head * rank * nope..][..rank * nope];
-            for (i, row) in key_rows.chunks_exact(rank).enumerate() {
-                row.iter().enumerate().for_each(|(j, &w)| key[j * nope + i] = w);
-            }
-            values.extend_from_slice(value_rows);
-        }
+        let (keys, values) = absorbed(loader, spec)?;
         let backend = loader.backend.clone();
         Ok(Self {
             query,
@@ -104,4 +93,33 @@ impl Mla {
         let y = b.attention(&q, &k, None, step.cache, layer, step.batch, p)?;
         Ok(b.linear(&b.head_linear(&y, &self.absorb_value)?, &self.o)?)
     }
+}
+
+/// `kv_b` by head: keys `[heads, rank, nope]` and values `[heads, value, rank]`. GGUF files may
+/// hold the two halves as tensors of exactly these shapes.
+fn absorbed(loader: &mut Loader, spec: &MlaSpec) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (heads, rank) = (spec.num_heads, spec.kv_lora_rank);
+    let (nope, value) = (spec.qk_nope_head_dim, spec.v_head_dim);
+    if let Some((key, values)) = loader.source.split_kv_b(&spec.kv_b) {
+        let mut half = |name: String, rows, columns| {
+            let weight = marlin_quant::load(loader.source.checkpoint(), &name, rows, columns)?;
+            (loader.progress)(weight.bytes());
+            Ok::<_, ModelError>(marlin_quant::decode(&weight)?)
+        };
+        return Ok((half(key, heads * rank, nope)?, half(values, heads * value, rank)?));
+    }
+    let kv_b = loader.source.linear(&spec.kv_b)?;
+    let dense = marlin_quant::decode(&kv_b)?;
+    (loader.progress)(kv_b.bytes());
+    let mut keys = vec![0.0; heads * rank * nope];
+    let mut values = Vec::with_capacity(heads * value * rank);
+    for (head, rows) in dense.chunks_exact((nope + value) * rank).enumerate() {
+        let (key_rows, value_rows) = rows.split_at(nope * rank);
+        let key = &mut keys[head * rank * nope..][..rank * nope];
+        for (i, row) in key_rows.chunks_exact(rank).enumerate() {
+            row.iter().enumerate().for_each(|(j, &w)| key[j * nope + i] = w);
+        }
+        values.extend_from_slice(value_rows);
+    }
+    Ok((keys, values))
 }
