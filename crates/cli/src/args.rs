@@ -46,6 +46,13 @@ pub enum Command {
     Eval(Eval),
     /// Measure speed.
     Bench(Bench),
+    /// Download a model into the cache shared with other programs.
+    #[cfg(feature = "hub")]
+    Pull(Pull),
+    /// List downloaded models.
+    List(List),
+    /// Delete a downloaded model.
+    Rm(Rm),
     /// Say what this machine and this binary can do.
     Doctor(Doctor),
     /// Print a completion script for a shell.
@@ -58,7 +65,7 @@ pub enum Command {
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Directory (safetensors, EXL3) or .gguf file; the embedded model if left out.
+    /// Directory (safetensors, EXL3), .gguf file or pulled ORG/NAME; the embedded model if left out.
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
 }
@@ -359,6 +366,49 @@ pub struct Bench {
     pub json: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Arguments of `pull`.
+#[cfg(feature = "hub")]
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin pull HuggingFaceTB/SmolLM2-135M-Instruct
+  marlin pull unsloth/gemma-3-270m-it-GGUF --include '*Q4_K_M.gguf'
+  marlin pull turboderp/Qwen3-8B-exl3 --revision 4.0bpw
+
+An interrupted download continues where it stopped.
+Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.")]
+pub struct Pull {
+    /// Model on the hub.
+    #[arg(value_name = "ORG/NAME")]
+    pub model: String,
+    /// Branch, tag or commit.
+    #[arg(long, value_name = "REVISION", default_value = crate::hub::MAIN)]
+    pub revision: String,
+    /// Take the files that match instead of choosing the weights (repeatable).
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// A JSON list.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `rm`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  marlin rm HuggingFaceTB/SmolLM2-135M-Instruct")]
+pub struct Rm {
+    /// Model in the cache; all its revisions go.
+    #[arg(value_name = "ORG/NAME")]
+    pub model: String,
 }
 
 /// Arguments of `doctor`.

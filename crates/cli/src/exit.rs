@@ -18,6 +18,9 @@ pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
 /// Not enough memory.
 pub const DOES_NOT_FIT: u8 = 4;
+/// The network, or being forbidden to use it.
+#[cfg(feature = "hub")]
+pub const NETWORK: u8 = 5;
 /// A file that contradicts itself.
 pub const CORRUPT: u8 = 6;
 /// Ctrl-C.
@@ -40,9 +43,14 @@ impl std::fmt::Display for Coded {
 
 impl std::error::Error for Coded {}
 
+/// An error with a code.
+pub fn coded(code: u8, message: impl Into<String>) -> anyhow::Error {
+    Coded { code, message: message.into() }.into()
+}
+
 /// An error that says the arguments are wrong.
 pub fn usage(message: impl Into<String>) -> anyhow::Error {
-    Coded { code: USAGE, message: message.into() }.into()
+    coded(USAGE, message)
 }
 
 /// Prints `error` and gives its exit code. A closed pipe is not a failure.

@@ -7,6 +7,7 @@ mod console;
 mod embedded;
 mod exit;
 mod generate;
+mod hub;
 mod loaded;
 mod locate;
 

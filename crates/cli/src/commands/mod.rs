@@ -6,6 +6,10 @@ mod completions;
 mod doctor;
 mod eval;
 mod inspect;
+mod list;
+#[cfg(feature = "hub")]
+mod pull;
+mod rm;
 mod run;
 mod tokenize;
 
@@ -25,6 +29,10 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        #[cfg(feature = "hub")]
+        Command::Pull(args) => pull::run(&args),
+        Command::List(args) => list::run(&args),
+        Command::Rm(args) => rm::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => completions::run(shell),
     }

@@ -1,0 +1,15 @@
+//! `marlin rm`: deletes a model from the shared cache.
+
+use crate::args::Rm;
+use crate::console;
+use crate::hub::Cache;
+use anyhow::Result;
+use std::process::ExitCode;
+
+/// Deletes all revisions of one model.
+pub fn run(args: &Rm) -> Result<ExitCode> {
+    let id = super::list::parse_id(&args.model)?;
+    let freed = Cache::from_environment()?.repository(&id).remove()?;
+    console::note(&format!("removed {id}, {}", console::bytes(freed)));
+    Ok(ExitCode::SUCCESS)
+}
