@@ -17,7 +17,7 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     /// Serves it.
-    NoFault,
+    Fine,
     /// Sends this many bytes and closes.
     Cut(usize),
     /// Sends this many bytes and falls silent.
@@ -308,7 +308,7 @@ fn dropped_connection_continues_where_it_broke() {
     let weights = weights();
     let hub = simple(&weights);
     // The first request is for config.json.
-    hub.faults(&[Fault::Busy, Fault::Cut(1), Fault::NoFault, Fault::Cut(50_000)]);
+    hub.faults(&[Fault::Busy, Fault::Cut(1), Fault::Fine, Fault::Cut(50_000)]);
     let report = document(&expect(hub.marlin(&["pull", "org/name", "--json"]), 0, ""));
     assert_eq!(report["downloaded_bytes"], weights.len() + 2);
     assert_eq!(fs::read(hub.snapshot().join("model.safetensors")).unwrap(), weights);
@@ -320,7 +320,7 @@ fn dropped_connection_continues_where_it_broke() {
 fn killed_download_continues() {
     let weights = weights();
     let hub = simple(&weights);
-    hub.faults(&[Fault::NoFault, Fault::Stall(120_000)]);
+    hub.faults(&[Fault::Fine, Fault::Stall(120_000)]);
     let mut child = hub.marlin(&["pull", "org/name"]).stderr(Stdio::null()).spawn().unwrap();
     let partial = hub.repository().join("blobs").join(etag(&weights, true) + ".incomplete");
     let arrived = || fs::metadata(&partial).map_or(0, |m| m.len());
@@ -349,7 +349,7 @@ fn killed_download_continues() {
 fn server_without_ranges_starts_over() {
     let weights = weights();
     let hub = simple(&weights);
-    hub.faults(&[Fault::NoFault, Fault::Cut(100_000), Fault::NoRanges]);
+    hub.faults(&[Fault::Fine, Fault::Cut(100_000), Fault::NoRanges]);
     expect(hub.marlin(&["pull", "org/name"]), 0, "");
     assert_eq!(fs::read(hub.snapshot().join("model.safetensors")).unwrap(), weights);
 }
@@ -358,7 +358,7 @@ fn server_without_ranges_starts_over() {
 fn wrong_bytes_are_refused() {
     let weights = weights();
     let hub = simple(&weights);
-    hub.faults(&[Fault::NoFault, Fault::Wrong]);
+    hub.faults(&[Fault::Fine, Fault::Wrong]);
     expect(
         hub.marlin(&["pull", "org/name"]),
         6,
