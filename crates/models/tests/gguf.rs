@@ -5,7 +5,7 @@
 
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
-use marlin_models::{Model, spec};
+use marlin_models::{MixerSpec, Model, spec};
 use marlin_tensor::{Batch, DType};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -112,4 +112,27 @@ fn prediction_layers_are_not_blocks() {
     metadata.insert("deepseek2.block_count".into(), json!(3));
     metadata.insert("deepseek2.nextn_predict_layers".into(), json!(1));
     assert_eq!(spec(&checkpoint).unwrap().blocks.len(), 2);
+}
+
+#[test]
+fn gemma3_27b_divides_by_the_hidden_size_per_head() {
+    for (blocks, expected) in [(62, 168f32), (34, 128.0)] {
+        let mut checkpoint = Checkpoint::open(&path("qwen3.gguf")).unwrap();
+        let Container::Gguf { metadata } = &mut checkpoint.container else { panic!("not a gguf") };
+        *metadata = serde_json::from_value(json!({
+            "general.architecture": "gemma3",
+            "gemma3.vocab_size": 97,
+            "gemma3.block_count": blocks,
+            "gemma3.embedding_length": 5376,
+            "gemma3.feed_forward_length": 21_504,
+            "gemma3.attention.head_count": 32,
+            "gemma3.attention.head_count_kv": 16,
+            "gemma3.attention.key_length": 128,
+            "gemma3.attention.sliding_window": 1024,
+        }))
+        .unwrap();
+        let spec = spec(&checkpoint).unwrap();
+        let MixerSpec::Gqa(attention) = &spec.blocks[0].mixer else { panic!("not gqa") };
+        assert_eq!(attention.params.scale, expected.powf(-0.5), "{blocks} layers");
+    }
 }
