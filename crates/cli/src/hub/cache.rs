@@ -96,16 +96,19 @@ impl Repository {
     }
 
     /// File of a blob.
+    #[cfg(feature = "hub")]
     pub fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
     /// File that a blob grows in.
+    #[cfg(feature = "hub")]
     pub fn incomplete(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
 
     /// File whose lock a writer of the blob holds.
+    #[cfg(feature = "hub")]
     pub fn lock(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
