@@ -445,7 +445,7 @@ fn several_gguf_files_are_a_choice() {
 
 #[test]
 fn paths_outside_the_repository_are_refused() {
-    for path in ["../../../evil.safetensors", "/tmp/evil.safetensors", "a\\b.safetensors"] {
+    for path in ["../../../evil.safetensors", "/evil.safetensors", "a\\b.safetensors"] {
         let hub = Hub::new(&[("config.json", b"{}", false), (path, b"evil", true)]);
         expect(hub.marlin(&["pull", "org/name"]), 1, "is not a path inside the repository");
         assert!(!hub.repository().exists());
