@@ -232,6 +232,8 @@ fn mla(d: &Decoder, layer: usize) -> Result<MlaSpec, ModelError> {
 fn mtp(d: &Decoder, router: Router, defaults: &MoeDefaults) -> Result<MtpSpec, ModelError> {
     let (layer, hidden) = (d.num_layers, d.hidden_size);
     let prefix = format!("model.layers.{layer}");
+    let mixer = MixerSpec::Mla(mla(d, layer)?);
+    let feed_forward = moe(d, layer, router, defaults, true)?;
     Ok(MtpSpec {
         embedding_norm: d.norm(format!("{prefix}.enorm"), hidden),
         hidden_norm: d.norm(format!("{prefix}.hnorm"), hidden),
@@ -241,11 +243,7 @@ fn mtp(d: &Decoder, router: Router, defaults: &MoeDefaults) -> Result<MtpSpec, M
             2 * hidden,
             format!("{prefix}.eh_proj"),
         ),
-        block: d.block(
-            layer,
-            MixerSpec::Mla(mla(d, layer)?),
-            moe(d, layer, router, defaults, true)?,
-        ),
+        block: d.block(layer, mixer, feed_forward),
         norm: d.norm(format!("{prefix}.shared_head.norm"), hidden),
     })
 }
