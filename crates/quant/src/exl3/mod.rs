@@ -14,7 +14,7 @@
 //! * [`codebook`]: state to value, three generators.
 //! * [`ring`]: rates, bit order, states of a tile, where a position lies in the tile.
 //! * [`hadamard`]: the rotation.
-//! * [`format`]: stored tensors to [`Weight`](marlin_tensor::Weight), and the scalar decode.
+//! * [`mod@format`]: stored tensors to [`Weight`](marlin_tensor::Weight), and the scalar decode.
 //! * [`embedding`]: the quantized token-embedding table, which packs its rings differently.
 //!
 //! Checked bit for bit against vectors that exllamav3 1.6.5 computed (`fixtures/exl3_*`).
