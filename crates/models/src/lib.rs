@@ -6,6 +6,7 @@
 //!   of the shared layers under `layers/`.
 
 mod architecture;
+mod block;
 mod config;
 mod error;
 mod gguf;
@@ -16,8 +17,10 @@ mod source;
 mod spec;
 
 pub use architecture::{ARCHITECTURES, Architecture};
+pub use block::{Block, Mtp};
 pub use error::ModelError;
 pub use gguf::ARCHITECTURES as GGUF_ARCHITECTURES;
+pub use layers::{Loader, Norm, Step};
 pub use model::Model;
 pub use source::Source;
 pub use spec::{
@@ -27,6 +30,19 @@ pub use spec::{
 
 use config::Config;
 use marlin_checkpoint::{Checkpoint, Container};
+
+/// The `config.json` of a checkpoint; a GGUF's metadata in the same spelling.
+///
+/// # Errors
+/// When a GGUF's architecture is unknown, or a field is missing or unsupported.
+pub fn config(checkpoint: &Checkpoint) -> Result<serde_json::Value, ModelError> {
+    match &checkpoint.container {
+        Container::HuggingFace { config, .. } => Ok(config.clone()),
+        Container::Gguf { metadata } => {
+            gguf::config(&checkpoint.path, metadata, &|name| checkpoint.get(name).is_some())
+        }
+    }
+}
 
 /// Describes the model of a checkpoint.
 ///
@@ -38,10 +54,8 @@ pub fn spec(checkpoint: &Checkpoint) -> Result<ModelSpec, ModelError> {
             let file = checkpoint.path.join("config.json");
             architecture::spec(&Config::new(&file, config, false)?)
         }
-        Container::Gguf { metadata } => {
-            let has = |name: &str| checkpoint.get(name).is_some();
-            let config = gguf::config(&checkpoint.path, metadata, &has)?;
-            architecture::spec(&Config::new(&checkpoint.path, &config, true)?)
+        Container::Gguf { .. } => {
+            architecture::spec(&Config::new(&checkpoint.path, &config(checkpoint)?, true)?)
         }
     }
 }

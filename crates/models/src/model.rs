@@ -1,9 +1,9 @@
 //! A loaded model: the layers of a [`ModelSpec`] on a backend, and the forward pass.
 
+use crate::block::{Block, Mtp};
 use crate::error::ModelError;
-use crate::layers::{FeedForward, Gqa, Loader, Mla, Norm, Step};
-use crate::source::Source;
-use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
+use crate::layers::{Loader, Norm, Step};
+use crate::spec::ModelSpec;
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::{
     Backend, Batch, Cache, CacheSpec, DType, Embedding, Linear, LinearOptions, Routing, Tensor,
@@ -12,28 +12,6 @@ use marlin_tensor::{
 use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, ModelError>;
-
-enum Mixer {
-    Gqa(Box<Gqa>),
-    Mla(Box<Mla>),
-}
-
-struct Block {
-    input_norm: Norm,
-    mixer: Mixer,
-    mixer_output_norm: Option<Norm>,
-    feed_forward_norm: Norm,
-    feed_forward: FeedForward,
-    feed_forward_output_norm: Option<Norm>,
-}
-
-struct Mtp {
-    embedding_norm: Norm,
-    hidden_norm: Norm,
-    projection: Linear,
-    block: Block,
-    norm: Norm,
-}
 
 /// A model ready to run.
 pub struct Model {
@@ -58,8 +36,7 @@ impl Model {
         backend: Arc<dyn Backend>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
-        let source = Source::new(checkpoint);
-        let mut loader = Loader { source, backend: backend.clone(), progress, ropes: Vec::new() };
+        let mut loader = Loader::new(checkpoint, backend.clone(), progress);
         let (embedding, embedding_weight) = load_embedding(&mut loader, &spec)?;
         let blocks = spec.blocks.iter().map(|b| Block::load(&mut loader, b));
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
@@ -143,15 +120,8 @@ impl Model {
         self.check_tokens(batch)?;
         let b = self.backend.as_ref();
         let embedded = b.embed(&self.embedding, batch, self.spec.embedding.scale)?;
-        let joined = b.concat_heads(
-            &mtp.embedding_norm.forward(b, &embedded)?,
-            &mtp.hidden_norm.forward(b, hidden)?,
-            1,
-        )?;
         let step = Step { backend: b, batch, cache };
-        let x = b.linear(&joined, &mtp.projection)?;
-        let x = mtp.block.forward(&step, self.blocks.len(), x, &mut None)?;
-        Ok(Some(mtp.norm.forward(b, &x)?))
+        Ok(Some(mtp.forward(&step, self.blocks.len(), &embedded, hidden)?))
     }
 
     fn blocks(
@@ -176,63 +146,6 @@ impl Model {
             Some(&id) => Err(ModelError::Token { id, vocab_size }),
             None => Ok(()),
         }
-    }
-}
-
-impl Block {
-    fn load(loader: &mut Loader, spec: &BlockSpec) -> Result<Self> {
-        Ok(Self {
-            input_norm: loader.norm(&spec.input_norm)?,
-            mixer: match &spec.mixer {
-                MixerSpec::Gqa(g) => Mixer::Gqa(Box::new(Gqa::load(loader, g)?)),
-                MixerSpec::Mla(m) => Mixer::Mla(Box::new(Mla::load(loader, m)?)),
-            },
-            mixer_output_norm: loader.optional_norm(&spec.mixer_output_norm)?,
-            feed_forward_norm: loader.norm(&spec.feed_forward_norm)?,
-            feed_forward: FeedForward::load(loader, &spec.feed_forward)?,
-            feed_forward_output_norm: loader.optional_norm(&spec.feed_forward_output_norm)?,
-        })
-    }
-
-    fn forward(
-        &self,
-        step: &Step,
-        layer: usize,
-        x: Tensor,
-        routings: &mut Option<Vec<Routing>>,
-    ) -> Result<Tensor> {
-        let b = step.backend;
-        let h = self.input_norm.forward(b, &x)?;
-        let mut y = match &self.mixer {
-            Mixer::Gqa(m) => m.forward(step, layer, &h)?,
-            Mixer::Mla(m) => m.forward(step, layer, &h)?,
-        };
-        if let Some(norm) = &self.mixer_output_norm {
-            y = norm.forward(b, &y)?;
-        }
-        let x = b.add(x, &y)?;
-        let h = self.feed_forward_norm.forward(b, &x)?;
-        let mut y = self.feed_forward.forward(step, &h, routings)?;
-        if let Some(norm) = &self.feed_forward_output_norm {
-            y = norm.forward(b, &y)?;
-        }
-        Ok(b.add(x, &y)?)
-    }
-}
-
-impl Mtp {
-    /// Loads the layer when its projection is stored.
-    fn load(loader: &mut Loader, spec: &ModelSpec) -> Result<Option<Self>> {
-        let Some(mtp) = spec.mtp.as_ref().filter(|m| loader.source.has(&m.projection.key)) else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            embedding_norm: loader.norm(&mtp.embedding_norm)?,
-            hidden_norm: loader.norm(&mtp.hidden_norm)?,
-            projection: loader.linear(&mtp.projection)?,
-            block: Block::load(loader, &mtp.block)?,
-            norm: loader.norm(&mtp.norm)?,
-        }))
     }
 }
 

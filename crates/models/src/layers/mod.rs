@@ -11,6 +11,7 @@ pub use mla::Mla;
 use crate::error::ModelError;
 use crate::source::Source;
 use crate::spec::{LinearSpec, NormSpec, RopeSpec};
+use marlin_checkpoint::Checkpoint;
 use marlin_tensor::{Backend, Batch, Cache, Linear, LinearOptions, RopeTable, Tensor, Vector};
 use std::sync::Arc;
 
@@ -35,10 +36,29 @@ pub struct Loader<'a> {
     /// Called after every matrix with its stored bytes.
     pub progress: &'a mut dyn FnMut(u64),
     /// Rotary tables already placed: layers share them.
-    pub ropes: Vec<(RopeSpec, RopeTable)>,
+    ropes: Vec<(RopeSpec, RopeTable)>,
+    /// Wraps every placed matrix, so that a backend can tell them apart.
+    tag: Option<&'a dyn Fn(&LinearSpec, Linear) -> Linear>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// Places weights of `checkpoint` on `backend`.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        backend: Arc<dyn Backend>,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Self {
+        let source = Source::new(checkpoint);
+        Self { source, backend, progress, ropes: Vec::new(), tag: None }
+    }
+
+    /// Every matrix placed from here on goes through `tag`.
+    #[must_use]
+    pub fn with_tag(mut self, tag: &'a dyn Fn(&LinearSpec, Linear) -> Linear) -> Self {
+        self.tag = Some(tag);
+        self
+    }
+
     /// A matrix with its bias.
     pub fn linear(&mut self, spec: &LinearSpec) -> Result<Linear> {
         self.linear_with(spec, LinearOptions::default())
@@ -50,7 +70,12 @@ impl Loader<'_> {
         let bias = self.source.bias(spec)?;
         let loaded = self.backend.load_linear(&weight, bias.as_ref(), options);
         (self.progress)(weight.bytes());
-        loaded.map_err(|source| ModelError::Load { key: spec.key.clone(), source })
+        let loaded =
+            loaded.map_err(|source| ModelError::Load { key: spec.key.clone(), source })?;
+        Ok(match self.tag {
+            Some(tag) => tag(spec, loaded),
+            None => loaded,
+        })
     }
 
     /// A norm.
@@ -97,6 +122,9 @@ pub struct Norm {
 
 impl Norm {
     /// Normalizes each group of `weight.len` columns.
+    ///
+    /// # Errors
+    /// When the backend fails.
     pub fn forward(&self, backend: &dyn Backend, x: &Tensor) -> Result<Tensor> {
         Ok(backend.rms_norm(x, &self.weight, self.eps)?)
     }
