@@ -15,12 +15,14 @@
 //! * [`ring`]: rates, bit order, states of a tile, where a position lies in the tile.
 //! * [`hadamard`]: the rotation.
 //! * [`mod@format`]: stored tensors to [`Weight`](marlin_tensor::Weight), and the scalar decode.
+//! * [`encode`]: values to the nearest ring.
 //! * [`embedding`]: the quantized token-embedding table, which packs its rings differently.
 //!
 //! Checked bit for bit against vectors that exllamav3 1.6.5 computed (`fixtures/exl3_*`).
 
 pub mod codebook;
 pub mod embedding;
+pub mod encode;
 pub mod format;
 pub mod hadamard;
 pub mod ring;
@@ -29,5 +31,6 @@ mod tests;
 
 pub use codebook::Codebook;
 pub use embedding::Exl3Embedding;
+pub use encode::{ReferenceEncoder, TileEncoder};
 pub use format::{Exl3, Exl3Parts};
 pub use ring::{Rate, Ring, pack_ring};

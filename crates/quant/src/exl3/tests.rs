@@ -179,77 +179,72 @@ fn every_bit_string_is_a_ring_and_packs_back() {
     assert_eq!(places.len(), TILE);
 }
 
-/// The best ring for `tile` (ring order): cheapest cyclic path through the state graph, found by
-/// a first pass from the middle with a free start that fixes the node at the wrap.
-fn viterbi(tile: &[f32; TILE], rate: Rate, table: &[f32]) -> [u16; TILE] {
-    const STATES: usize = Codebook::STATES;
-    let run = |first: usize, entry: Option<usize>| {
-        let allowed = |node: usize| entry.is_none_or(|entry| node == entry);
-        let mut cost: Vec<f32> =
-            (0..STATES).map(|node| if allowed(node) { 0.0 } else { f32::INFINITY }).collect();
-        let mut back = vec![Vec::new(); TILE];
-        for r in (0..TILE).map(|i| (i + first) % TILE) {
-            let nodes = STATES >> rate.new_bits((r + 1) % TILE);
-            let mut best = vec![f32::INFINITY; nodes];
-            let mut from = vec![0u16; nodes];
-            for s in 0..STATES {
-                let c = cost[s >> rate.new_bits(r)] + (table[s] - tile[r]).powi(2);
-                if c < best[s % nodes] {
-                    (best[s % nodes], from[s % nodes]) = (c, s as u16);
-                }
-            }
-            (cost, back[r]) = (best, from);
-        }
-        (cost, back)
-    };
-    let trace = |back: &[Vec<u16>], first: usize, mut node: usize| {
-        let mut states = [0u16; TILE];
-        for r in (0..TILE).map(|i| (i + first) % TILE).rev() {
-            states[r] = back[r][node];
-            node = usize::from(states[r]) >> rate.new_bits(r);
-        }
-        states
-    };
-    let (cost, back) = run(TILE / 2, None);
-    let end = (0..cost.len()).min_by(|&a, &b| cost[a].total_cmp(&cost[b])).unwrap();
-    let wrap = usize::from(trace(&back, TILE / 2, end)[0]) >> rate.new_bits(0);
-    trace(&run(0, Some(wrap)).1, 0, wrap)
+fn encode(tiles: &[f32], bits: f64, codebook: Codebook) -> Vec<u16> {
+    let mut states = vec![0; tiles.len()];
+    ReferenceEncoder.encode(tiles, Rate::from_bits(bits).unwrap(), codebook, &mut states);
+    states
+}
+
+fn squared_error(states: &[u16], values: &[f32], codebook: Codebook) -> f64 {
+    let table = codebook.table();
+    let error = |(&s, &v): (&u16, &f32)| f64::from(table[usize::from(s)] - v).powi(2);
+    states.iter().zip(values).map(error).sum()
+}
+
+fn assert_rings(states: &[u16], bits: f64, what: &str) {
+    let rate = Rate::from_bits(bits).unwrap();
+    for states in states.as_chunks().0 {
+        let packed: Vec<u8> =
+            pack_ring(states, rate).iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(Ring::new(rate).states(&packed), *states, "{what} K={bits}: not a ring");
+    }
 }
 
 /// Distortion of unit Gaussian data stays within 20 % of the rate-distortion bound.
 #[test]
 fn encoded_tiles_are_rings_of_low_distortion() {
-    let table = Codebook::Mul1(MUL1_MULTIPLIER).table();
+    let codebook = Codebook::Mul1(MUL1_MULTIPLIER);
     for (bits, gain) in [(1.5, 1.06), (2.0, 1.0), (4.0, 0.92)] {
-        let rate = Rate::from_bits(bits).unwrap();
         let mut noise = Noise(7);
-        let tile = std::array::from_fn(|_| noise.normal() * gain);
-        let states = viterbi(&tile, rate, &table);
-        let packed: Vec<u8> =
-            pack_ring(&states, rate).iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(Ring::new(rate).states(&packed), states, "K={bits}: not a ring");
-        let error: f32 = (0..TILE).map(|i| (table[usize::from(states[i])] - tile[i]).powi(2)).sum();
-        let energy: f32 = tile.iter().map(|v| v * v).sum();
-        let relative = f64::from(error / energy);
+        let tile: [f32; TILE] = std::array::from_fn(|_| noise.normal() * gain);
+        let states = encode(&tile, bits, codebook);
+        assert_rings(&states, bits, "gaussian");
+        let energy: f64 = tile.iter().map(|&v| f64::from(v * v)).sum();
+        let relative = squared_error(&states, &tile, codebook) / energy;
         assert!(relative < 1.2 * 4f64.powf(-bits), "K={bits}: {relative}");
     }
 }
 
-/// Our encoder does as well as exllamav3's on the same tiles.
+#[test]
+fn any_value_is_encoded() {
+    let codebook = Codebook::Mcg(MCG_MULTIPLIER);
+    for value in [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-45, -65504.0]
+    {
+        let states = encode(&[value; TILE], 5.0, codebook);
+        assert_rings(&states, 5.0, &value.to_string());
+        let far = value.abs() > 1.0;
+        let side = |&s: &u16| codebook.value(s).to_f32() * value.signum() > 2.0;
+        assert!(!far || states.iter().all(side), "{value}: {states:?}");
+    }
+    assert!(encode(&[], 3.0, codebook).is_empty());
+}
+
+/// Our encoder does as well as exllamav3's on the same tiles, within 1 %.
 #[test]
 fn encoder_matches_upstream_distortion() {
-    let (codebook, file) = FIXTURES[2];
-    let (checkpoint, table) = (checkpoint(tensors(file)), codebook.table());
-    let tiles = halves(&checkpoint, "2.tiles");
-    let upstream = checkpoint.get("2.tile_states").unwrap().plain().unwrap();
-    let upstream = upstream.to_u16_bits().unwrap();
-    let (tile, _) = tiles.split_first_chunk().unwrap();
-    let ours = viterbi(tile, Rate::from_bits(2.0).unwrap(), &table);
-    let error = |states: &[u16]| -> f32 {
-        states.iter().zip(tile).map(|(&s, v)| (table[usize::from(s)] - v).powi(2)).sum()
-    };
-    let (ours, upstream) = (error(&ours), error(&upstream[..TILE]));
-    assert!(ours < 1.02 * upstream, "ours {ours}, upstream {upstream}");
+    let file = checkpoint(tensors(include_bytes!("../../fixtures/exl3_tiles.safetensors")));
+    let codebook = Codebook::Mul1(MUL1_MULTIPLIER);
+    let tiles = halves(&file, "tiles");
+    for bits in [2.0, 2.5, 3.0, 4.0] {
+        let upstream = file.get(&format!("{bits}.states")).unwrap().plain().unwrap();
+        let upstream = upstream.to_u16_bits().unwrap();
+        assert_rings(&upstream, bits, "upstream");
+        let ours = encode(&tiles, bits, codebook);
+        assert_rings(&ours, bits, "ours");
+        let [ours, upstream] =
+            [ours, upstream].map(|s| squared_error(&s, &tiles, codebook) / tiles.len() as f64);
+        assert!(ours < 1.01 * upstream, "K={bits}: ours {ours}, upstream {upstream}");
+    }
 }
 
 fn tensor_of(checkpoint: &Checkpoint, name: &str) -> StoredTensor {
