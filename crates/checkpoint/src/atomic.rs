@@ -45,6 +45,15 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// Writes `bytes` to `path`, which never shows half of them: they are durable before the name is
+/// theirs. On an error `path` is as it was.
+///
+/// # Errors
+/// Those of the file system.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    write(path, |out| out.write_all(bytes).map_err(|e| io_error(path, e)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

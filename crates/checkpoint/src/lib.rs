@@ -15,6 +15,7 @@ mod open;
 mod safetensors;
 mod source;
 
+pub use atomic::write_file;
 pub use checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 pub use error::CheckpointError;
 pub use ggml_type::GgmlType;

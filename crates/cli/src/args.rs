@@ -1,5 +1,7 @@
 //! Command-line arguments. Names are a contract: scripts call them.
 
+pub mod quantize;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -46,6 +48,8 @@ pub enum Command {
     Eval(Eval),
     /// Measure speed.
     Bench(Bench),
+    /// Make a quantized model.
+    Quantize(quantize::Quantize),
     /// Download a model into the cache shared with other programs.
     #[cfg(feature = "hub")]
     Pull(Pull),

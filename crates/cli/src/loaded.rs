@@ -39,6 +39,11 @@ pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn
     Ok(Arc::new(CpuBackend::new(CpuOptions { threads, level, activations })?))
 }
 
+/// What encodes EXL3 tiles; one thread, since matrices are spread over threads.
+pub fn encoder(_args: &DeviceArgs) -> Result<Arc<dyn marlin_quant::exl3::TileEncoder>> {
+    Ok(Arc::new(marlin_quant::exl3::ReferenceEncoder))
+}
+
 /// How the JSON of a verb calls its activations.
 pub fn activations_name(args: &DeviceArgs, default: ActivationsArg) -> &'static str {
     match args.activations.unwrap_or(default) {

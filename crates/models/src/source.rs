@@ -179,7 +179,7 @@ impl<'a> Source<'a> {
     }
 
     /// Stored name of a full parameter name such as `model.norm.weight`.
-    fn parameter_name(&self, key: &str) -> String {
+    pub fn parameter_name(&self, key: &str) -> String {
         let (module, suffix) = key.rsplit_once('.').unwrap_or((key, "weight"));
         let mut names: Vec<String> =
             self.candidates(module).into_iter().map(|n| format!("{n}.{suffix}")).collect();

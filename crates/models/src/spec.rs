@@ -318,7 +318,8 @@ impl BlockSpec {
         list
     }
 
-    fn norms(&self) -> Vec<&NormSpec> {
+    /// Every norm of the block.
+    pub fn norms(&self) -> Vec<&NormSpec> {
         let mut list = self.mixer.norms();
         list.extend([&self.input_norm, &self.feed_forward_norm]);
         list.extend(&self.mixer_output_norm);

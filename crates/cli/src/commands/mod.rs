@@ -9,6 +9,7 @@ mod inspect;
 mod list;
 #[cfg(feature = "hub")]
 mod pull;
+mod quantize;
 mod rm;
 mod run;
 mod tokenize;
@@ -29,6 +30,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         #[cfg(feature = "hub")]
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),

@@ -70,8 +70,7 @@ impl<'a> Loader<'a> {
         let bias = self.source.bias(spec)?;
         let loaded = self.backend.load_linear(&weight, bias.as_ref(), options);
         (self.progress)(weight.bytes());
-        let loaded =
-            loaded.map_err(|source| ModelError::Load { key: spec.key.clone(), source })?;
+        let loaded = loaded.map_err(|source| ModelError::Load { key: spec.key.clone(), source })?;
         Ok(match self.tag {
             Some(tag) => tag(spec, loaded),
             None => loaded,

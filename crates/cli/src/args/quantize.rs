@@ -1,0 +1,118 @@
+//! Arguments of `quantize`.
+
+use super::DeviceArgs;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Arguments of `quantize`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin quantize ./SmolLM2-135M-Instruct -o ./SmolLM2-exl3 --bits 3.0
+  marlin quantize model.gguf -o ./model-exl3 --bits 2.5 --calibration notes.txt --json
+  marlin quantize ./Qwen3-30B-A3B -o ./out --bits 4 --plan-only
+
+An interrupted job continues where it stopped when the same command is run again.")]
+pub struct Quantize {
+    /// Directory (safetensors), .gguf file or pulled ORG/NAME.
+    pub model: String,
+    /// Directory to make.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Format to make.
+    #[arg(long, value_enum, default_value_t = Format::Exl3)]
+    pub format: Format,
+    /// Bits per weight on average, 1.0 to 8.0.
+    #[arg(long, value_name = "B", default_value_t = 4.0)]
+    pub bits: f64,
+    /// Bits of the output projection.
+    #[arg(long, value_name = "B", default_value_t = 6.0)]
+    pub head_bits: f64,
+    /// Bits of the token embedding, 1 to 8; 16 keeps it as it is.
+    #[arg(long, value_name = "B", default_value_t = 16)]
+    pub embedding_bits: usize,
+    /// Value generator; mul1 has half rates and the fastest kernels.
+    #[arg(long, value_enum, default_value_t = CodebookArg::Mul1)]
+    pub codebook: CodebookArg,
+    /// Text to calibrate on (repeatable); a built-in mix if left out.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Vec<PathBuf>,
+    /// Tokens to calibrate on.
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    pub calibration_tokens: usize,
+    /// Tokens per calibration row.
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub calibration_columns: usize,
+    /// Bits by matrix: lines of PATTERN BITS, the last match wins.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Measure what each group of matrices costs at the logits, and spend the bits accordingly.
+    #[arg(long)]
+    pub measure: bool,
+    /// Say what would be done, and stop.
+    #[arg(long)]
+    pub plan_only: bool,
+    /// Matrices at a time [default: threads].
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Memory to stay under, such as 8G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_memory: Option<u64>,
+    /// Replace an unfinished job or a finished model in the output directory.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Seed of the random signs.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Change a choice of the quantizer, as KEY=VALUE (repeatable); see the quantization guide.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page with pictures.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Formats that can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Trellis-coded weights.
+    Exl3,
+}
+
+/// Codebooks of EXL3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CodebookArg {
+    /// The newest, affine in a byte sum.
+    Mul1,
+    /// For readers from October 2025 on.
+    Mcg,
+    /// For the oldest readers.
+    #[value(name = "3inst")]
+    ThreeInst,
+}
+
+/// `8G`, `512M`, `1000000`.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let scale: u64 = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return Err(format!("{unit:?} is no unit; write 512M or 8G")),
+    };
+    let number: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
+    if !(number > 0.0 && number * scale as f64 <= 1e18) {
+        return Err("expected a positive size".to_owned());
+    }
+    Ok((number * scale as f64) as u64)
+}

@@ -1,0 +1,74 @@
+//! Text to rows of tokens that a model is calibrated on.
+
+use crate::error::ConvertError;
+use crate::exl3::basis::Random;
+
+/// Rows of token ids; each is read from an empty cache.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// Rows, none empty.
+    pub rows: Vec<Vec<u32>>,
+}
+
+impl Calibration {
+    /// Cuts `documents` into rows of `columns` tokens until there are `tokens`. Documents are joined, one
+    /// after the other; a share of the rows, drawn from `seed`, is random ids, which reach the parts of
+    /// the vocabulary that the text does not.
+    ///
+    /// # Errors
+    /// When there is not even one row of text, or a token is outside the vocabulary.
+    pub fn new(
+        documents: impl IntoIterator<Item = Vec<u32>>,
+        tokens: usize,
+        columns: usize,
+        vocab_size: usize,
+        random_share: f64,
+        seed: u64,
+    ) -> Result<Self, ConvertError> {
+        let mut rows = Vec::new();
+        let wanted = (tokens / columns).max(1);
+        let random_rows = (wanted as f64 * random_share).round() as usize;
+        let text_rows = wanted.saturating_sub(random_rows).max(1);
+        let mut all: Vec<u32> = Vec::new();
+        for document in documents {
+            all.extend(document);
+        }
+        if let Some(id) = all.iter().find(|t| **t as usize >= vocab_size) {
+            return Err(ConvertError::Option {
+                field: "--calibration".to_owned(),
+                reason: format!("token {id} is outside the vocabulary of {vocab_size}"),
+            });
+        }
+        if all.len() < columns.min(256) {
+            let found = all.len();
+            return Err(ConvertError::Option {
+                field: "--calibration".to_owned(),
+                reason: format!("{found} tokens of text; at least {} are needed", columns.min(256)),
+            });
+        }
+        let columns = columns.min(all.len());
+        // Rows spread over the whole text when it is longer than what is asked for.
+        let available = all.len() / columns;
+        let used = text_rows.min(available);
+        for row in 0..used {
+            let start = row * available / used * columns;
+            rows.push(all[start..start + columns].to_vec());
+        }
+        let mut random = Random(seed ^ 0x5EED);
+        for _ in 0..random_rows {
+            let mut id = || (random.next() % vocab_size as u64) as u32;
+            rows.push((0..columns).map(|_| id()).collect());
+        }
+        Ok(Self { rows })
+    }
+
+    /// Tokens in all rows.
+    pub fn tokens(&self) -> usize {
+        self.rows.iter().map(Vec::len).sum()
+    }
+
+    /// Longest row.
+    pub fn columns(&self) -> usize {
+        self.rows.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,230 @@
+//! Choosing the tiles: LDLQ, then passes of block coordinate descent.
+//!
+//! Rows of `Ŵ: [n, k]` (outputs) do not interact, so a band of rows goes through all inputs on one thread:
+//! the result depends on the band alone. Both algorithms visit the inputs in groups of sixteen from last
+//! to first and quantize a target that already compensates for the errors made elsewhere:
+//!
+//! ```text
+//! LDLQ      T_g = W_g + Σ_{j>g} E_j L[j,g]            E = W − Q,  H = L D Lᵀ
+//! descent   T_g = W_g + Σ_{j≠g} E_j H[j,g] H[g,g]⁻¹     the exact optimum given all other groups
+//! ```
+//!
+//! Descent keeps a new tile only where it lowers the error.
+
+use super::ldl::BLOCK;
+use crate::matrix::{BAND, Matrix, View, product};
+use marlin_quant::exl3::ring::{TILE, TILE_COLUMN, TILE_ROW};
+use marlin_quant::exl3::{Codebook, Rate, TileEncoder, pack_ring};
+use rayon::prelude::*;
+
+/// Inputs whose feedback from later inputs is gathered in one product.
+const SPAN: usize = 128;
+
+/// Tiles of a matrix and what they decode to.
+pub struct Tiles {
+    rate: Rate,
+    k: usize,
+    /// Per band of 128 outputs: `[k / 16, 8, 256]` states.
+    states: Vec<Vec<u16>>,
+    /// `Ŵ` as decoded, `[n, k]`.
+    pub decoded: Matrix,
+}
+
+/// What encodes tiles.
+pub struct Coder<'a> {
+    /// Finds rings.
+    pub encoder: &'a dyn TileEncoder,
+    /// Bits per weight.
+    pub rate: Rate,
+    /// Value generator.
+    pub codebook: Codebook,
+    /// Its values by state.
+    pub table: &'a [f32],
+}
+
+impl Coder<'_> {
+    /// Encodes `targets: [rows, 16]`, outputs by inputs, into `states: [rows / 16, 256]` and
+    /// `decoded: [rows, 16]`.
+    fn encode(&self, targets: &[f32], states: &mut [u16], decoded: &mut [f32]) {
+        let at = |tile: usize, p: usize| {
+            (tile * BLOCK + usize::from(TILE_COLUMN[p])) * BLOCK + usize::from(TILE_ROW[p])
+        };
+        let tiles = targets.len() / TILE;
+        let ring = (0..tiles * TILE).map(|i| targets[at(i / TILE, i % TILE)]).collect::<Vec<_>>();
+        self.encoder.encode(&ring, self.rate, self.codebook, states);
+        for (i, &state) in states.iter().enumerate() {
+            decoded[at(i / TILE, i % TILE)] = self.table[usize::from(state)];
+        }
+    }
+
+    /// Quantizes `w: [n, k]` with feedback through `l: [k, k]`, or tile by tile without.
+    pub fn feedback(&self, w: &Matrix, l: Option<&Matrix>) -> Tiles {
+        let k = w.columns;
+        let mut decoded = Matrix::zeros(w.rows, k);
+        let states = decoded
+            .data
+            .par_chunks_mut(BAND * k)
+            .zip(w.data.par_chunks(BAND * k))
+            .map(|(decoded, w)| self.feedback_band(w, k, l, decoded))
+            .collect();
+        Tiles { rate: self.rate, k, states, decoded }
+    }
+
+    fn feedback_band(
+        &self,
+        w: &[f32],
+        k: usize,
+        l: Option<&Matrix>,
+        decoded: &mut [f32],
+    ) -> Vec<u16> {
+        let rows = w.len() / k;
+        let mut states = vec![0; rows * k];
+        let mut errors = vec![0.0; rows * k];
+        let mut base = vec![0.0; rows * SPAN];
+        let (mut target, mut value) = (vec![0.0; rows * BLOCK], vec![0.0; rows * BLOCK]);
+        for span in (0..k).step_by(SPAN).rev() {
+            let end = (span + SPAN).min(k);
+            base.fill(0.0);
+            if let Some(l) = l.filter(|_| end < k) {
+                let e = View { data: &errors[end..], rows, columns: k - end, stride: k };
+                let columns = end - span;
+                let l = View { data: &l.data[end * k + span..], rows: k - end, columns, stride: k };
+                product(&mut base, SPAN, e, l);
+            }
+            for group in (span..end).step_by(BLOCK).rev() {
+                for o in 0..rows {
+                    for i in 0..BLOCK {
+                        target[o * BLOCK + i] =
+                            w[o * k + group + i] + base[o * SPAN + group - span + i];
+                    }
+                }
+                let next = group + BLOCK;
+                if let Some(l) = l.filter(|_| next < end) {
+                    let e = View { data: &errors[next..], rows, columns: end - next, stride: k };
+                    let data = &l.data[next * k + group..];
+                    let l = View { data, rows: end - next, columns: BLOCK, stride: k };
+                    product(&mut target, BLOCK, e, l);
+                }
+                let states = &mut states[group / BLOCK * rows * BLOCK..][..rows * BLOCK];
+                self.encode(&target, states, &mut value);
+                for o in 0..rows {
+                    for i in 0..BLOCK {
+                        let (at, v) = (o * k + group + i, value[o * BLOCK + i]);
+                        decoded[at] = v;
+                        errors[at] = w[at] - v;
+                    }
+                }
+            }
+        }
+        states
+    }
+
+    /// One pass of block coordinate descent over `tiles` towards `w` under `h`; `inverse` holds the
+    /// inverses of its diagonal blocks. Returns how many tiles changed.
+    pub fn descend(&self, w: &Matrix, h: &Matrix, inverse: &[f32], tiles: &mut Tiles) -> usize {
+        let k = w.columns;
+        let Tiles { states, decoded, .. } = tiles;
+        decoded
+            .data
+            .par_chunks_mut(BAND * k)
+            .zip(w.data.par_chunks(BAND * k))
+            .zip(states.par_iter_mut())
+            .map(|((decoded, w), states)| self.descend_band(w, h, inverse, states, decoded))
+            .sum()
+    }
+
+    fn descend_band(
+        &self,
+        w: &[f32],
+        h: &Matrix,
+        inverse: &[f32],
+        states: &mut [u16],
+        decoded: &mut [f32],
+    ) -> usize {
+        let k = h.rows;
+        let rows = w.len() / k;
+        let mut errors: Vec<f32> = w.iter().zip(decoded.iter()).map(|(w, q)| w - q).collect();
+        let mut pull = vec![0.0; rows * BLOCK];
+        let (mut target, mut value) = (vec![0.0; rows * BLOCK], vec![0.0; rows * BLOCK]);
+        let mut proposal = vec![0; rows * BLOCK];
+        let mut changed = 0;
+        for group in (0..k).step_by(BLOCK).rev() {
+            let own: Vec<f32> = (0..BLOCK)
+                .flat_map(|i| h.data[(group + i) * k + group..][..BLOCK].iter().copied())
+                .collect();
+            // All other groups' errors, as seen by this one.
+            pull.fill(0.0);
+            let column = View { data: &h.data[group..], rows: k, columns: BLOCK, stride: k };
+            product(&mut pull, BLOCK, View::whole(&errors, rows, k), column);
+            let negative: Vec<f32> = (0..rows)
+                .flat_map(|o| errors[o * k + group..][..BLOCK].iter().map(|e| -e))
+                .collect();
+            product(
+                &mut pull,
+                BLOCK,
+                View::whole(&negative, rows, BLOCK),
+                View::whole(&own, BLOCK, BLOCK),
+            );
+            for o in 0..rows {
+                target[o * BLOCK..][..BLOCK].copy_from_slice(&w[o * k + group..][..BLOCK]);
+            }
+            let inverse = &inverse[group * BLOCK..][..BLOCK * BLOCK];
+            product(
+                &mut target,
+                BLOCK,
+                View::whole(&pull, rows, BLOCK),
+                View::whole(inverse, BLOCK, BLOCK),
+            );
+            self.encode(&target, &mut proposal, &mut value);
+            for tile in 0..rows / BLOCK {
+                let outputs = tile * BLOCK..(tile + 1) * BLOCK;
+                let cost = |q: &dyn Fn(usize, usize) -> f32| -> f64 {
+                    let row = |o: usize| {
+                        let d: [f32; BLOCK] =
+                            std::array::from_fn(|i| target[o * BLOCK + i] - q(o, i));
+                        let hd = |i: usize| -> f32 {
+                            (0..BLOCK).map(|j| own[i * BLOCK + j] * d[j]).sum()
+                        };
+                        (0..BLOCK).map(|i| f64::from(d[i] * hd(i))).sum::<f64>()
+                    };
+                    outputs.clone().map(row).sum()
+                };
+                let before = cost(&|o, i| decoded[o * k + group + i]);
+                if cost(&|o, i| value[o * BLOCK + i]) >= before {
+                    continue;
+                }
+                changed += 1;
+                let at = (group / BLOCK * (rows / BLOCK) + tile) * TILE;
+                states[at..at + TILE].copy_from_slice(&proposal[tile * TILE..][..TILE]);
+                for o in outputs {
+                    for i in 0..BLOCK {
+                        let (at, v) = (o * k + group + i, value[o * BLOCK + i]);
+                        decoded[at] = v;
+                        errors[at] = w[at] - v;
+                    }
+                }
+            }
+        }
+        changed
+    }
+}
+
+impl Tiles {
+    /// The stored trellis, `[k / 16, n / 16, 16·K]` words.
+    pub fn pack(&self) -> Vec<u16> {
+        let (rows, columns) = (self.k / BLOCK, self.decoded.rows / BLOCK);
+        let in_band = BAND / BLOCK;
+        let words = self.rate.half_words();
+        let mut out = vec![0; rows * columns * words];
+        out.par_chunks_mut(columns * words).enumerate().for_each(|(kb, out)| {
+            for (nb, out) in out.chunks_exact_mut(words).enumerate() {
+                let states = &self.states[nb / in_band];
+                let tiles = states.len() / TILE / rows;
+                let at = (kb * tiles + nb % in_band) * TILE;
+                let states: &[u16; TILE] = states[at..at + TILE].try_into().expect("one tile");
+                out.copy_from_slice(&pack_ring(states, self.rate));
+            }
+        });
+        out
+    }
+}

@@ -1,0 +1,81 @@
+//! Second moments of a layer's inputs, `H = Σ xᵀ x / n`: what a unit of error in a weight costs at the
+//! layer's output. Matrices with the same calibration label see the same input and share one.
+
+use crate::matrix::{Matrix, add_gram};
+
+/// Sum of outer products of the rows a label has seen.
+#[derive(Debug, Clone)]
+pub struct Hessian {
+    /// `Σ xᵀ x`, `[size, size]`.
+    sum: Matrix,
+    /// Rows in the sum.
+    rows: u64,
+    /// Rows that were borrowed from a pool.
+    borrowed: u64,
+    /// Rows left out because they were not finite.
+    dropped: u64,
+}
+
+impl Hessian {
+    /// Of inputs of `size` columns, nothing seen yet.
+    pub fn new(size: usize) -> Self {
+        Self { sum: Matrix::zeros(size, size), rows: 0, borrowed: 0, dropped: 0 }
+    }
+
+    /// Columns of the inputs.
+    pub fn size(&self) -> usize {
+        self.sum.rows
+    }
+
+    /// Rows seen.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Rows that were left out because they held NaN or infinity.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Adds `x: [rows, size]`; rows that are not finite are left out and counted.
+    pub fn add(&mut self, mut x: Matrix) {
+        let size = self.size();
+        let before = x.rows;
+        if x.data.iter().any(|v| !v.is_finite()) {
+            let finite = |row: &&[f32]| row.iter().all(|v| v.is_finite());
+            x.data = x.data.chunks_exact(size).filter(finite).flatten().copied().collect();
+            x.rows = x.data.len() / size;
+        }
+        self.dropped += (before - x.rows) as u64;
+        self.rows += x.rows as u64;
+        add_gram(&mut self.sum, &x);
+    }
+
+    /// Adds what another has seen of the same inputs.
+    pub fn merge(&mut self, other: &Self) {
+        self.sum.data.iter_mut().zip(&other.sum.data).for_each(|(a, b)| *a += b);
+        self.rows += other.rows;
+        self.dropped += other.dropped;
+    }
+
+    /// Adds `rows` rows that look like the mean of `pool`.
+    pub fn lean_on(&mut self, pool: &Self, rows: u64) {
+        let share = rows as f32 / pool.rows as f32;
+        self.sum.data.iter_mut().zip(&pool.sum.data).for_each(|(a, b)| *a += share * b);
+        self.borrowed += rows;
+    }
+
+    /// The mean, `[size, size]`; `None` when it says nothing: no row, all zero, or not finite.
+    pub fn mean(&self) -> Option<Matrix> {
+        let rows = self.rows + self.borrowed;
+        if rows == 0 {
+            return None;
+        }
+        let scale = 1.0 / rows as f32;
+        let mut mean = self.sum.clone();
+        mean.data.iter_mut().for_each(|v| *v *= scale);
+        let diagonal = (0..mean.rows).map(|i| f64::from(mean.row(i)[i])).sum::<f64>();
+        let useful = diagonal / mean.rows as f64 > 1e-20 && mean.data.iter().all(|v| v.is_finite());
+        useful.then_some(mean)
+    }
+}

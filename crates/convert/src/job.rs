@@ -1,0 +1,456 @@
+//! A quantization from an opened source to a finished directory, resumable at every matrix.
+
+use crate::calibration::Calibration;
+use crate::error::ConvertError;
+use crate::exl3::table::quantize_table;
+use crate::exl3::{Exl3Quantizer, PADDING};
+use crate::hessian::Hessian;
+use crate::matrix::Matrix;
+use crate::memory;
+use crate::origin::{Named, Origin, half};
+use crate::output::{self, Module};
+use crate::plan::{Plan, Role, Target};
+use crate::pooling::pool_starved;
+use crate::quantizer::{LinearInput, Quantizer, TensorReport};
+use crate::report::{JobReport, fingerprint, hash};
+use crate::store::{Store, named};
+use crate::stream::Stream;
+use marlin_checkpoint::{Checkpoint, write_file};
+use marlin_tensor::{Backend, HostTensor};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+type Result<T> = std::result::Result<T, ConvertError>;
+
+/// What a job is to do.
+pub struct JobOptions {
+    /// Directory to make.
+    pub output: PathBuf,
+    /// Bits of every group of the plan.
+    pub bits: Vec<f64>,
+    /// What the user asked for on average, for the configuration.
+    pub requested_bits: f64,
+    /// Bits of the embedding table; `None` keeps it as it is.
+    pub embedding_bits: Option<usize>,
+    /// Rows to calibrate on.
+    pub calibration: Calibration,
+    /// Seed of all that is random.
+    pub seed: u64,
+    /// Matrices at a time.
+    pub jobs: usize,
+    /// Threads in all.
+    pub threads: usize,
+    /// Bytes of memory to stay under.
+    pub max_memory: Option<u64>,
+    /// Whether to throw away an earlier job or result in the same place.
+    pub fresh: bool,
+    /// Files to write beside the weights (a tokenizer made from a GGUF's vocabulary).
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// How a job gets on.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Matrices and weights that an earlier run already finished, of how many.
+    Resumed {
+        /// Matrices.
+        matrices: usize,
+        /// Their weights.
+        weights: u64,
+    },
+    /// Calibration rows pass through a part of the model.
+    Rows {
+        /// `"layer 3"`, `"head"`.
+        part: String,
+        /// Whether moments are gathered, or states advanced.
+        capture: bool,
+        /// Rows done.
+        row: usize,
+        /// Rows in all.
+        rows: usize,
+    },
+    /// A matrix is finished and kept.
+    Matrix {
+        /// How it fared.
+        report: TensorReport,
+        /// Its weights.
+        weights: u64,
+    },
+    /// The directory is being written and read back.
+    Writing,
+}
+
+/// Everything a running job refers to.
+struct Job<'a> {
+    origin: Origin<'a>,
+    plan: Plan,
+    store: Store,
+    quantizer: &'a Exl3Quantizer,
+    options: &'a JobOptions,
+    backend: Arc<dyn Backend>,
+    events: &'a (dyn Fn(Event) + Sync),
+    stop: &'a AtomicBool,
+}
+
+/// Quantizes `checkpoint` into `options.output`.
+///
+/// # Errors
+/// When the source cannot be read, the output not written, memory or disk do not suffice, or `stop` was
+/// set; what was finished is kept and found by the next run.
+pub fn run(
+    checkpoint: &Checkpoint,
+    backend: Arc<dyn Backend>,
+    quantizer: &Exl3Quantizer,
+    options: &JobOptions,
+    events: &(dyn Fn(Event) + Sync),
+    stop: &AtomicBool,
+) -> Result<JobReport> {
+    let start = Instant::now();
+    let origin = Origin::open(checkpoint)?;
+    let plan = Plan::new(&origin.output, origin.mtp);
+    assert_eq!(plan.groups.len(), options.bits.len(), "one rate per group");
+    let settings = json!({
+        "source": fingerprint(checkpoint),
+        "format": "exl3",
+        "codebook": quantizer.codebook.name(),
+        "bits": hash(&json!(options.bits)),
+        "embedding_bits": options.embedding_bits,
+        "calibration": hash(&json!(options.calibration.rows)),
+        "seed": options.seed,
+        "quantizer": quantizer.options,
+        "version": env!("CARGO_PKG_VERSION"),
+    });
+    std::fs::create_dir_all(&options.output)
+        .map_err(|source| ConvertError::Io { path: options.output.clone(), source })?;
+    memory::check_disk(&options.output, &plan, &origin, options)?;
+    memory::check(&plan, &origin, options)?;
+    let store = Store::open(&options.output, &settings, options.fresh)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
+    let pool = pool.map_err(|e| ConvertError::Option {
+        field: "--threads".to_owned(),
+        reason: e.to_string(),
+    })?;
+    let job = Job { origin, plan, store, quantizer, options, backend, events, stop };
+    let mut report = pool.install(|| job.run())?;
+    report.seconds = start.elapsed().as_secs_f64();
+    job.finish(checkpoint, report)
+}
+
+impl Job<'_> {
+    fn check(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) { Err(ConvertError::Stopped) } else { Ok(()) }
+    }
+
+    fn run(&self) -> Result<JobReport> {
+        let done: Vec<&Target> = self.plan.targets.iter().filter(|t| self.finished(t)).collect();
+        if !done.is_empty() {
+            let weights = done.iter().map(|t| weights(t)).sum();
+            (self.events)(Event::Resumed { matrices: done.len(), weights });
+        }
+        let embedding = self.embedding()?;
+        let layers = self.plan.layers;
+        for layer in 0..layers {
+            let part = format!("layer {layer}");
+            let targets = self.plan.targets_of(layer, |_| true);
+            let next_kept = || (layer + 1..=layers).any(|l| self.stream(&|_| Ok(())).has(l));
+            if targets.iter().all(|t| self.finished(t)) && next_kept() {
+                continue;
+            }
+            if layer == 0 {
+                let tick = self.tick(&part, false);
+                self.stream(&tick).embed(embedding.clone())?;
+            }
+            for labels in memory::passes(&targets, &self.options.max_memory) {
+                let chosen: Vec<&Target> =
+                    targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
+                if chosen.iter().all(|t| self.finished(t)) {
+                    continue;
+                }
+                let tick = self.tick(&part, true);
+                let hessians = self.stream(&tick).capture(layer, labels)?;
+                self.quantize(&chosen, hessians)?;
+            }
+            let tick = self.tick(&part, false);
+            let stream = self.stream(&tick);
+            stream.advance(layer, self.block_tensors(layer)?)?;
+            stream.states(layer).remove();
+        }
+        let head = self.plan.targets_of(layers, |r| r == Role::Head);
+        if !head.iter().all(|t| self.finished(t)) {
+            let tick = self.tick("head", true);
+            let hessian = self.stream(&tick).head()?;
+            let label = head[0].spec.label.clone();
+            self.quantize(&head, BTreeMap::from([(label, hessian)]))?;
+        }
+        let ahead = self.plan.targets_of(layers, |r| r == Role::Prediction);
+        for labels in memory::passes(&ahead, &self.options.max_memory) {
+            let chosen: Vec<&Target> =
+                ahead.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
+            if chosen.iter().all(|t| self.finished(t)) {
+                continue;
+            }
+            let tick = self.tick("prediction layer", true);
+            let hessians = self.stream(&tick).prediction(labels)?;
+            self.quantize(&chosen, hessians)?;
+        }
+        JobReport::new(&self.plan, |t| Ok(self.store.get(&self.origin.output_key(&t.spec))?.0))
+    }
+
+    fn finished(&self, target: &Target) -> bool {
+        self.store.has(&self.origin.output_key(&target.spec))
+    }
+
+    fn tick<'t>(
+        &'t self,
+        part: &'t str,
+        capture: bool,
+    ) -> impl Fn(usize) -> Result<()> + Sync + 't {
+        let rows = self.options.calibration.rows.len();
+        move |row| {
+            self.check()?;
+            (self.events)(Event::Rows { part: part.to_owned(), capture, row, rows });
+            Ok(())
+        }
+    }
+
+    fn stream<'t>(&'t self, tick: &'t (dyn Fn(usize) -> Result<()> + Sync)) -> Stream<'t> {
+        Stream {
+            origin: &self.origin,
+            backend: self.backend.clone(),
+            calibration: &self.options.calibration,
+            directory: &self.store.path,
+            tick,
+        }
+    }
+
+    /// The embedding as the output has it.
+    fn embedding(&self) -> Result<Vec<Named>> {
+        let Some(bits) = self.options.embedding_bits else {
+            return Ok(vec![self.origin.embedding()?]);
+        };
+        let spec = self.origin.embedding_spec();
+        let key = self.origin.output_key(&spec);
+        if let Ok((_, tensors)) = self.store.get(&key) {
+            return Ok(tensors);
+        }
+        let start = Instant::now();
+        let table = self.origin.matrix(&spec)?;
+        let seed = self.seed(&key);
+        let parts = quantize_table(&table, bits, self.quantizer.encoder.as_ref(), seed)?;
+        let mut report = TensorReport::uncalibrated(&key, [table.rows, table.columns], bits as f64);
+        report.seconds = start.elapsed().as_secs_f64();
+        let tensors = named(&key, parts, None);
+        self.store.put(&report, &tensors)?;
+        Ok(tensors)
+    }
+
+    /// Quantizes what is not finished of `targets`, a few at a time.
+    fn quantize(&self, targets: &[&Target], mut hessians: BTreeMap<String, Hessian>) -> Result<()> {
+        let notes = pool_starved(&mut hessians);
+        let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
+        let jobs = memory::jobs(targets, self.options);
+        for some in pending.chunks(jobs) {
+            self.check()?;
+            some.par_iter().try_for_each(|target| {
+                self.quantize_one(target, hessians.get(&target.spec.label), &notes)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn quantize_one(
+        &self,
+        target: &Target,
+        hessian: Option<&Hessian>,
+        notes: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let spec = &target.spec;
+        let key = self.origin.output_key(spec);
+        let weight = self.origin.matrix(spec)?;
+        let mean = hessian.and_then(Hessian::mean);
+        let input = LinearInput {
+            key: &key,
+            weight: &weight,
+            hessian: mean.as_ref(),
+            why_uncalibrated: "no calibration token reached it",
+            calibration_rows: hessian.map_or(0, Hessian::rows),
+            seeds: (self.seed(&spec.label), self.seed(&key)),
+        };
+        let bits = self.options.bits[target.group];
+        let (packed, mut report) = self.quantizer.quantize(&input, bits)?;
+        report.fallback = report.fallback.or_else(|| notes.get(&spec.label).cloned());
+        report.seconds = start.elapsed().as_secs_f64();
+        let bias = self.origin.bias(spec)?.map(|values| {
+            let padded = Matrix::new(1, values.len(), values)
+                .padded(1, spec.out_features.next_multiple_of(PADDING));
+            let half = half(&padded);
+            HostTensor::new(half.dtype(), vec![padded.columns], half.bytes().clone())
+        });
+        let tensors = named(&key, packed.parts, bias.transpose()?);
+        self.store.put(&report, &tensors)?;
+        (self.events)(Event::Matrix { report, weights: weights(target) });
+        Ok(())
+    }
+
+    fn seed(&self, name: &str) -> u64 {
+        self.options.seed ^ crate::report::fnv(name.as_bytes())
+    }
+
+    /// All tensors of block `layer` as the output has them.
+    fn block_tensors(&self, layer: usize) -> Result<Vec<Named>> {
+        let (ours, theirs) = (&self.origin.spec.blocks[layer], &self.origin.output.blocks[layer]);
+        let mut tensors = self.origin.plain_tensors(ours, theirs)?;
+        for target in self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction) {
+            tensors.extend(self.store.get(&self.origin.output_key(&target.spec))?.1);
+        }
+        Ok(tensors)
+    }
+
+    /// Every module of the output in the order of the model.
+    fn modules(&self) -> Result<Vec<Module>> {
+        let mut modules: Vec<Module> = Vec::new();
+        let plain = |modules: &mut Vec<Module>, tensors: Vec<Named>| {
+            for (name, tensor) in tensors {
+                let key = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
+                modules.push((key, vec![(name, tensor)]));
+            }
+        };
+        let key = self.origin.output_key(&self.origin.embedding_spec());
+        modules.push((key, self.embedding()?));
+        let packed = |modules: &mut Vec<Module>, target: &Target| -> Result<()> {
+            let key = self.origin.output_key(&target.spec);
+            let tensors = self.store.get(&key)?.1;
+            modules.push((key, tensors));
+            Ok(())
+        };
+        let (ours, theirs) = (&self.origin.spec, &self.origin.output);
+        for layer in 0..self.plan.layers {
+            plain(
+                &mut modules,
+                self.origin.plain_tensors(&ours.blocks[layer], &theirs.blocks[layer])?,
+            );
+            for target in self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction)
+            {
+                packed(&mut modules, target)?;
+            }
+        }
+        plain(&mut modules, vec![self.origin.norm(&ours.norm, &theirs.norm)?]);
+        for target in self.plan.targets_of(self.plan.layers, |_| true) {
+            packed(&mut modules, target)?;
+        }
+        if let (true, Some(ours), Some(theirs)) = (self.origin.mtp, &ours.mtp, &theirs.mtp) {
+            for (ours, theirs) in [
+                (&ours.embedding_norm, &theirs.embedding_norm),
+                (&ours.hidden_norm, &theirs.hidden_norm),
+                (&ours.norm, &theirs.norm),
+            ] {
+                plain(&mut modules, vec![self.origin.norm(ours, theirs)?]);
+            }
+            plain(&mut modules, self.origin.plain_tensors(&ours.block, &theirs.block)?);
+        }
+        Ok(modules)
+    }
+
+    /// Writes the directory, reads it back, and removes the job's folder.
+    fn finish(self, checkpoint: &Checkpoint, mut report: JobReport) -> Result<JobReport> {
+        (self.events)(Event::Writing);
+        let output = &self.options.output;
+        let modules = self.modules()?;
+        report.file_bytes = output::write_tensors(output, &modules, output::SHARD_BYTES)?;
+        report.count(&self.plan, &modules);
+        let quantization = self.quantization_config(&report);
+        let storage = output::tensor_storage(&quantization, &modules);
+        let write = |name: &str, value: &Value| {
+            write_file(&output.join(name), format!("{value:#}\n").as_bytes())
+        };
+        write("quantization_config.json", &storage)?;
+        if checkpoint.path.is_dir() {
+            output::copy_sidecars(&checkpoint.path, output)?;
+        } else {
+            for name in [
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+                "generation_config.json",
+            ] {
+                if let Some(bytes) = checkpoint.sidecar(name) {
+                    write_file(&output.join(name), bytes)?;
+                }
+            }
+        }
+        for (name, bytes) in &self.options.files {
+            write_file(&output.join(name), bytes)?;
+        }
+        // Last: a directory with a configuration is a finished model.
+        let mut config = self.origin.config.clone();
+        config["tie_word_embeddings"] = json!(false);
+        if config.get("architectures").is_none()
+            && let Some(class) = output::class_name(&self.origin.output.model_type)
+        {
+            config["architectures"] = json!([class]);
+        }
+        if let Some(original) = config.get("quantization_config").cloned() {
+            config["original_quantization_config"] = original;
+        }
+        config["quantization_config"] = quantization;
+        write("config.json", &config)?;
+        self.verify(output, &modules)?;
+        self.store.remove()?;
+        Ok(report)
+    }
+
+    fn quantization_config(&self, report: &JobReport) -> Value {
+        let head = (0..self.plan.groups.len()).find(|&g| self.plan.groups[g].role == Role::Head);
+        let whole = |bits: f64| if bits.fract() == 0.0 { json!(bits as u64) } else { json!(bits) };
+        json!({
+            "quant_method": "exl3",
+            "version": concat!("marlin-", env!("CARGO_PKG_VERSION")),
+            "bits": (report.bits * 100.0).round() / 100.0,
+            "head_bits": head.map_or(json!(16), |g| whole(self.options.bits[g])),
+            "calibration": {
+                "rows": self.options.calibration.rows.len(),
+                "cols": self.options.calibration.columns(),
+            },
+            "out_scales": "always",
+            "codebook": self.quantizer.codebook.name(),
+        })
+    }
+
+    /// Opens the directory as any reader would and compares every byte with what was meant.
+    fn verify(&self, output: &Path, modules: &[Module]) -> Result<()> {
+        let written = Checkpoint::open(output)?;
+        let fault = |key: &str, reason: &str| ConvertError::Tensor {
+            key: key.to_owned(),
+            reason: format!(
+                "{reason} after writing; the disk may be failing, run the command again"
+            ),
+        };
+        for (name, tensor) in modules.iter().flat_map(|m| &m.1) {
+            let found = written.get(name).ok_or_else(|| fault(name, "missing"))?;
+            if found.data != *tensor.bytes() || found.shape != tensor.shape() {
+                return Err(fault(name, "differs"));
+            }
+        }
+        let spec = marlin_models::spec(&written)?;
+        let source = marlin_models::Source::new(&written);
+        let plan = Plan::new(&spec, self.origin.mtp);
+        let labels: BTreeSet<&str> = plan.targets.iter().map(|t| t.spec.key.as_str()).collect();
+        if labels.len() != self.plan.targets.len() {
+            return Err(fault("config.json", "another model"));
+        }
+        for target in &plan.targets {
+            source.linear(&target.spec)?;
+        }
+        Ok(())
+    }
+}
+
+fn weights(target: &Target) -> u64 {
+    target.spec.out_features as u64 * target.spec.in_features as u64
+}

@@ -1,0 +1,77 @@
+//! The seam between a job and a format: one matrix in, one packed weight out.
+
+use crate::error::ConvertError;
+use crate::matrix::Matrix;
+use marlin_tensor::Weight;
+
+/// What a quantizer is told about one matrix.
+pub struct LinearInput<'a> {
+    /// Checkpoint key.
+    pub key: &'a str,
+    /// `[out_features, in_features]`.
+    pub weight: &'a Matrix,
+    /// Second moments of the inputs, `[in_features, in_features]`, when they are known.
+    pub hessian: Option<&'a Matrix>,
+    /// Why there are none, for the report.
+    pub why_uncalibrated: &'a str,
+    /// Input rows behind `hessian`.
+    pub calibration_rows: u64,
+    /// Seeds of what is random on the input side (shared by matrices with one input) and on the output side.
+    pub seeds: (u64, u64),
+}
+
+/// How one matrix fared.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TensorReport {
+    /// Checkpoint key.
+    pub key: String,
+    /// `[out_features, in_features]`.
+    pub shape: [usize; 2],
+    /// Bits per weight of the codes.
+    pub bits: f64,
+    /// `tr(E H Eᵀ) / tr(W H Wᵀ)`: the share of the output's energy that is error.
+    pub proxy_error: f64,
+    /// Its square root: `‖x E‖ / ‖x W‖`.
+    pub relative_output_error: f64,
+    /// `‖E‖ / ‖W‖`.
+    pub relative_weight_error: f64,
+    /// Cosine between the outputs before and after.
+    pub cosine: f64,
+    /// Input rows the Hessian was made from.
+    pub calibration_rows: u64,
+    /// Why calibration was not used, if it was not.
+    pub fallback: Option<String>,
+    /// Time it took.
+    pub seconds: f64,
+}
+
+impl TensorReport {
+    /// Of a table that has no inputs to calibrate with.
+    pub fn uncalibrated(key: &str, shape: [usize; 2], bits: f64) -> Self {
+        Self {
+            key: key.to_owned(),
+            shape,
+            bits,
+            proxy_error: 0.0,
+            relative_output_error: 0.0,
+            relative_weight_error: 0.0,
+            cosine: 1.0,
+            calibration_rows: 0,
+            fallback: Some("a table has no inputs".to_owned()),
+            seconds: 0.0,
+        }
+    }
+}
+
+/// Turns a matrix into a packed weight. No I/O; the same input gives the same bytes.
+pub trait Quantizer: Send + Sync {
+    /// Quantizes at `bits` per weight.
+    ///
+    /// # Errors
+    /// When the weights are not finite, or the format has no such rate or shape.
+    fn quantize(
+        &self,
+        input: &LinearInput<'_>,
+        bits: f64,
+    ) -> Result<(Weight, TensorReport), ConvertError>;
+}
