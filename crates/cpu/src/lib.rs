@@ -10,6 +10,7 @@
 
 mod backend;
 mod cache;
+mod encoder;
 mod frequencies;
 mod kernel;
 mod level;
@@ -20,6 +21,7 @@ mod reference;
 pub mod simd;
 
 pub use backend::{Activations, CpuBackend, CpuOptions};
+pub use encoder::CpuEncoder;
 pub use kernel::Kernel;
 pub use level::{Level, UnknownLevel};
 pub use pool::{ColumnBand, Pool};

@@ -40,7 +40,7 @@ mod attention;
 mod dense;
 mod elementwise;
 #[cfg(target_arch = "x86_64")]
-mod exl3;
+pub(crate) mod exl3;
 mod vector;
 
 pub(crate) use attention::Attention;

@@ -13,6 +13,7 @@
 
 mod avx2;
 mod avx512;
+pub(crate) mod encode;
 mod isa;
 mod layout;
 mod multiply;
