@@ -13,8 +13,8 @@ const TASK_TILES: usize = 4;
 /// Encodes tiles on several threads: with 16-bit costs where the level has a kernel, else as the
 /// [`ReferenceEncoder`] does.
 ///
-/// While it exists it keeps the memory of its searches, per thread 4 MB (8 bits per weight) to
-/// 34 MB (1 bit).
+/// While it exists it keeps the memory of its searches: per thread 0.3 MB (8 bits per weight), 8 MB
+/// (3 bits) or 34 MB (1 bit).
 pub struct CpuEncoder {
     level: Level,
     pool: Pool,

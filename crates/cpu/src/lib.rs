@@ -4,6 +4,7 @@
 //!   against, and what [`Level::Scalar`] runs.
 //! * `simd/`: the same operators and the matrix kernels of single formats, chosen at run time by
 //!   [`Level`]. A format without a kernel there keeps its bytes and is decoded on the fly.
+//! * [`CpuEncoder`]: values to EXL3 tiles.
 //! * [`Pool`]: threads that wait by spinning, then yielding, then parking, since one token is
 //!   hundreds of parallel regions of a few microseconds.
 //! * `memory`: aligned, recycled activation buffers; `cache`: paged keys and values.

@@ -10,6 +10,8 @@
 //! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with AVX-512
 //! FP16. Without that, and when activations must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
+//!
+//! [`encode`] goes the other way, values to rings.
 
 mod avx2;
 mod avx512;

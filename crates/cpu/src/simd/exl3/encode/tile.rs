@@ -16,8 +16,9 @@ use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate};
 use std::sync::OnceLock;
 
-/// Positions searched before the wrap. Rings of fewer are worse, by about 1 % with 24 and 0.5 %
-/// with 48 at every rate; with more they do not get better.
+/// Positions searched before the wrap. Measured on Gaussian tiles of 1 to 4 bits, 24 make the
+/// distortion 0.5 to 1 % worse and 48 0.2 to 0.6 %; more than 96 make it no better. That the rate
+/// hardly matters is no accident: cheap walks share an ancestor only long after they could.
 const LEAD: usize = 80;
 /// Walks followed back in search of one that returns to its start.
 const WALKS: usize = 4;
