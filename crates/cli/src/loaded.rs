@@ -4,11 +4,12 @@ use crate::args::{ActivationsArg, CacheType, ContextArgs, DeviceArgs, SamplingAr
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
-use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
+use marlin_cpu::{Activations, CpuBackend, CpuEncoder, CpuOptions, Level};
 use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
 use marlin_models::Model;
+use marlin_quant::exl3::TileEncoder;
 use marlin_tensor::{Backend, DType};
 use marlin_text::{ChatTemplate, Tokenizer};
 use std::sync::Arc;
@@ -18,18 +19,19 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// laptop.
 const DEFAULT_CONTEXT: usize = 8192;
 
+/// The instruction set to use: the best there is, or what `MARLIN_CPU` says.
+fn level() -> Result<Level> {
+    let Ok(name) = std::env::var("MARLIN_CPU") else { return Ok(Level::detect()) };
+    let level: Level = name.parse().map_err(|e| exit::usage(format!("MARLIN_CPU: {e}")))?;
+    match level.is_supported() {
+        true => Ok(level),
+        false => Err(exit::usage(format!("MARLIN_CPU: this machine has no {level}"))),
+    }
+}
+
 /// The backend the arguments ask for. `activations` is what the verb defaults to.
 pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
-    let level = match std::env::var("MARLIN_CPU") {
-        Ok(name) => {
-            let level: Level = name.parse().map_err(|e| exit::usage(format!("MARLIN_CPU: {e}")))?;
-            if !level.is_supported() {
-                return Err(exit::usage(format!("MARLIN_CPU: this machine has no {level}")));
-            }
-            level
-        }
-        Err(_) => Level::detect(),
-    };
+    let level = level()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.map_or(cores, usize::from);
     let activations = match args.activations.unwrap_or(activations) {
@@ -40,8 +42,8 @@ pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn
 }
 
 /// What encodes EXL3 tiles; one thread, since matrices are spread over threads.
-pub fn encoder(_args: &DeviceArgs) -> Result<Arc<dyn marlin_quant::exl3::TileEncoder>> {
-    Ok(Arc::new(marlin_quant::exl3::ReferenceEncoder))
+pub fn encoder() -> Result<Arc<dyn TileEncoder>> {
+    Ok(Arc::new(CpuEncoder::new(level()?, 1)))
 }
 
 /// How the JSON of a verb calls its activations.

@@ -70,7 +70,7 @@ pub fn run(args: &Quantize) -> Result<ExitCode> {
         return print_plan(args, &plan, &origin, &options).map(|()| ExitCode::SUCCESS);
     }
     let quantizer = Exl3Quantizer {
-        encoder: loaded::encoder(&args.device)?,
+        encoder: loaded::encoder()?,
         codebook,
         options: settings(&args.set)?,
     };
