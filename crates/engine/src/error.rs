@@ -109,6 +109,14 @@ pub enum EngineError {
         /// Vocabulary of the model.
         model: usize,
     },
+    /// One of several models that are compared is at fault.
+    #[error("{name}: {error}")]
+    InModel {
+        /// As the user knows it.
+        name: String,
+        /// What is wrong with it.
+        error: Box<EngineError>,
+    },
     /// The forward pass failed.
     #[error("forward pass: {0}")]
     Forward(#[source] Box<dyn Error + Send + Sync>),

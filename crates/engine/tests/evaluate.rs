@@ -5,7 +5,8 @@ mod common;
 use common::HashModel;
 use marlin_engine::EngineError;
 use marlin_engine::evaluate::{
-    Choice, ChoiceRow, PerplexityOptions, choices, for_each_logits, logits, perplexity,
+    Choice, ChoiceRow, NamedModel, PerplexityOptions, choices, compare, for_each_logits, logits,
+    perplexity,
 };
 
 fn text(len: usize) -> Vec<u32> {
@@ -60,6 +61,101 @@ fn perplexity_and_divergence_equal_their_definitions() {
         assert_eq!(itself.top1_agreement, Some(1.0));
         assert!(itself.kl_divergence.unwrap().abs() < 1e-12);
     }
+}
+
+/// `reference` against `models`, named by their order from 0.
+fn compared(
+    reference: &HashModel,
+    models: &[&HashModel],
+    tokens: &[u32],
+    options: &PerplexityOptions,
+) -> Result<Vec<marlin_engine::evaluate::PerplexityReport>, EngineError> {
+    let names = ["model 0", "model 1", "model 2"];
+    let named: Vec<_> =
+        models.iter().zip(names).map(|(&model, name)| NamedModel { name, model }).collect();
+    let reference = NamedModel { name: "reference", model: reference };
+    compare(reference, &named, tokens, options, &mut |_| {})
+}
+
+#[test]
+fn a_comparison_gives_each_model_what_it_gets_alone() {
+    let models = [1, 2, 3].map(|salt| HashModel { salt, ..HashModel::default() });
+    let tokens = text(5 * 40);
+    let options = PerplexityOptions { window: 40, score_from: 20, windows: None };
+    let alone = |model: &HashModel, reference: Option<&HashModel>| {
+        let reference = reference.map(|r| r as &dyn marlin_engine::LanguageModel);
+        perplexity(model, &tokens, &options, reference, &mut |_| {}).unwrap()
+    };
+    let expected = vec![
+        alone(&models[0], None),
+        alone(&models[1], Some(&models[0])),
+        alone(&models[2], Some(&models[0])),
+        alone(&models[0], Some(&models[0])),
+    ];
+    let passes = || models[0].passes.load(std::sync::atomic::Ordering::Relaxed);
+    let before = passes();
+    let found = compared(&models[0], &[&models[1], &models[2]], &tokens, &options).unwrap();
+    assert_eq!(found, expected[..3]);
+    assert_eq!(passes() - before, 5 * 2, "the reference is read once: context and scored part");
+    let all = [&models[1], &models[2], &models[0]];
+    assert_eq!(compared(&models[0], &all, &tokens, &options).unwrap(), expected);
+    assert_eq!(compared(&models[0], &[], &tokens, &options).unwrap(), expected[..1]);
+}
+
+#[test]
+fn spread_equals_its_definition() {
+    let model = HashModel::default();
+    let reference = HashModel { salt: 1, ..HashModel::default() };
+    let (window, score_from, count) = (30, 10, 6);
+    let tokens = text(window * count);
+    let (mut means, mut divergences) = (Vec::new(), Vec::new());
+    for window in tokens.chunks_exact(window) {
+        let mut nll = 0.0;
+        for p in score_from..window.len() {
+            let model = log_softmax(&model.logits(&window[..p]));
+            let target = log_softmax(&reference.logits(&window[..p]));
+            nll -= model[window[p] as usize];
+            divergences.push(target.iter().zip(&model).map(|(q, p)| q.exp() * (q - p)).sum());
+        }
+        means.push(nll / 20.0);
+    }
+    divergences.sort_by(f64::total_cmp);
+    let mean = means.iter().sum::<f64>() / 6.0;
+    let variance = means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 5.0;
+    let options = PerplexityOptions { window, score_from, windows: None };
+    let report = perplexity(&model, &tokens, &options, Some(&reference), &mut |_| {}).unwrap();
+    let error = report.perplexity_error.unwrap();
+    assert!((error - mean.exp() * (variance / 6.0).sqrt()).abs() < 1e-6, "{error}");
+    // 120 positions: the 60th and the 119th.
+    assert!((report.kl_median.unwrap() - divergences[59]).abs() < 1e-9);
+    assert!((report.kl_p99.unwrap() - divergences[118]).abs() < 1e-9);
+    let one = PerplexityOptions { windows: Some(1), ..options };
+    let report = perplexity(&model, &tokens, &one, None, &mut |_| {}).unwrap();
+    assert_eq!((report.perplexity_error, report.kl_median), (None, None));
+}
+
+#[test]
+fn the_model_at_fault_is_named() {
+    let good = HashModel::default();
+    let other = HashModel { vocab_size: 51, ..HashModel::default() };
+    let short = HashModel { max_context: 31, ..HashModel::default() };
+    let broken = HashModel { nan_at: Some(20), ..HashModel::default() };
+    let failing = HashModel { fail_at: Some(1), ..HashModel::default() };
+    let options = PerplexityOptions { window: 32, score_from: 16, windows: None };
+    let long = text(100);
+    for (model, words) in [
+        (&other, ["model 1", "vocabulary of 50"]),
+        (&short, ["model 1", "model of 31"]),
+        (&broken, ["model 1", "position 21"]),
+        (&failing, ["model 1", "on fire"]),
+    ] {
+        let error = compared(&good, &[&good, model], &long, &options).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    let error = compared(&broken, &[&good], &long, &options).unwrap_err().to_string();
+    assert!(error.contains("reference: "), "{error}");
+    let error = compared(&good, &[&good], &text(31), &options).unwrap_err().to_string();
+    assert_eq!(error, "perplexity windows: needs 32 tokens, found 31");
 }
 
 #[test]

@@ -10,7 +10,9 @@ mod perplexity;
 
 pub use choices::{Choice, ChoiceRow, ChoicesReport, choices};
 pub use logits::{for_each_logits, logits};
-pub use perplexity::{PerplexityOptions, PerplexityProgress, PerplexityReport, perplexity};
+pub use perplexity::{
+    NamedModel, PerplexityOptions, PerplexityProgress, PerplexityReport, compare, perplexity,
+};
 
 use crate::{BlockManager, BlockTable, EngineError, LanguageModel};
 use marlin_tensor::{Batch, Cache, DType};
