@@ -280,6 +280,23 @@ pub struct Tokenize {
     pub json: bool,
 }
 
+/// Which tokens of which text are scored.
+#[derive(Debug, Args)]
+pub struct TextArgs {
+    /// Text file.
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Tokens per window.
+    #[arg(long, default_value_t = 512)]
+    pub window: usize,
+    /// First scored position of each window.
+    #[arg(long, default_value_t = 256)]
+    pub score_from: usize,
+    /// Score only this many windows.
+    #[arg(long)]
+    pub windows: Option<usize>,
+}
+
 /// Arguments of `eval`.
 #[derive(Debug, Subcommand)]
 pub enum Eval {
@@ -289,21 +306,34 @@ pub enum Eval {
     Perplexity {
         #[command(flatten)]
         model: ModelArgs,
-        /// Text file.
-        #[arg(long, value_name = "FILE")]
-        text: PathBuf,
-        /// Tokens per window.
-        #[arg(long, default_value_t = 512)]
-        window: usize,
-        /// First scored position of each window.
-        #[arg(long, default_value_t = 256)]
-        score_from: usize,
-        /// Score only this many windows.
-        #[arg(long)]
-        windows: Option<usize>,
+        #[command(flatten)]
+        text: TextArgs,
         /// Model to compare with, by KL divergence and top-1 agreement.
         #[arg(long, value_name = "MODEL")]
         reference: Option<String>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        device: DeviceArgs,
+    },
+    /// Several models against a reference, in one table: size, perplexity, divergence.
+    #[command(after_help = "Examples:
+  marlin eval compare ./model-bf16 ./model-exl3-4.0bpw ./model-q4_k_m.gguf --text test.txt
+  marlin eval compare ./a.gguf ./b.gguf --reference ./model-bf16 --text test.txt --windows 80 --json
+
+The reference, the first model unless named, is read once for all that fit in memory with it.
+Bits per weight are of the matrices in the layers, the output matrix, and all matrices; ± is one
+standard error; KL divergence is in nats per token.")]
+    Compare {
+        /// Directories, .gguf files or pulled ORG/NAMEs with the same tokenizer.
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+        /// Model to compare with; the first one if left out.
+        #[arg(long, value_name = "MODEL")]
+        reference: Option<String>,
+        #[command(flatten)]
+        text: TextArgs,
         /// One JSON document.
         #[arg(long)]
         json: bool,

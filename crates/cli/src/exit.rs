@@ -92,8 +92,8 @@ fn code(error: &anyhow::Error) -> u8 {
         if let Some(BackendError::OutOfMemory { .. }) = cause.downcast_ref::<BackendError>() {
             return DOES_NOT_FIT;
         }
-        if let Some(EngineError::PromptTooLong { .. } | EngineError::Parameter { .. }) =
-            cause.downcast_ref::<EngineError>()
+        if let Some(e) = cause.downcast_ref::<EngineError>()
+            && is_usage(e)
         {
             return USAGE;
         }
@@ -104,6 +104,14 @@ fn code(error: &anyhow::Error) -> u8 {
         }
     }
     FAILED
+}
+
+fn is_usage(error: &EngineError) -> bool {
+    match error {
+        EngineError::InModel { error, .. } => is_usage(error),
+        EngineError::PromptTooLong { .. } | EngineError::Parameter { .. } => true,
+        _ => false,
+    }
 }
 
 fn checkpoint(error: &CheckpointError) -> u8 {

@@ -54,6 +54,23 @@ pub fn activations_name(args: &DeviceArgs, default: ActivationsArg) -> &'static 
     }
 }
 
+/// Memory that programs may still take, where the system says.
+pub fn available_memory() -> Option<u64> {
+    meminfo("MemAvailable:")
+}
+
+/// Physical memory, where the system says.
+pub fn physical_memory() -> Option<u64> {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
 /// Loads the weights of `checkpoint` with a bar.
 pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model> {
     let start = Instant::now();

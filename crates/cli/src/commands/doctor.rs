@@ -1,7 +1,7 @@
 //! `marlin doctor`: what this machine and this binary can do.
 
 use crate::args::Doctor;
-use crate::console;
+use crate::{console, loaded};
 use anyhow::Result;
 use marlin_cpu::Level;
 use marlin_models::ARCHITECTURES;
@@ -16,7 +16,7 @@ pub fn run(args: &Doctor) -> Result<ExitCode> {
         Level::ALL.iter().filter(|l| l.is_supported()).map(Level::to_string).collect();
     let architectures: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
     let formats: Vec<&str> = marlin_quant::formats().iter().map(|f| f.id()).collect();
-    let memory = memory_bytes();
+    let memory = loaded::physical_memory();
     if args.json {
         console::json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -39,12 +39,4 @@ pub fn run(args: &Doctor) -> Result<ExitCode> {
     console::line(&format!("architectures  {}", architectures.join(" · ")))?;
     console::line(&format!("formats        {}", formats.join(" ")))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Physical memory, where the system says.
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

@@ -1,8 +1,11 @@
 //! `marlin eval`: quality, measured.
 
-use crate::args::{ActivationsArg, DeviceArgs, Eval};
+mod compare;
+
+use crate::args::{ActivationsArg, DeviceArgs, Eval, TextArgs};
 use crate::{console, exit, loaded, locate};
 use anyhow::{Context, Result, anyhow};
+use marlin_engine::LanguageModel;
 use marlin_engine::evaluate::{
     Choice, ChoiceRow, PerplexityOptions, choices, for_each_logits, perplexity,
 };
@@ -17,17 +20,11 @@ use std::process::ExitCode;
 /// Runs one evaluation.
 pub fn run(args: &Eval) -> Result<ExitCode> {
     match args {
-        Eval::Perplexity { model, text, window, score_from, windows, reference, json, device } => {
-            let options =
-                PerplexityOptions { window: *window, score_from: *score_from, windows: *windows };
-            run_perplexity(
-                model.model.as_deref(),
-                text,
-                &options,
-                reference.as_deref(),
-                *json,
-                device,
-            )
+        Eval::Perplexity { model, text, reference, json, device } => {
+            run_perplexity(model.model.as_deref(), text, reference.as_deref(), *json, device)
+        }
+        Eval::Compare { models, reference, text, json, device } => {
+            compare::run(models, reference.as_deref(), text, *json, device)
         }
         Eval::Logits { model, tokens, output, device } => {
             run_logits(model.model.as_deref(), tokens, output, device)
@@ -46,34 +43,51 @@ fn open(model: Option<&str>, device: &DeviceArgs) -> Result<(Model, Tokenizer)> 
     Ok((loaded::load(&checkpoint, backend)?, tokenizer))
 }
 
+/// The text, its name in results, and which of its tokens are scored.
+fn open_text(args: &TextArgs) -> Result<(String, String, PerplexityOptions)> {
+    let file = args.text.display().to_string();
+    let content = std::fs::read_to_string(&args.text).with_context(|| file.clone())?;
+    let TextArgs { window, score_from, windows, .. } = *args;
+    Ok((content, file, PerplexityOptions { window, score_from, windows }))
+}
+
+fn different_tokens(model: &str, reference: &str) -> anyhow::Error {
+    exit::usage(format!(
+        "{model} splits the text into other tokens than {reference}; \
+         a reference needs the same tokenizer"
+    ))
+}
+
+/// `4.1638 ± 0.0312`
+fn perplexity_text(perplexity: f64, error: Option<f64>) -> String {
+    let error = error.map(|error| format!(" ± {error:.4}"));
+    format!("{perplexity:.4}{}", error.unwrap_or_default())
+}
+
 fn run_perplexity(
     name: Option<&str>,
-    text: &Path,
-    options: &PerplexityOptions,
+    text: &TextArgs,
     reference: Option<&str>,
     json: bool,
     device: &DeviceArgs,
 ) -> Result<()> {
-    let file = text.display().to_string();
-    let content = std::fs::read_to_string(text).with_context(|| file.clone())?;
+    let (content, file, options) = open_text(text)?;
     let (model, tokenizer) = open(name, device)?;
     let tokens = tokenizer.encode(&content, Specials::NONE)?;
+    let total = options.windows_of(tokens.len()).with_context(|| file.clone())?;
     let other = match reference {
         Some(path) => {
             let (other, tokenizer) = open(Some(path), device)?;
             if tokenizer.encode(&content, Specials::NONE)? != tokens {
-                return Err(exit::usage(format!(
-                    "{path} tokenizes the text differently; a reference needs the same tokenizer"
-                )));
+                return Err(different_tokens(locate::name(name), path));
             }
             Some(other)
         }
         None => None,
     };
-    let total = options.windows.unwrap_or(tokens.len() / options.window.max(1));
     let bar = console::bar(total as u64, "perplexity", false);
-    let reference_model = other.as_ref().map(|m| m as &dyn marlin_engine::LanguageModel);
-    let report = perplexity(&model, &tokens, options, reference_model, &mut |p| {
+    let reference_model = other.as_ref().map(|m| m as &dyn LanguageModel);
+    let report = perplexity(&model, &tokens, &options, reference_model, &mut |p| {
         bar.set_position(p.windows as u64);
         bar.set_message(format!("perplexity {:.4}", p.perplexity));
     });
@@ -82,6 +96,7 @@ fn run_perplexity(
     if json {
         let mut document = json!({
             "perplexity": report.perplexity,
+            "perplexity_error": report.perplexity_error,
             "nll": report.nll,
             "tokens_scored": report.tokens_scored,
             "windows": report.windows,
@@ -92,18 +107,21 @@ fn run_perplexity(
             "device": model.backend().name(),
             "activations": loaded::activations_name(device, ActivationsArg::Float),
         });
-        if let (Some(path), Some(kl), Some(top1)) =
-            (reference, report.kl_divergence, report.top1_agreement)
-        {
+        if let Some(path) = reference {
             document["reference"] = json!(path);
-            document["kl_divergence"] = json!(kl);
-            document["top1_agreement"] = json!(top1);
+            document["kl_divergence"] = json!(report.kl_divergence);
+            document["kl_median"] = json!(report.kl_median);
+            document["kl_p99"] = json!(report.kl_p99);
+            document["top1_agreement"] = json!(report.top1_agreement);
         }
         return console::json(&document);
     }
     console::line(&format!(
-        "perplexity {:.4} (nll {:.5}) over {} tokens in {} windows",
-        report.perplexity, report.nll, report.tokens_scored, report.windows
+        "perplexity {} (nll {:.5}) over {} tokens in {} windows",
+        perplexity_text(report.perplexity, report.perplexity_error),
+        report.nll,
+        report.tokens_scored,
+        report.windows
     ))?;
     if let (Some(kl), Some(top1)) = (report.kl_divergence, report.top1_agreement) {
         console::line(&format!(

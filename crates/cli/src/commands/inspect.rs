@@ -2,12 +2,13 @@
 
 use crate::args::{ActivationsArg, Inspect};
 use crate::{console, loaded, locate};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_models::{FeedForwardSpec, LinearSpec, MixerSpec, ModelSpec, Source};
 use marlin_tensor::{Backend, CacheSpec, DType, LinearOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, Serialize)]
@@ -55,6 +56,84 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How a model is stored, in a few figures.
+#[derive(Debug, Serialize)]
+pub struct Storage {
+    /// Formats of the matrices in the layers, most weights first, those under 1 % left out.
+    pub format: String,
+    /// Of the matrices in the layers.
+    pub bits_per_weight_linears: f64,
+    /// Of the output matrix, which may be the embedding.
+    pub bits_per_weight_head: f64,
+    /// Of all matrices.
+    pub bits_per_weight: f64,
+    /// Of the files that hold tensors.
+    pub file_bytes: u64,
+}
+
+/// Measures how `checkpoint` is stored; its weights must be there.
+pub fn storage(
+    checkpoint: &Checkpoint,
+    spec: &ModelSpec,
+    backend: &dyn Backend,
+) -> Result<Storage> {
+    let report = report(checkpoint, spec, backend)?;
+    let missing = || anyhow!("{}: no weights here, configuration only", checkpoint.path.display());
+    let mut linears = Bits::default();
+    let mut formats: BTreeMap<&str, f64> = BTreeMap::new();
+    let [embedding, head] = [&spec.embedding.key, &spec.head.linear.key];
+    for m in report.tensors.iter().filter(|m| ![embedding, head].contains(&&m.name)) {
+        linears.add(m);
+        *formats.entry(m.format).or_default() += m.weights();
+    }
+    let output = report.tensors.iter().find(|m| m.name == *head).or(report.tensors.first());
+    let mut formats: Vec<_> =
+        formats.into_iter().filter(|(_, n)| *n >= 0.01 * linears.weights).collect();
+    formats.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let names: Vec<_> = formats.into_iter().map(|(name, _)| name).collect();
+    Ok(Storage {
+        format: names.join("+"),
+        bits_per_weight_linears: linears.per_weight().ok_or_else(missing)?,
+        bits_per_weight_head: output.ok_or_else(missing)?.bits_per_weight,
+        bits_per_weight: report.bits_per_weight.ok_or_else(missing)?,
+        file_bytes: file_bytes(checkpoint),
+    })
+}
+
+/// Bytes of the files that hold tensors; of the tensors where they are in memory.
+fn file_bytes(checkpoint: &Checkpoint) -> u64 {
+    let mut files: BTreeMap<&Path, u64> = BTreeMap::new();
+    for tensor in checkpoint.tensors() {
+        *files.entry(&tensor.file).or_default() += tensor.data.len() as u64;
+    }
+    let on_disk = |(path, tensors)| std::fs::metadata(path).map_or(tensors, |file| file.len());
+    files.into_iter().map(on_disk).sum()
+}
+
+/// Bits of a group of matrices.
+#[derive(Default)]
+struct Bits {
+    weights: f64,
+    bytes: f64,
+}
+
+impl Bits {
+    fn add(&mut self, matrix: &Matrix) {
+        self.weights += matrix.weights();
+        self.bytes += matrix.bytes as f64;
+    }
+
+    fn per_weight(&self) -> Option<f64> {
+        (self.weights > 0.0).then(|| self.bytes * 8.0 / self.weights)
+    }
+}
+
+impl Matrix {
+    fn weights(&self) -> f64 {
+        self.shape[0] as f64 * self.shape[1] as f64
+    }
+}
+
 fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> Result<Report> {
     let has_weights = checkpoint.tensors().next().is_some();
     let source = Source::new(checkpoint);
@@ -87,9 +166,9 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
         }
     }
     let bits = |list: &[Matrix]| {
-        let weights: f64 = list.iter().map(|m| m.shape[0] as f64 * m.shape[1] as f64).sum();
-        let bytes: f64 = list.iter().map(|m| m.bytes as f64).sum();
-        (weights > 0.0).then(|| bytes * 8.0 / weights)
+        let mut bits = Bits::default();
+        list.iter().for_each(|m| bits.add(m));
+        bits.per_weight()
     };
     let cache =
         CacheSpec { layers: spec.cache_layers(), block_size: 1, num_blocks: 1, dtype: DType::F16 };

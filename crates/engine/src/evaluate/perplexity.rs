@@ -35,6 +35,25 @@ impl Default for PerplexityOptions {
     }
 }
 
+impl PerplexityOptions {
+    /// Windows to score of a text of `tokens`.
+    ///
+    /// # Errors
+    /// When it has fewer than asked for, or none.
+    pub fn windows_of(&self, tokens: usize) -> Result<usize, EngineError> {
+        let total = self.windows.unwrap_or(tokens / self.window.max(1)).max(1);
+        let needed = total.saturating_mul(self.window);
+        if tokens < needed {
+            return Err(EngineError::TooFewTokens {
+                what: "perplexity windows",
+                needed,
+                found: tokens,
+            });
+        }
+        Ok(total)
+    }
+}
+
 /// How far an evaluation is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PerplexityProgress {
@@ -136,7 +155,7 @@ fn score(
     options: &PerplexityOptions,
     progress: &mut dyn FnMut(PerplexityProgress),
 ) -> Result<Vec<PerplexityReport>, (usize, EngineError)> {
-    let &PerplexityOptions { window, score_from, windows } = options;
+    let &PerplexityOptions { window, score_from, .. } = options;
     for (index, &model) in models.iter().enumerate() {
         check_options(options, model).map_err(|error| (index, error))?;
         let (reference, model) = (models[0].vocab_size(), model.vocab_size());
@@ -144,13 +163,8 @@ fn score(
             return Err((index, EngineError::VocabularyMismatch { reference, model }));
         }
     }
-    let total = windows.unwrap_or(tokens.len() / window).max(1);
-    let needed = total.saturating_mul(window);
-    if tokens.len() < needed {
-        let found = tokens.len();
-        return Err((0, EngineError::TooFewTokens { what: "perplexity windows", needed, found }));
-    }
-    let tokens = &tokens[..needed];
+    let total = options.windows_of(tokens.len()).map_err(|error| (0, error))?;
+    let tokens = &tokens[..total * window];
     check_tokens("text", tokens, models[0]).map_err(|error| (0, error))?;
 
     let mut readers = Vec::with_capacity(models.len());
