@@ -88,6 +88,16 @@ pub fn count(n: u64) -> String {
     scaled(n as f64, &["", "k", "M", "B", "T"])
 }
 
+/// A value from a file as one short line.
+pub fn short(value: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut text: String = value.chars().take(LONGEST).collect();
+    if text.len() < value.len() {
+        text.push('…');
+    }
+    text
+}
+
 fn scaled(mut value: f64, units: &[&str]) -> String {
     let mut unit = 0;
     while value >= 999.5 && unit + 1 < units.len() {

@@ -75,6 +75,9 @@ fn meminfo(field: &str) -> Option<u64> {
 pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model> {
     let start = Instant::now();
     let spec = marlin_models::spec(checkpoint)?;
+    for (field, value) in &spec.unread {
+        console::note(&format!("note: {field} = {} has no effect here", console::short(value)));
+    }
     let bar = console::bar(checkpoint.tensor_bytes(), "loading", true);
     let model = Model::load(checkpoint, spec, backend, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();

@@ -1,21 +1,87 @@
 //! Reading `config.json` fields: typed, bounded, and remembered. A field that is absent takes the
-//! default the caller states, and the choice is recorded so that `inspect` can print it.
+//! default the caller states, and one that nobody asks for has no effect; both are recorded, so
+//! that nothing happens in silence.
 
 use crate::ModelError;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// Largest size of any dimension: far above real models, small enough that products of two fit.
 const MAX_DIMENSION: u64 = 1 << 24;
+
+/// Fields that say nothing about what the language model computes: where it came from, how it was
+/// trained, what surrounds it, how it is stored (formats are told by the tensors themselves).
+const NO_EFFECT: [&str; 50] = [
+    "_name_or_path",
+    "_attn_implementation",
+    "architectures",
+    "attention_dropout",
+    "audio_config",
+    "auto_map",
+    "aux_loss_alpha",
+    "bad_words_ids",
+    "boi_token_index",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "embd_pdrop",
+    "eoi_token_index",
+    "ep_size",
+    "eos_token_id",
+    "expert_dropout",
+    "hidden_dropout",
+    "id2label",
+    "image_token_id",
+    "image_token_index",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "mm_tokens_per_image",
+    "model_type",
+    "mtp_mlp_layer_types",
+    "num_mtp_layers",
+    "num_nextn_predict_layers",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "quantization_config",
+    "resid_pdrop",
+    "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "seq_aux",
+    "text_config",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+    "vision_config",
+];
 
 /// The configuration of one model, whatever container it came in.
 pub struct Config {
     file: PathBuf,
     fields: Map<String, Value>,
     gguf: bool,
-    defaults: RefCell<BTreeMap<String, String>>,
+    /// Names of the objects this one lies in, each with a dot behind it.
+    prefix: String,
+    /// Shared by all objects of a file; fields are called by their full names.
+    notes: Rc<RefCell<Notes>>,
+}
+
+#[derive(Default)]
+struct Notes {
+    defaults: BTreeMap<String, String>,
+    read: BTreeSet<String>,
 }
 
 type Result<T> = std::result::Result<T, ModelError>;
@@ -41,7 +107,8 @@ impl Config {
                 fields.insert(k.clone(), v.clone());
             }
         }
-        Ok(Self { file: file.to_owned(), fields, gguf, defaults: RefCell::default() })
+        let (prefix, notes) = (String::new(), Rc::default());
+        Ok(Self { file: file.to_owned(), fields, gguf, prefix, notes })
     }
 
     /// Whether the weights follow ggml's conventions.
@@ -51,14 +118,47 @@ impl Config {
 
     /// Fields that were absent and the default each took.
     pub fn defaults(&self) -> BTreeMap<String, String> {
-        self.defaults.borrow().clone()
+        self.notes.borrow().defaults.clone()
+    }
+
+    /// Fields that are written but that nobody has read, with their values, without those known to
+    /// have no effect. To be asked when everything that matters has been read.
+    pub fn unread(&self) -> BTreeMap<String, String> {
+        let notes = self.notes.borrow();
+        let mut unread = BTreeMap::new();
+        let mut open = vec![(self.prefix.clone(), &self.fields)];
+        while let Some((prefix, fields)) = open.pop() {
+            for (key, value) in fields {
+                let name = format!("{prefix}{key}");
+                match (value, notes.read.contains(&name)) {
+                    // What is switched off asks for nothing.
+                    (Value::Null | Value::Bool(false), _) => {}
+                    (Value::Object(inner), true) => open.push((format!("{name}."), inner)),
+                    (_, true) => {}
+                    (_, false) if NO_EFFECT.contains(&name.as_str()) => {}
+                    (_, false) => {
+                        unread.insert(name, value.to_string());
+                    }
+                }
+            }
+        }
+        unread
+    }
+
+    /// Marks fields of this architecture's files that do not change what it computes.
+    pub fn no_effect(&self, fields: &[&str]) {
+        fields.iter().for_each(|field| self.mark_read(field));
+    }
+
+    fn mark_read(&self, field: &str) {
+        self.notes.borrow_mut().read.insert(format!("{}{field}", self.prefix));
     }
 
     /// An error about `field`.
     pub fn error(&self, field: &str, reason: impl Into<String>) -> ModelError {
         ModelError::Config {
             file: self.file.clone(),
-            field: field.to_owned(),
+            field: format!("{}{field}", self.prefix),
             reason: reason.into(),
         }
     }
@@ -71,11 +171,13 @@ impl Config {
 
     /// The raw value of `field`; `null` counts as absent.
     pub fn get(&self, field: &str) -> Option<&Value> {
+        self.mark_read(field);
         self.fields.get(field).filter(|v| !v.is_null())
     }
 
     /// Whether `field` is written at all, `null` included.
     pub fn has(&self, field: &str) -> bool {
+        self.mark_read(field);
         self.fields.contains_key(field)
     }
 
@@ -83,7 +185,8 @@ impl Config {
     where
         T: std::fmt::Debug,
     {
-        self.defaults.borrow_mut().insert(field.to_owned(), format!("{default:?}"));
+        let name = format!("{}{field}", self.prefix);
+        self.notes.borrow_mut().defaults.insert(name, format!("{default:?}"));
         default
     }
 
@@ -266,10 +369,11 @@ impl Config {
         match self.get(field) {
             None => Ok(None),
             Some(Value::Object(fields)) => Ok(Some(Config {
-                file: self.file.join(field),
+                file: self.file.clone(),
                 fields: fields.clone(),
                 gguf: self.gguf,
-                defaults: RefCell::default(),
+                prefix: format!("{}{field}.", self.prefix),
+                notes: Rc::clone(&self.notes),
             })),
             Some(v) => Err(self.error(field, format!("expected an object, found {v}"))),
         }

@@ -52,6 +52,24 @@ const FIELDS: [(&str, &str); 29] = [
     ("attn_logit_softcapping", "attn_logit_softcapping"),
 ];
 
+/// Further metadata fields that are read, or that do not change what is computed.
+const OTHER_FIELDS: [&str; 14] = [
+    "attention.key_length_mla",
+    "attention.value_length_mla",
+    "expert_gating_func",
+    "nextn_predict_layers",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier",
+];
+
 /// LongRoPE's divisors of the rotary frequencies: for long contexts, for short ones.
 pub const LONG_FACTORS: [&str; 2] = ["rope_factors_long.weight", "rope_factors_short.weight"];
 
@@ -118,6 +136,15 @@ pub fn config(
     }
     if arch == "deepseek2" {
         mla(metadata, &mut config).map_err(|(f, r)| error(&f, r))?;
+    }
+    // What nothing here stands for goes on under its own name, to be reported as unread.
+    for (key, value) in metadata {
+        let Some((_, name)) = key.split_once('.').filter(|(first, _)| *first == arch) else {
+            continue;
+        };
+        if !FIELDS.iter().any(|(theirs, _)| *theirs == name) && !OTHER_FIELDS.contains(&name) {
+            config.insert(key.clone(), value.clone());
+        }
     }
     Ok(Value::Object(config))
 }

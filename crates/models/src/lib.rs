@@ -51,7 +51,11 @@ pub fn config(checkpoint: &Checkpoint) -> Result<serde_json::Value, ModelError> 
 pub fn spec(checkpoint: &Checkpoint) -> Result<ModelSpec, ModelError> {
     match &checkpoint.container {
         Container::HuggingFace { config, .. } => {
-            let file = checkpoint.path.join("config.json");
+            // A configuration may have been opened by itself.
+            let file = match checkpoint.path.extension() {
+                Some(extension) if extension == "json" => checkpoint.path.clone(),
+                _ => checkpoint.path.join("config.json"),
+            };
             architecture::spec(&Config::new(&file, config, false)?)
         }
         Container::Gguf { .. } => {

@@ -51,13 +51,13 @@ impl RopeConfig {
         }
         let (mut kind, mut inner_theta, mut partial) = (None, None, None);
         if let Some(f) = &fields {
-            kind = match f.opt_str("rope_type")? {
-                Some(k) => Some(k.to_owned()),
-                None => f.opt_str("type")?.map(str::to_owned),
-            };
+            let older = f.opt_str("type")?;
+            kind = f.opt_str("rope_type")?.or(older).map(str::to_owned);
             inner_theta = f.opt_f64("rope_theta")?;
             partial = f.opt_f64("partial_rotary_factor")?;
         }
+        // Some files repeat at the top what stands inside.
+        config.no_effect(&["rope_theta", "partial_rotary_factor"]);
         let theta = match inner_theta {
             Some(t) => t,
             None => config.f64_or("rope_theta", theta)?,

@@ -33,6 +33,9 @@ pub struct ModelSpec {
     pub bos_token_id: Option<u32>,
     /// Configuration fields that were absent, and the default each took.
     pub defaults: BTreeMap<String, String>,
+    /// Configuration fields that nothing here reads, and their values: they may change what the
+    /// authors' implementation computes.
+    pub unread: BTreeMap<String, String>,
 }
 
 /// Token embedding table `[vocab_size, hidden_size]`.

@@ -1,10 +1,12 @@
 //! Real `config.json` files, described without a weight. Parameter counts are transformers' own
 //! (5.23.0, meta device, `crates/testkit/fixtures/count_parameters.py`).
 
-use marlin_checkpoint::Checkpoint;
-use marlin_models::{MixerSpec, spec};
+use marlin_checkpoint::{Checkpoint, Container};
+use marlin_models::{MixerSpec, ModelError, ModelSpec, spec};
 use marlin_tensor::{CacheSpec, DType};
-use std::path::Path;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 struct Row {
     config: &'static str,
@@ -70,7 +72,7 @@ const ROWS: [Row; 7] = [
 
 #[test]
 fn real_configurations_have_the_published_sizes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/configs");
+    let folder = fixtures("configs");
     for row in &ROWS {
         let name = row.config;
         let checkpoint = Checkpoint::open(&folder.join(format!("{name}.json"))).unwrap();
@@ -84,7 +86,105 @@ fn real_configurations_have_the_published_sizes() {
             dtype: DType::F16,
         };
         assert_eq!(cache.bytes_per_token(), row.cache_bytes_per_token, "{name}: cache");
+        assert_eq!(spec.unread, BTreeMap::new(), "{name}: fields without effect");
         let latent = matches!(spec.blocks[0].mixer, MixerSpec::Mla(_));
         assert_eq!(latent, row.latent, "{name}: attention");
     }
+}
+
+fn fixtures(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures").join(folder)
+}
+
+/// The specification of a tiny model after `edit` of its configuration.
+fn edited(
+    family: &str,
+    edit: impl FnOnce(&mut Map<String, Value>),
+) -> Result<ModelSpec, ModelError> {
+    let text = std::fs::read(fixtures("llm").join(family).join("config.json")).unwrap();
+    let mut config: Map<String, Value> = serde_json::from_slice(&text).unwrap();
+    edit(&mut config);
+    let config = Value::Object(config);
+    let container = Container::HuggingFace { config, generation_config: None };
+    spec(&Checkpoint::from_parts("model".into(), container, [], BTreeMap::new()))
+}
+
+#[test]
+fn every_field_of_the_tiny_models_is_read() {
+    let mut unread = Vec::new();
+    for entry in std::fs::read_dir(fixtures("llm")).unwrap() {
+        for file in ["config.json", "config_legacy.json"] {
+            let path = entry.as_ref().unwrap().path().join(file);
+            let spec = spec(&Checkpoint::open(&path).unwrap()).unwrap();
+            if !spec.unread.is_empty() {
+                unread.push((path, spec.unread));
+            }
+        }
+    }
+    assert!(unread.is_empty(), "{unread:#?}");
+}
+
+#[test]
+fn fields_without_effect_are_told() {
+    let spec = edited("qwen3", |config| {
+        config.insert("attn_logit_softcapping".into(), json!(50.0));
+        config.insert("logit_scale".into(), Value::Null);
+        config.insert("torch_dtype".into(), json!("bfloat16"));
+        config["rope_parameters"]["magic"] = json!([1, 2]);
+    });
+    let told = [("attn_logit_softcapping", "50.0"), ("rope_parameters.magic", "[1,2]")];
+    assert_eq!(spec.unwrap().unread, told.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+}
+
+#[test]
+fn defaults_inside_objects_are_told() {
+    let spec = edited("qwen3", |config| {
+        config.remove("rms_norm_eps");
+    });
+    let defaults = spec.unwrap().defaults;
+    assert_eq!(defaults["rms_norm_eps"], "1e-6");
+    assert_eq!(defaults["rope_parameters.truncate"], "true");
+}
+
+#[test]
+fn errors_name_file_and_field() {
+    type Edit = fn(&mut Map<String, Value>);
+    let rows: [(&str, Edit, &str); 7] = [
+        ("llama", |c| c["model_type"] = json!("mystery"), "model_type: \"mystery\""),
+        ("llama", |c| c["hidden_act"] = json!("mystery"), "hidden_act: \"mystery\""),
+        (
+            "llama",
+            |c| c["rope_parameters"]["rope_type"] = json!("mystery"),
+            "rope_parameters.rope_type: \"mystery\"",
+        ),
+        (
+            "llama",
+            |c| c["rope_parameters"]["factor"] = json!("x"),
+            "rope_parameters.factor: expected a number",
+        ),
+        (
+            "glm4_moe_lite",
+            |c| c["mlp_layer_types"][1] = json!("mystery"),
+            "mlp_layer_types: \"mystery\"",
+        ),
+        (
+            "glm4_moe_lite",
+            |c| drop(c.insert("topk_method".into(), json!("mystery"))),
+            "topk_method: \"mystery\"",
+        ),
+        ("deepseek_v3", |c| c["n_routed_experts"] = json!(1 << 20), "n_routed_experts: 1048576"),
+    ];
+    for (family, edit, message) in rows {
+        let error = edited(family, edit).expect_err(message).to_string();
+        assert!(error.starts_with(&format!("model/config.json: {message}")), "{error}");
+    }
+    let path = fixtures("configs").join("no-model.json");
+    let alone = Checkpoint::from_parts(
+        path.clone(),
+        Container::HuggingFace { config: json!({}), generation_config: None },
+        [],
+        BTreeMap::new(),
+    );
+    let error = spec(&alone).unwrap_err().to_string();
+    assert_eq!(error, format!("{}: model_type: required field is missing", path.display()));
 }

@@ -38,6 +38,7 @@ struct Report {
     model_bytes: u64,
     cache_bytes_per_token: usize,
     defaults_taken: BTreeMap<String, String>,
+    fields_not_read: BTreeMap<String, String>,
     tensors: Vec<Matrix>,
 }
 
@@ -191,6 +192,7 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
         model_bytes: checkpoint.tensor_bytes(),
         cache_bytes_per_token: cache.bytes_per_token(),
         defaults_taken: spec.defaults.clone(),
+        fields_not_read: spec.unread.clone(),
         tensors,
     })
 }
@@ -321,6 +323,9 @@ fn print(r: &Report, name: Option<&str>, all: bool) -> Result<()> {
     }
     for (field, value) in &r.defaults_taken {
         line("default", format!("{field} = {value}"))?;
+    }
+    for (field, value) in &r.fields_not_read {
+        line("not read", format!("{field} = {}", console::short(value)))?;
     }
     if all {
         for m in &r.tensors {

@@ -8,6 +8,7 @@ use crate::spec::{
     MixerSpec, ModelSpec, MoeSpec, NormSpec, RopeSpec,
 };
 use marlin_tensor::{Activation, AttentionParams, RopeStyle, Router};
+use std::collections::BTreeMap;
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -143,6 +144,11 @@ impl<'a> Decoder<'a> {
                 return Err(c.error("num_attention_heads", reason));
             }
         };
+        // GGUF states the size of values too.
+        if let Some(value) = c.opt_dim("v_head_dim")?.filter(|&v| v != head_dim) {
+            let reason = format!("{value} is not supported beside keys of {head_dim}");
+            return Err(c.error("v_head_dim", reason));
+        }
         Ok((heads, kv_heads, head_dim))
     }
 
@@ -234,9 +240,9 @@ impl<'a> Decoder<'a> {
         let c = self.config;
         let n = router.num_experts;
         if n > MAX_EXPERTS || self.num_layers * n > 1 << 18 {
-            return Err(
-                c.error("num_experts", format!("{n} experts in {} layers", self.num_layers))
-            );
+            let spellings = ["n_routed_experts", "num_experts", "num_local_experts"];
+            let field = spellings.into_iter().find(|f| c.has(f)).unwrap_or("num_experts");
+            return Err(c.error(field, format!("{n} experts in {} layers", self.num_layers)));
         }
         if router.top_k > n {
             let reason = format!("{} is more than the {n} experts", router.top_k);
@@ -316,7 +322,8 @@ impl<'a> Decoder<'a> {
             mtp: None,
             eos_token_ids: c.token_ids("eos_token_id")?,
             bos_token_id: c.token_ids("bos_token_id")?.first().copied(),
-            defaults: c.defaults(),
+            defaults: BTreeMap::new(),
+            unread: BTreeMap::new(),
         })
     }
 }
@@ -348,6 +355,30 @@ fn activation(config: &Config) -> Result<Activation> {
     }
 }
 
+/// For each layer whether `field` calls it `yes` or `no`; nothing when the field is absent.
+///
+/// # Errors
+/// When the list has another length or another entry.
+pub fn layer_flags(
+    config: &Config,
+    field: &str,
+    layers: usize,
+    yes: &str,
+    no: &str,
+) -> Result<Option<Vec<bool>>> {
+    let Some(types) = config.opt_strings(field)? else { return Ok(None) };
+    if types.len() != layers {
+        let reason = format!("{} entries for {layers} layers", types.len());
+        return Err(config.error(field, reason));
+    }
+    let flag = |name: &&str| match *name {
+        name if name == yes => Ok(true),
+        name if name == no => Ok(false),
+        other => Err(config.unsupported(field, other, &[yes, no])),
+    };
+    types.iter().map(flag).collect::<Result<_>>().map(Some)
+}
+
 /// Whether each layer slides, from `layer_types` or else a rule.
 ///
 /// # Errors
@@ -357,24 +388,7 @@ pub fn sliding_layers(
     layers: usize,
     rule: impl Fn(usize) -> bool,
 ) -> Result<Vec<bool>> {
-    let Some(types) = config.opt_strings("layer_types")? else {
-        return Ok((0..layers).map(rule).collect());
-    };
-    if types.len() != layers {
-        return Err(
-            config.error("layer_types", format!("{} entries for {layers} layers", types.len()))
-        );
-    }
-    types
-        .iter()
-        .map(|t| match *t {
-            "sliding_attention" => Ok(true),
-            "full_attention" => Ok(false),
-            other => Err(config.unsupported(
-                "layer_types",
-                other,
-                &["sliding_attention", "full_attention"],
-            )),
-        })
-        .collect()
+    let (yes, no) = ("sliding_attention", "full_attention");
+    let stated = layer_flags(config, "layer_types", layers, yes, no)?;
+    Ok(stated.unwrap_or_else(|| (0..layers).map(rule).collect()))
 }

@@ -3,7 +3,7 @@
 //! bias and weighs without it. The latent norms use eps 1e-6 whatever `rms_norm_eps` says.
 
 use super::Architecture;
-use super::build::{ClassDefaults, Decoder, linear};
+use super::build::{ClassDefaults, Decoder, layer_flags, linear};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::spec::{
@@ -52,6 +52,8 @@ fn spec_v2(config: &Config) -> Result<ModelSpec, ModelError> {
         }
     };
     scoring_is(config, "softmax")?;
+    // As transformers: never renormalized, and without grouping there are no groups.
+    config.no_effect(&["norm_topk_prob", "n_group", "topk_group"]);
     let router = Router {
         scoring: Scoring::Softmax,
         num_groups: if grouped { config.dim("n_group")? } else { 1 },
@@ -119,12 +121,8 @@ fn blocks(
     bias: bool,
 ) -> Result<Vec<BlockSpec>, ModelError> {
     let config = d.config;
-    let dense: Vec<bool> = match config.opt_strings("mlp_layer_types")? {
-        Some(types) if types.len() == d.num_layers => types.iter().map(|t| *t == "dense").collect(),
-        Some(types) => {
-            let reason = format!("{} entries for {} layers", types.len(), d.num_layers);
-            return Err(config.error("mlp_layer_types", reason));
-        }
+    let dense = match layer_flags(config, "mlp_layer_types", d.num_layers, "dense", "sparse")? {
+        Some(flags) => flags,
         None => {
             let first = config.count_or("first_k_dense_replace", defaults.first_dense)?;
             let every = config.dim_or("moe_layer_freq", 1)?;
@@ -174,6 +172,8 @@ fn mla(d: &Decoder, layer: usize) -> Result<MlaSpec, ModelError> {
             format!("latent attention needs {heads} (num_attention_heads), found {kv_heads}");
         return Err(c.error("num_key_value_heads", reason));
     }
+    // Old GLM files call the rotary width `head_dim`; new files state the sum as well.
+    c.no_effect(&["head_dim", "qk_head_dim"]);
     let (rank, rope_dim) = (c.dim("kv_lora_rank")?, c.dim("qk_rope_head_dim")?);
     let (nope, value) = (c.dim("qk_nope_head_dim")?, c.dim("v_head_dim")?);
     let q_rows = heads * (nope + rope_dim);

@@ -25,6 +25,8 @@ const CLASS: ClassDefaults = ClassDefaults {
 fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let d = Decoder::read(config, &CLASS)?;
     let (_, _, head_dim) = d.heads()?;
+    // New files state the pattern under this name beside `layer_types`, which follows it.
+    config.no_effect(&["_sliding_window_pattern"]);
     let pattern = config.dim_or("sliding_window_pattern", 6)?;
     let sliding = sliding_layers(config, d.num_layers, |i| (i + 1) % pattern != 0)?;
     let window = config.dim_or("sliding_window", 4096)? as u32;

@@ -55,5 +55,7 @@ pub fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
         let known: Vec<&str> = ARCHITECTURES.iter().flat_map(|a| a.model_types).copied().collect();
         return Err(config.unsupported("model_type", model_type, &known));
     };
-    (architecture.spec)(config)
+    let mut spec = (architecture.spec)(config)?;
+    (spec.defaults, spec.unread) = (config.defaults(), config.unread());
+    Ok(spec)
 }

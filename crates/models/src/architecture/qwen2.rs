@@ -19,10 +19,9 @@ const CLASS: ClassDefaults = ClassDefaults {
 
 /// The window of each layer in Qwen2's and Qwen3's convention.
 pub fn windows(config: &Config, layers: usize) -> Result<Vec<Option<u32>>, ModelError> {
-    let window = match config.bool_or("use_sliding_window", false)? {
-        true => config.opt_dim("sliding_window")?,
-        false => None,
-    };
+    let used = config.bool_or("use_sliding_window", false)?;
+    let window = config.opt_dim("sliding_window")?;
+    let window = window.filter(|_| used);
     let first = config.count_or("max_window_layers", 28)?;
     let sliding = sliding_layers(config, layers, |i| window.is_some() && i >= first)?;
     sliding
