@@ -2,6 +2,7 @@
 
 use crate::console;
 use marlin_checkpoint::CheckpointError;
+use marlin_convert::ConvertError;
 use marlin_engine::EngineError;
 use marlin_models::ModelError;
 use marlin_quant::QuantError;
@@ -67,60 +68,89 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    for cause in error.chain() {
-        if let Some(e) = cause.downcast_ref::<Coded>() {
-            return e.code;
-        }
-        if let Some(e) = cause.downcast_ref::<CheckpointError>() {
-            return checkpoint(e);
-        }
-        if let Some(ModelError::Checkpoint(e) | ModelError::Quant(QuantError::Checkpoint(e))) =
-            cause.downcast_ref::<ModelError>()
-        {
-            return checkpoint(e);
-        }
-        if let Some(QuantError::Invalid { .. }) = cause.downcast_ref::<QuantError>() {
-            return CORRUPT;
-        }
-        if let Some(e) = cause.downcast_ref::<TextError>() {
-            return match e {
-                TextError::Missing { .. } => NOT_FOUND,
-                TextError::Corrupt { .. } => CORRUPT,
-                _ => FAILED,
-            };
-        }
-        if let Some(BackendError::OutOfMemory { .. }) = cause.downcast_ref::<BackendError>() {
-            return DOES_NOT_FIT;
-        }
-        if let Some(e) = cause.downcast_ref::<EngineError>()
-            && is_usage(e)
-        {
-            return USAGE;
-        }
-        if let Some(e) = cause.downcast_ref::<std::io::Error>()
-            && e.kind() == ErrorKind::NotFound
-        {
-            return NOT_FOUND;
-        }
-    }
-    FAILED
+    error.chain().find_map(known).unwrap_or(FAILED)
 }
 
-fn is_usage(error: &EngineError) -> bool {
-    match error {
-        EngineError::InModel { error, .. } => is_usage(error),
-        EngineError::PromptTooLong { .. } | EngineError::Parameter { .. } => true,
-        _ => false,
+/// Code of one error of a chain. Transparent errors hide what they hold from the chain, so theirs
+/// are looked into.
+fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(e) = cause.downcast_ref::<Coded>() {
+        Some(e.code)
+    } else if let Some(e) = cause.downcast_ref::<CheckpointError>() {
+        checkpoint(e)
+    } else if let Some(e) = cause.downcast_ref::<ModelError>() {
+        model(e)
+    } else if let Some(e) = cause.downcast_ref::<EngineError>() {
+        engine(e)
+    } else if let Some(e) = cause.downcast_ref::<ConvertError>() {
+        convert(e)
+    } else if let Some(e) = cause.downcast_ref::<TextError>() {
+        text(e)
+    } else if let Some(e) = cause.downcast_ref::<BackendError>() {
+        backend(e)
+    } else if let Some(e) = cause.downcast_ref::<std::io::Error>() {
+        (e.kind() == ErrorKind::NotFound).then_some(NOT_FOUND)
+    } else {
+        None
     }
 }
 
-fn checkpoint(error: &CheckpointError) -> u8 {
+fn model(error: &ModelError) -> Option<u8> {
     match error {
-        CheckpointError::NotFound { .. } => NOT_FOUND,
+        ModelError::Checkpoint(e) => checkpoint(e),
+        ModelError::Weight { source: QuantError::Invalid { .. }, .. } => Some(CORRUPT),
+        ModelError::Load { source, .. } | ModelError::Backend(source) => backend(source),
+        _ => None,
+    }
+}
+
+fn engine(error: &EngineError) -> Option<u8> {
+    match error {
+        EngineError::InModel { error, .. } => engine(error),
+        EngineError::Parameter { .. }
+        | EngineError::EmptyPrompt
+        | EngineError::PromptTooLong { .. }
+        | EngineError::ContextExceeded { .. }
+        | EngineError::UnknownToken { .. } => Some(USAGE),
+        EngineError::Backend(e) => backend(e),
+        _ => None,
+    }
+}
+
+fn convert(error: &ConvertError) -> Option<u8> {
+    match error {
+        ConvertError::Checkpoint(e) => checkpoint(e),
+        ConvertError::Model(e) => model(e),
+        ConvertError::Engine(e) => engine(e),
+        ConvertError::Backend(e) => backend(e),
+        ConvertError::Option { .. } | ConvertError::Job { .. } => Some(USAGE),
+        ConvertError::Memory { .. } | ConvertError::DiskFull { .. } => Some(DOES_NOT_FIT),
+        ConvertError::Stopped => Some(INTERRUPTED),
+        _ => None,
+    }
+}
+
+fn text(error: &TextError) -> Option<u8> {
+    match error {
+        TextError::Missing { .. } => Some(NOT_FOUND),
+        TextError::Corrupt { .. } => Some(CORRUPT),
+        _ => None,
+    }
+}
+
+fn backend(error: &BackendError) -> Option<u8> {
+    matches!(error, BackendError::OutOfMemory { .. }).then_some(DOES_NOT_FIT)
+}
+
+fn checkpoint(error: &CheckpointError) -> Option<u8> {
+    match error {
+        CheckpointError::NotFound { .. } => Some(NOT_FOUND),
         CheckpointError::Corrupt { .. }
         | CheckpointError::Missing { .. }
-        | CheckpointError::Shape { .. } => CORRUPT,
-        CheckpointError::Io { source, .. } if source.kind() == ErrorKind::NotFound => NOT_FOUND,
-        _ => FAILED,
+        | CheckpointError::Shape { .. } => Some(CORRUPT),
+        CheckpointError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Some(NOT_FOUND)
+        }
+        _ => None,
     }
 }

@@ -82,6 +82,10 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     let model = Model::load(checkpoint, spec, backend, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let model = model?;
+    if let Some(first) = model.unused_tensors().first() {
+        let count = model.unused_tensors().len();
+        console::note(&format!("note: {count} stored tensors have no effect here, {first} is one"));
+    }
     let backend = model.backend().name();
     console::detail(&format!("loaded in {:.2} s on {backend}", start.elapsed().as_secs_f64()));
     Ok(model)

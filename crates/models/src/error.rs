@@ -22,8 +22,13 @@ pub enum ModelError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A weight cannot be loaded.
-    #[error(transparent)]
-    Quant(#[from] QuantError),
+    #[error("{}: {source}", file.display())]
+    Weight {
+        /// File that holds it.
+        file: PathBuf,
+        /// Cause.
+        source: QuantError,
+    },
     /// A stored tensor has the wrong type.
     #[error("{key}: {source}")]
     Tensor {

@@ -22,6 +22,7 @@ pub struct Model {
     norm: Norm,
     head: Linear,
     mtp: Option<Mtp>,
+    unused_tensors: Vec<String>,
 }
 
 impl Model {
@@ -43,7 +44,8 @@ impl Model {
         let norm = loader.norm(&spec.norm)?;
         let head = load_head(&mut loader, &spec, &embedding_weight)?;
         let mtp = Mtp::load(&mut loader, &spec)?;
-        Ok(Self { spec, backend, embedding, blocks, norm, head, mtp })
+        let unused_tensors = loader.source.unused(spec.blocks.len());
+        Ok(Self { spec, backend, embedding, blocks, norm, head, mtp, unused_tensors })
     }
 
     /// The specification it was loaded from.
@@ -54,6 +56,13 @@ impl Model {
     /// The backend that holds it.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// Stored tensors inside the blocks, or beside them, for which the specification has no place:
+    /// they may belong to something the authors' implementation computes. Layers after the last,
+    /// and encoders of other inputs, are not among them.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.unused_tensors
     }
 
     /// Whether a multi-token-prediction layer was found and loaded.

@@ -57,7 +57,8 @@ impl RopeConfig {
             partial = f.opt_f64("partial_rotary_factor")?;
         }
         // Some files repeat at the top what stands inside.
-        config.no_effect(&["rope_theta", "partial_rotary_factor"]);
+        let repeated = ["original_max_position_embeddings", "partial_rotary_factor", "rope_theta"];
+        config.no_effect(&repeated);
         let theta = match inner_theta {
             Some(t) => t,
             None => config.f64_or("rope_theta", theta)?,

@@ -6,7 +6,10 @@ use crate::error::ModelError;
 use crate::gguf;
 use crate::spec::{LinearSpec, NormSpec};
 use marlin_checkpoint::{Checkpoint, Container};
+use marlin_quant::QuantError;
 use marlin_tensor::{HostTensor, Weight};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -26,17 +29,23 @@ const SPELLINGS: [(&str, &str); 4] = [
     (".down_proj", ".w2"),
 ];
 
+/// Parts of names of what is not the language model: encoders of multimodal files, adapters between.
+const ELSEWHERE: [&str; 5] =
+    ["vision_", "visual.", "audio_", "multi_modal_projector", "embed_vision"];
+
 /// A checkpoint seen through the keys of a specification.
 pub struct Source<'a> {
     checkpoint: &'a Checkpoint,
     gguf: bool,
+    /// Stored names of what has been loaded: parameters, and the modules of matrices.
+    loaded: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Source<'a> {
     /// Looks into `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint) -> Self {
         let gguf = matches!(checkpoint.container, Container::Gguf { .. });
-        Self { checkpoint, gguf }
+        Self { checkpoint, gguf, loaded: RefCell::default() }
     }
 
     fn stored_under(&self, key: &str) -> bool {
@@ -45,9 +54,57 @@ impl<'a> Source<'a> {
             .any(|p| self.checkpoint.get(&format!("{key}.{p}")).is_some())
     }
 
-    /// The checkpoint itself.
-    pub fn checkpoint(&self) -> &'a Checkpoint {
-        self.checkpoint
+    /// Stored tensors of the language model's `layers` blocks, embedding and head that nothing has
+    /// loaded. Rotary tables that exporters left behind say what the configuration says.
+    pub fn unused(&self, layers: usize) -> Vec<String> {
+        let loaded = self.loaded.borrow();
+        let unused = self.checkpoint.tensors().map(|t| t.name.as_str()).filter(|name| {
+            let (module, parameter) = name.rsplit_once('.').unwrap_or((name, ""));
+            let used = loaded.contains(*name) || parameter != "bias" && loaded.contains(module);
+            let outside = match self.layer_of(name) {
+                Some(layer) => layer >= layers,
+                None => ELSEWHERE.iter().any(|part| name.contains(part)),
+            };
+            !used && !outside && parameter != "inv_freq"
+        });
+        unused.map(str::to_owned).collect()
+    }
+
+    fn layer_of(&self, name: &str) -> Option<usize> {
+        let marker = if self.gguf { "blk." } else { "layers." };
+        let outside = ELSEWHERE.iter().any(|part| name.contains(part));
+        let (_, rest) = name.split_once(marker).filter(|_| !outside)?;
+        rest.split_once('.')?.0.parse().ok()
+    }
+
+    /// The matrix stored as `name`.
+    ///
+    /// # Errors
+    /// When it is missing, shaped otherwise, or in no known format.
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
+        self.loaded.borrow_mut().insert(name.to_owned());
+        let loaded = marlin_quant::load(self.checkpoint, name, rows, columns);
+        loaded.map_err(|source| self.weight_error(name, source))
+    }
+
+    /// `weight`, which was stored as `name`, as floats.
+    ///
+    /// # Errors
+    /// When its parts contradict each other.
+    pub fn decode(&self, name: &str, weight: &Weight) -> Result<Vec<f32>> {
+        marlin_quant::decode(weight).map_err(|source| self.weight_error(name, source))
+    }
+
+    fn weight_error(&self, name: &str, source: QuantError) -> ModelError {
+        match source {
+            QuantError::Checkpoint(error) => error.into(),
+            source => {
+                let mut parts = self.checkpoint.tensors();
+                let part = parts.find(|t| t.name.rsplit_once('.').is_some_and(|(m, _)| m == name));
+                let file = part.map_or(self.checkpoint.path.as_path(), |t| &t.file);
+                ModelError::Weight { file: file.to_owned(), source }
+            }
+        }
     }
 
     /// Names of the key and value halves of `kv_b`, when a GGUF file stores them apart.
@@ -98,16 +155,17 @@ impl<'a> Source<'a> {
     pub fn linear(&self, spec: &LinearSpec) -> Result<Weight> {
         let (rows, columns) = (spec.out_features, spec.in_features);
         if let Some(name) = self.find(&spec.key).filter(|name| !self.is_fused(name, spec)) {
-            return Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?);
+            return self.matrix(&name, rows, columns);
         }
         if let Some(fused) = &spec.fused
             && let Some(name) = self.find(&fused.key)
         {
-            let whole = marlin_quant::load(self.checkpoint, &name, fused.total, columns)?;
-            return Ok(marlin_quant::slice_rows(&whole, fused.start..fused.start + rows)?);
+            let whole = self.matrix(&name, fused.total, columns)?;
+            let part = marlin_quant::slice_rows(&whole, fused.start..fused.start + rows);
+            return part.map_err(|source| self.weight_error(&name, source));
         }
         let name = self.candidates(&spec.key).swap_remove(0);
-        Ok(marlin_quant::load(self.checkpoint, &name, rows, columns)?)
+        self.matrix(&name, rows, columns)
     }
 
     /// Whether `name` holds more than the matrix of `spec`: GGUF calls Phi's gate and up together
@@ -159,9 +217,13 @@ impl<'a> Source<'a> {
     pub fn vector(&self, key: &str, size: usize) -> Result<Vec<f32>> {
         let name = self.parameter_name(key);
         let stored = self.checkpoint.require(&name, &[size])?;
-        let tensor = stored.plain().ok_or_else(|| marlin_quant::QuantError::Invalid {
-            key: name.clone(),
-            reason: "vectors must be stored as plain floats".into(),
+        self.loaded.borrow_mut().insert(name.clone());
+        let tensor = stored.plain().ok_or_else(|| ModelError::Weight {
+            file: stored.file.to_path_buf(),
+            source: QuantError::Invalid {
+                key: name.clone(),
+                reason: "vectors must be stored as plain floats".into(),
+            },
         })?;
         tensor.to_f32().map_err(|source| ModelError::Tensor { key: name, source })
     }

@@ -40,6 +40,8 @@ fn logits(checkpoint: &Checkpoint, ids: &[u32]) -> Vec<f32> {
     let backend = Arc::new(CpuBackend::new(options).unwrap());
     let model =
         Model::load(checkpoint, spec(checkpoint).unwrap(), backend.clone(), &mut |_| {}).unwrap();
+    assert!(model.unused_tensors().is_empty(), "{:?}", model.unused_tensors());
+    assert!(model.spec().unread.is_empty(), "{:?}", model.spec().unread);
     let blocks = ids.len().div_ceil(BLOCK_SIZE);
     let cache = model.cache_spec(blocks, BLOCK_SIZE, DType::F32);
     let cache = model.backend().create_cache(&cache).unwrap();

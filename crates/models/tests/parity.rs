@@ -3,11 +3,12 @@
 //! logits of all positions, the experts each token was sent to, and for GLM the logits of the
 //! multi-token-prediction layer.
 
-use marlin_checkpoint::{Checkpoint, Container};
+use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_models::{Model, spec};
 use marlin_tensor::{Batch, Cache, DType, Tensor};
 use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,7 +143,9 @@ fn logits_and_experts_equal_transformers() {
     for (family, moe, mtp) in FAMILIES {
         let checkpoint = Checkpoint::open(&folder(family)).unwrap();
         check(family, &checkpoint, moe, "rope_parameters");
-        assert_eq!(load(&checkpoint).has_mtp(), mtp, "{family}: prediction layer");
+        let model = load(&checkpoint);
+        assert_eq!(model.has_mtp(), mtp, "{family}: prediction layer");
+        assert!(model.unused_tensors().is_empty(), "{family}: {:?}", model.unused_tensors());
     }
 }
 
@@ -186,4 +189,49 @@ fn prediction_layer_equals_reference() {
         });
         assert_close(&format!("{family}: prediction layer, chunks of {chunk}"), &got, &expected);
     }
+}
+
+#[test]
+fn tensors_without_a_place_are_told() {
+    let checkpoint = Checkpoint::open(&folder("qwen3")).unwrap();
+    let one = checkpoint.get("model.layers.1.self_attn.q_norm.weight").unwrap().clone();
+    let named = |name: &str| StoredTensor { name: name.into(), ..one.clone() };
+    let more = [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.sinks",
+        "model.layers.3.enorm.weight",
+        "model.layers.0.mlp.gate_proj.weight_scale_2",
+        "model.layers.0.mlp.sub_norm.weight",
+        "model.vision_tower.layers.0.norm.weight",
+        "score.weight",
+    ];
+    let tensors: Vec<_> = checkpoint.tensors().cloned().chain(more.map(named)).collect();
+    let (path, container) = (checkpoint.path.clone(), checkpoint.container.clone());
+    let model = load(&Checkpoint::from_parts(path, container, tensors, BTreeMap::new()));
+    let told = [
+        "model.layers.0.mlp.sub_norm.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.sinks",
+        "score.weight",
+    ];
+    assert_eq!(model.unused_tensors(), told);
+}
+
+#[test]
+fn errors_about_weights_name_the_file() {
+    let checkpoint = Checkpoint::open(&folder("qwen3")).unwrap();
+    let name = "model.layers.1.self_attn.q_proj.weight";
+    let mut tensors: Vec<_> = checkpoint.tensors().cloned().collect();
+    let tensor = tensors.iter_mut().find(|t| t.name == name).unwrap();
+    tensor.encoding = Encoding::Plain(DType::I16);
+    let (path, container) = (checkpoint.path.clone(), checkpoint.container.clone());
+    let checkpoint = Checkpoint::from_parts(path, container, tensors, BTreeMap::new());
+    let options = CpuOptions { threads: 1, level: Level::Scalar, activations: Activations::Float };
+    let backend = Arc::new(CpuBackend::new(options).unwrap());
+    let loaded = Model::load(&checkpoint, spec(&checkpoint).unwrap(), backend, &mut |_| {});
+    let Err(error) = loaded else { panic!("integers were taken for weights") };
+    let file = folder("qwen3").join("model.safetensors");
+    let start = format!("{}: model.layers.1.self_attn.q_proj", file.display());
+    assert!(error.to_string().starts_with(&start), "{error}");
 }

@@ -3,7 +3,6 @@
 //! token, shared by all heads.
 
 use super::{Loader, Norm, Result, Step};
-use crate::error::ModelError;
 use crate::spec::{MlaQuery, MlaSpec};
 use marlin_tensor::{AttentionParams, HeadLinear, Heads, Linear, RopeTable, Tensor};
 
@@ -101,15 +100,15 @@ fn absorbed(loader: &mut Loader, spec: &MlaSpec) -> Result<(Vec<f32>, Vec<f32>)>
     let (heads, rank) = (spec.num_heads, spec.kv_lora_rank);
     let (nope, value) = (spec.qk_nope_head_dim, spec.v_head_dim);
     if let Some((key, values)) = loader.source.split_kv_b(&spec.kv_b) {
-        let mut half = |name: String, rows, columns| {
-            let weight = marlin_quant::load(loader.source.checkpoint(), &name, rows, columns)?;
+        let mut half = |name: String, rows, columns| -> Result<Vec<f32>> {
+            let weight = loader.source.matrix(&name, rows, columns)?;
             (loader.progress)(weight.bytes());
-            Ok::<_, ModelError>(marlin_quant::decode(&weight)?)
+            loader.source.decode(&name, &weight)
         };
         return Ok((half(key, heads * rank, nope)?, half(values, heads * value, rank)?));
     }
     let kv_b = loader.source.linear(&spec.kv_b)?;
-    let dense = marlin_quant::decode(&kv_b)?;
+    let dense = loader.source.decode(&spec.kv_b.key, &kv_b)?;
     (loader.progress)(kv_b.bytes());
     let mut keys = vec![0.0; heads * rank * nope];
     let mut values = Vec::with_capacity(heads * value * rank);
