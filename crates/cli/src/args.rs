@@ -12,7 +12,7 @@ const EXAMPLES: &str = "Examples:
 
 /// Runs quantized language models on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "marlin", version, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "marlin", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -44,7 +44,12 @@ pub enum Command {
     /// Turn text into token ids.
     Tokenize(Tokenize),
     /// Measure quality: perplexity, logits, multiple choice.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  marlin eval perplexity -m model.gguf --text wiki.test.raw
+  marlin eval choices -m model.gguf --task arc_easy.jsonl"
+    )]
     Eval(Eval),
     /// Measure speed.
     Bench(Bench),
@@ -60,6 +65,9 @@ pub enum Command {
     /// Say what this machine and this binary can do.
     Doctor(Doctor),
     /// Print a completion script for a shell.
+    #[command(after_help = "Examples:
+  marlin completions bash > ~/.local/share/bash-completion/completions/marlin
+  marlin completions fish > ~/.config/fish/completions/marlin.fish")]
     Completions {
         /// Shell.
         shell: clap_complete::Shell,
@@ -226,6 +234,9 @@ pub struct Chat {
     /// System message.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// Print speed after every answer, on stderr.
+    #[arg(long)]
+    pub stats: bool,
     #[command(flatten)]
     pub context: ContextArgs,
     #[command(flatten)]
@@ -352,6 +363,9 @@ standard error; KL divergence is in nats per token.")]
         /// Output file, f32 [tokens, vocab].
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+        /// One JSON document that describes the file.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         device: DeviceArgs,
     },
@@ -429,6 +443,9 @@ pub struct Pull {
 
 /// Arguments of `list`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin list
+  marlin list --json")]
 pub struct List {
     /// A JSON list.
     #[arg(long)]
@@ -443,10 +460,16 @@ pub struct Rm {
     /// Model in the cache; all its revisions go.
     #[arg(value_name = "ORG/NAME")]
     pub model: String,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin doctor
+  marlin doctor --json")]
 pub struct Doctor {
     /// One JSON document.
     #[arg(long)]

@@ -5,19 +5,24 @@ use anyhow::{Result, anyhow};
 use marlin_engine::{Event, FinishReason, Request, SamplingParams};
 use marlin_text::{Specials, StreamOptions, TemplateInputs};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-/// Set by Ctrl-C; whoever generates looks at it between tokens.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// What Ctrl-C finds: nothing being generated, an answer, or an answer it has ended already.
+static STATE: AtomicU8 = AtomicU8::new(IDLE);
+const IDLE: u8 = 0;
+const ANSWERING: u8 = 1;
+const INTERRUPTED: u8 = 2;
 
-/// Makes Ctrl-C end the answer instead of the program. A second one within an answer exits.
+/// Makes Ctrl-C end the answer that is being generated; a second one, and one at any other time,
+/// ends the program.
 ///
 /// # Errors
 /// When the operating system refuses the handler.
 pub fn catch_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+        let (now, then) = (Ordering::SeqCst, Ordering::SeqCst);
+        if STATE.compare_exchange(ANSWERING, INTERRUPTED, now, then).is_err() {
             std::process::exit(i32::from(crate::exit::INTERRUPTED));
         }
     })?;
@@ -139,7 +144,20 @@ impl Session {
         stop: &[String],
         on_text: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
-        INTERRUPTED.store(false, Ordering::SeqCst);
+        STATE.store(ANSWERING, Ordering::SeqCst);
+        let answer = self.generate(prompt, sampling, max_tokens, stop, on_text);
+        STATE.store(IDLE, Ordering::SeqCst);
+        answer
+    }
+
+    fn generate(
+        &mut self,
+        prompt: &Prompt,
+        sampling: SamplingParams,
+        max_tokens: Option<usize>,
+        stop: &[String],
+        on_text: &mut dyn FnMut(&str) -> Result<()>,
+    ) -> Result<Answer> {
         let mut request = Request::new(prompt.ids.clone(), sampling, self.end_ids.clone());
         request.max_tokens = max_tokens;
         let request = self.engine.limits().validate(request)?;
@@ -162,7 +180,7 @@ impl Session {
         let mut stopped = false;
         let id = self.engine.submit(request);
         'steps: loop {
-            if INTERRUPTED.load(Ordering::SeqCst) {
+            if STATE.load(Ordering::SeqCst) == INTERRUPTED {
                 self.engine.cancel(id);
             }
             for event in self.engine.step() {

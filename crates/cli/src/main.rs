@@ -11,13 +11,20 @@ mod hub;
 mod loaded;
 mod locate;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() <= 1 {
+        // Someone looks at what this is: that is no mistake.
+        return match args::Cli::command().print_help() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => exit::report(&error.into()),
+        };
+    }
     let cli = args::Cli::parse();
     console::set_verbosity(cli.verbosity());
-    match commands::run(cli.command) {
+    match generate::catch_interrupt().and_then(|()| commands::run(cli.command)) {
         Ok(code) => code,
         Err(error) => exit::report(&error),
     }

@@ -1,7 +1,7 @@
 //! `marlin chat`: a conversation in the terminal.
 
 use crate::args::Chat;
-use crate::generate::{Answer, Ending, catch_interrupt};
+use crate::generate::{Answer, Ending};
 use crate::loaded::Session;
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
@@ -30,7 +30,6 @@ pub fn run(args: &Chat) -> Result<ExitCode> {
     if session.template.is_none() {
         return Err(exit::usage("this model has no chat template; use `marlin run --raw`"));
     }
-    catch_interrupt()?;
     let mut editor = DefaultEditor::new().context("cannot open the terminal")?;
     let mut chat = Conversation { messages: system(args.system.as_deref()), last: None };
     console::note(&format!("{} on {} · /help lists commands", locate::name(model), session.device));
@@ -88,6 +87,9 @@ impl Conversation {
             Ending::Stop => {}
             Ending::Length => console::note("[the answer reached its limit]"),
             Ending::Interrupted => console::note("[stopped]"),
+        }
+        if args.stats {
+            console::note(&answer.stats(&session.device));
         }
         self.messages.push(json!({"role": "assistant", "content": answer.text}));
         self.last = Some(answer);

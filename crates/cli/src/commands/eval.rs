@@ -26,8 +26,8 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
         Eval::Compare { models, reference, text, json, device } => {
             compare::run(models, reference.as_deref(), text, *json, device)
         }
-        Eval::Logits { model, tokens, output, device } => {
-            run_logits(model.model.as_deref(), tokens, output, device)
+        Eval::Logits { model, tokens, output, json, device } => {
+            run_logits(model.model.as_deref(), tokens, output, *json, device)
         }
         Eval::Choices { model, task, limit, json, device } => {
             run_choices(model.model.as_deref(), task, *limit, *json, device)
@@ -92,7 +92,7 @@ fn run_perplexity(
         bar.set_message(format!("perplexity {:.4}", p.perplexity));
     });
     bar.finish_and_clear();
-    let report = report.with_context(|| file.clone())?;
+    let report = report.with_context(|| format!("{} on {file}", locate::name(name)))?;
     if json {
         let mut document = json!({
             "perplexity": report.perplexity,
@@ -136,6 +136,7 @@ fn run_logits(
     name: Option<&str>,
     tokens: &[u32],
     output: &Path,
+    json: bool,
     device: &DeviceArgs,
 ) -> Result<()> {
     let checkpoint = locate::open(name)?;
@@ -148,6 +149,16 @@ fn run_logits(
     })?;
     write_npy(output, &values, &[tokens.len(), vocab])
         .with_context(|| output.display().to_string())?;
+    if json {
+        return console::json(&json!({
+            "output": output,
+            "shape": [tokens.len(), vocab],
+            "dtype": "f32",
+            "model": locate::name(name),
+            "device": model.backend().name(),
+            "activations": loaded::activations_name(device, ActivationsArg::Float),
+        }));
+    }
     console::note(&format!("{}: f32 [{}, {vocab}]", output.display(), tokens.len()));
     Ok(())
 }
@@ -194,7 +205,7 @@ fn run_choices(
     let bar = console::bar(rows.len() as u64, "choices", false);
     let report = choices(&model, &rows, &mut |report| bar.set_position(report.rows as u64));
     bar.finish_and_clear();
-    let report = report.with_context(|| file.clone())?;
+    let report = report.with_context(|| format!("{} on {file}", locate::name(name)))?;
     if json {
         return console::json(&json!({
             "rows": report.rows,

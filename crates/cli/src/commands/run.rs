@@ -1,7 +1,7 @@
 //! `marlin run`: one prompt, one answer.
 
 use crate::args::Run;
-use crate::generate::{Ending, catch_interrupt};
+use crate::generate::Ending;
 use crate::loaded::{Session, activations_name};
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
@@ -13,7 +13,6 @@ use std::process::ExitCode;
 pub fn run(args: &Run) -> Result<ExitCode> {
     let text = prompt_text(args)?;
     let mut session = Session::open(args.model.model.as_deref(), &args.context, &args.device)?;
-    catch_interrupt()?;
     let mut messages = Vec::new();
     if let Some(system) = &args.system {
         messages.push(json!({"role": "system", "content": system}));
