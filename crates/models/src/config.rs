@@ -13,10 +13,11 @@ use std::rc::Rc;
 const MAX_DIMENSION: u64 = 1 << 24;
 
 /// Fields that say nothing about what the language model computes: where it came from, how it was
-/// trained, what surrounds it, how it is stored (formats are told by the tensors themselves).
-const NO_EFFECT: [&str; 50] = [
-    "_name_or_path",
+/// trained, what surrounds it, how its tokens are chosen (`generation_config.json` is read for that),
+/// how it is stored (formats are told by the tensors themselves).
+const NO_EFFECT: [&str; 71] = [
     "_attn_implementation",
+    "_name_or_path",
     "architectures",
     "attention_dropout",
     "audio_config",
@@ -26,25 +27,38 @@ const NO_EFFECT: [&str; 50] = [
     "boi_token_index",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "diversity_penalty",
+    "do_sample",
     "dtype",
+    "early_stopping",
     "embd_pdrop",
+    "encoder_no_repeat_ngram_size",
     "eoi_token_index",
-    "ep_size",
     "eos_token_id",
+    "ep_size",
     "expert_dropout",
     "hidden_dropout",
     "id2label",
+    "ignore_index",
     "image_token_id",
     "image_token_index",
     "initializer_range",
     "is_decoder",
     "is_encoder_decoder",
     "label2id",
+    "length_penalty",
+    "max_length",
+    "media_placeholder_token_id",
+    "min_length",
     "mm_tokens_per_image",
     "model_type",
     "mtp_mlp_layer_types",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
     "num_mtp_layers",
     "num_nextn_predict_layers",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",
@@ -52,20 +66,39 @@ const NO_EFFECT: [&str; 50] = [
     "pretraining_tp",
     "problem_type",
     "quantization_config",
+    "repetition_penalty",
     "resid_pdrop",
     "return_dict",
     "router_aux_loss_coef",
     "router_jitter_noise",
     "seq_aux",
+    "temperature",
     "text_config",
     "tokenizer_class",
+    "top_k",
+    "top_p",
     "torch_dtype",
     "transformers_version",
+    "typical_p",
     "unsloth_fixed",
     "unsloth_version",
     "use_cache",
+    "use_unified_vision_chunk",
+    "video_placeholder",
+    "video_token_id",
     "vision_config",
 ];
+
+/// Whether a value asks for nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) | Value::String(_) => false,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
 
 /// The configuration of one model, whatever container it came in.
 pub struct Config {
@@ -131,11 +164,9 @@ impl Config {
             for (key, value) in fields {
                 let name = format!("{prefix}{key}");
                 match (value, notes.read.contains(&name)) {
-                    // What is switched off asks for nothing.
-                    (Value::Null | Value::Bool(false), _) => {}
                     (Value::Object(inner), true) => open.push((format!("{name}."), inner)),
                     (_, true) => {}
-                    (_, false) if NO_EFFECT.contains(&name.as_str()) => {}
+                    (_, false) if is_off(value) || NO_EFFECT.contains(&name.as_str()) => {}
                     (_, false) => {
                         unread.insert(name, value.to_string());
                     }

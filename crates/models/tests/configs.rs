@@ -129,6 +129,7 @@ fn fields_without_effect_are_told() {
     let spec = edited("qwen3", |config| {
         config.insert("attn_logit_softcapping".into(), json!(50.0));
         config.insert("logit_scale".into(), Value::Null);
+        config.insert("shared_expert_intermediate_size".into(), json!(0));
         config.insert("torch_dtype".into(), json!("bfloat16"));
         config["rope_parameters"]["magic"] = json!([1, 2]);
     });

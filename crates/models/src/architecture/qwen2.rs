@@ -41,6 +41,8 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let (_, _, head_dim) = d.heads()?;
     let rope = d.rope(head_dim, RopeStyle::HalfSplit)?;
     let windows = windows(config, d.num_layers)?;
+    // GGUF: stated for other architectures.
+    config.no_effect(&["attention_bias"]);
     let intermediate = config.dim("intermediate_size")?;
     let blocks = windows.iter().enumerate().map(|(i, &window)| {
         let mut gqa = d.gqa(i, Some(rope.clone()), true)?;

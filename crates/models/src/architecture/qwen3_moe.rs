@@ -33,8 +33,8 @@ fn spec(config: &Config) -> Result<ModelSpec, ModelError> {
     let step = config.dim_or("decoder_sparse_step", 1)?;
     let dense_layers = config.opt_numbers("mlp_only_layers")?.unwrap_or_default();
     let expert_width = config.dim("moe_intermediate_size")?;
-    // Written whether or not there is a dense layer.
-    config.no_effect(&["intermediate_size"]);
+    // The width is written whether or not there is a dense layer, and the norms are always there.
+    config.no_effect(&["intermediate_size", "use_qk_norm"]);
     let blocks = attention(&d)?.into_iter().enumerate().map(|(i, gqa)| {
         let prefix = format!("model.layers.{i}.mlp");
         let dense = dense_layers.contains(&(i as f64)) || (i + 1) % step != 0;
