@@ -1,4 +1,4 @@
-//! JSON of bounded size: `config.json`, `generation_config.json`.
+//! JSON of bounded size: `config.json`, `generation_config.json`, and a check of other files.
 //!
 //! `serde_json` alone lets a later duplicate key win in silence and turns a 16 MB `[0,0,…]` into
 //! half a gigabyte of values. Here a duplicate key is an error that names it, and the number of
@@ -11,7 +11,9 @@ use crate::error::{Fault, shown};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 /// Most values one file may hold. The largest known `config.json` holds 67 thousand.
@@ -38,11 +40,110 @@ pub(crate) fn parse_object(
     }
 }
 
-fn place(trail: &[String]) -> String {
+/// Checks that `bytes` are one JSON document of at most `max_values` values, at most `max_keys` of
+/// them in one object, without duplicate keys.
+/// Nothing is built: it takes less time and memory than to parse the file.
+///
+/// # Errors
+/// When they are not; the error names the key.
+pub fn check_json(
+    file: &Path,
+    bytes: &[u8],
+    max_values: usize,
+    max_keys: usize,
+) -> Result<(), CheckpointError> {
+    let mut state = Check { values: 0, max_values, max_keys, trail: Vec::new() };
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    CheckSeed(&mut state)
+        .deserialize(&mut parser)
+        .and_then(|()| parser.end())
+        .map_err(|e| Fault::corrupt(e.to_string()).at(file, place(&state.trail)))
+}
+
+struct Check<'de> {
+    values: usize,
+    max_values: usize,
+    max_keys: usize,
+    trail: Vec<Cow<'de, str>>,
+}
+
+struct CheckSeed<'s, 'de>(&'s mut Check<'de>);
+
+impl<'de> DeserializeSeed<'de> for CheckSeed<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.0.values += 1;
+        if self.0.values > self.0.max_values {
+            let max = self.0.max_values;
+            return Err(D::Error::custom(format_args!("more than {max} values in one file")));
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for CheckSeed<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(CheckSeed(self.0))?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        // Hashes: millions of keys must not take more memory than the file. Of a million, two
+        // different ones collide once in thirty million files.
+        let (mut keys, hasher) = (HashSet::new(), RandomState::new());
+        while let Some(Text(key)) = map.next_key::<Text>()? {
+            let hash = hasher.hash_one(key.as_ref());
+            self.0.trail.push(key);
+            if !keys.insert(hash) {
+                return Err(A::Error::custom("key appears twice"));
+            }
+            if keys.len() > self.0.max_keys {
+                let max = self.0.max_keys;
+                return Err(A::Error::custom(format_args!("more than {max} keys in one object")));
+            }
+            map.next_value_seed(CheckSeed(self.0))?;
+            self.0.trail.pop();
+        }
+        Ok(())
+    }
+}
+
+fn place(trail: &[impl AsRef<str>]) -> String {
     if trail.is_empty() {
         return "top level".to_owned();
     }
-    trail.iter().map(|key| shown(key)).collect::<Vec<_>>().join(".")
+    trail.iter().map(|key| shown(key.as_ref())).collect::<Vec<_>>().join(".")
 }
 
 /// `bytes` with bare `NaN`, `Infinity` and `-Infinity` put in quotes.
@@ -216,6 +317,15 @@ mod tests {
         }
         let deep = format!("{{\"a\": {}", "[".repeat(100_000));
         assert!(parse(&deep).unwrap_err().contains("recursion limit"));
+        let check = |text: &str| check_json(Path::new("t.json"), text.as_bytes(), 5, 2);
+        check(r#"{"a": [1, -2.5, null], "b": "x"}"#).unwrap_err();
+        check(r#"{"a": [1, -2.5], "b": "x"}"#).unwrap();
+        let error = check(r#"{"a": {"b": 1, "b": 2}}"#).unwrap_err().to_string();
+        assert!(error.starts_with("t.json: a.b: key appears twice"), "{error}");
+        let error = check(r#"{"a": [0, 0, 0, 0, 0]}"#).unwrap_err().to_string();
+        assert!(error.starts_with("t.json: a: more than 5 values"), "{error}");
+        let error = check(r#"{"a": 1, "b": 2, "c": 3}"#).unwrap_err().to_string();
+        assert!(error.starts_with("t.json: c: more than 2 keys"), "{error}");
         let many = format!("{{\"a\": [{}0]}}", "0,".repeat(MAX_VALUES));
         assert!(parse(&many).unwrap_err().contains("a: more than 262144 values"));
     }

@@ -20,4 +20,5 @@ pub use checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 pub use error::CheckpointError;
 pub use ggml_type::GgmlType;
 pub use gguf::{GgufTensor, GgufType, GgufValue, write_gguf};
+pub use json::check_json;
 pub use safetensors::{Safetensors, read_safetensors, write_safetensors};

@@ -5,19 +5,25 @@
 //! compiled into bytes for each token here ([`Rules`]). Streaming and decoding at once are then the
 //! same thing, which the pipeline does not promise.
 //!
-//! The file is checked before the crate sees it (its deserializer may panic on malformed decoders
-//! and silently renumbers added tokens), and truncation and padding stored in it are switched off:
+//! The file is checked before the crate sees it (its deserializer may panic on malformed decoders,
+//! silently renumbers added tokens and takes the last of duplicate keys), and truncation and padding stored in it are switched off:
 //! they belong to the training run that saved the file.
 
 use crate::TextError;
 use crate::byte_level;
 use crate::tokenizer::Specials;
 use crate::vocabulary::{TokenKind, Vocabulary};
+use marlin_checkpoint::{CheckpointError, check_json};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
+
+/// Most values one file may hold: twice those of the largest known vocabulary, 262 thousand tokens
+/// and 515 thousand merges of three values each.
+const MAX_VALUES: usize = 4 << 20;
+const MAX_TOKENS: usize = 1 << 20;
 
 /// The parts of the file that are read here; the others are only checked for syntax.
 #[derive(Deserialize)]
@@ -49,6 +55,7 @@ pub(crate) struct HuggingFace {
 impl HuggingFace {
     /// Parses `bytes`, the contents of `path`.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<(Self, Vocabulary), TextError> {
+        check_json(path, bytes, MAX_VALUES, MAX_TOKENS).map_err(|error| checked(path, error))?;
         let header: Header =
             serde_json::from_slice(bytes).map_err(|error| syntax_error(path, bytes, &error))?;
         if header.model.is_none() {
@@ -305,6 +312,13 @@ fn library_error(path: &Path, bytes: &[u8], message: &str) -> TextError {
         "added_tokens"
     };
     corrupt(path, field, message)
+}
+
+fn checked(path: &Path, error: CheckpointError) -> TextError {
+    match error {
+        CheckpointError::Corrupt { field, reason, .. } => corrupt(path, &field, &reason),
+        other => corrupt(path, "(JSON syntax)", &other.to_string()),
+    }
 }
 
 fn corrupt(path: &Path, field: &str, reason: &str) -> TextError {

@@ -252,7 +252,7 @@ fn damaged_files_are_errors_in_time() {
                     }
                 }
             }
-            assert!(clock.elapsed() < Duration::from_secs(5), "{name} {place}");
+            assert!(clock.elapsed() < Duration::from_secs(2), "{name} {place}");
         }
         assert!(opened > 20, "{name}: {opened}");
     }
