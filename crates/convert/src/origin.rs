@@ -172,9 +172,8 @@ impl<'a> Origin<'a> {
                 None => self.matrix(&theirs.kv_b)?,
                 Some((k, v)) => {
                     let load = |name: &str, rows, columns| {
-                        let checkpoint = self.source.checkpoint();
-                        marlin_quant::load(checkpoint, name, rows, columns)
-                            .and_then(|w| marlin_quant::decode(&w))
+                        let weight = self.source.matrix(name, rows, columns)?;
+                        self.source.decode(name, &weight)
                     };
                     let keys = load(&k, heads * rank, nope)?;
                     let values = load(&v, heads * value, rank)?;

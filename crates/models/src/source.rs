@@ -8,8 +8,8 @@ use crate::spec::{LinearSpec, NormSpec};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_quant::QuantError;
 use marlin_tensor::{HostTensor, Weight};
-use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -38,14 +38,23 @@ pub struct Source<'a> {
     checkpoint: &'a Checkpoint,
     gguf: bool,
     /// Stored names of what has been loaded: parameters, and the modules of matrices.
-    loaded: RefCell<BTreeSet<String>>,
+    loaded: Mutex<BTreeSet<String>>,
 }
 
 impl<'a> Source<'a> {
     /// Looks into `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint) -> Self {
         let gguf = matches!(checkpoint.container, Container::Gguf { .. });
-        Self { checkpoint, gguf, loaded: RefCell::default() }
+        Self { checkpoint, gguf, loaded: Mutex::default() }
+    }
+
+    /// The checkpoint itself.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stored_under(&self, key: &str) -> bool {
@@ -57,7 +66,7 @@ impl<'a> Source<'a> {
     /// Stored tensors of the language model's `layers` blocks, embedding and head that nothing has
     /// loaded. Rotary tables that exporters left behind say what the configuration says.
     pub fn unused(&self, layers: usize) -> Vec<String> {
-        let loaded = self.loaded.borrow();
+        let loaded = self.loaded();
         let unused = self.checkpoint.tensors().map(|t| t.name.as_str()).filter(|name| {
             let (module, parameter) = name.rsplit_once('.').unwrap_or((name, ""));
             let used = loaded.contains(*name) || parameter != "bias" && loaded.contains(module);
@@ -82,7 +91,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// When it is missing, shaped otherwise, or in no known format.
     pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Weight> {
-        self.loaded.borrow_mut().insert(name.to_owned());
+        self.loaded().insert(name.to_owned());
         let loaded = marlin_quant::load(self.checkpoint, name, rows, columns);
         loaded.map_err(|source| self.weight_error(name, source))
     }
@@ -217,7 +226,7 @@ impl<'a> Source<'a> {
     pub fn vector(&self, key: &str, size: usize) -> Result<Vec<f32>> {
         let name = self.parameter_name(key);
         let stored = self.checkpoint.require(&name, &[size])?;
-        self.loaded.borrow_mut().insert(name.clone());
+        self.loaded().insert(name.clone());
         let tensor = stored.plain().ok_or_else(|| ModelError::Weight {
             file: stored.file.to_path_buf(),
             source: QuantError::Invalid {
