@@ -10,6 +10,8 @@ mod generate;
 mod hub;
 mod loaded;
 mod locate;
+#[allow(dead_code, reason = "until `quantize` fills it")]
+mod report;
 
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
