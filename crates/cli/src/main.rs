@@ -10,7 +10,6 @@ mod generate;
 mod hub;
 mod loaded;
 mod locate;
-#[allow(dead_code, reason = "until `quantize` fills it")]
 mod report;
 
 use clap::{CommandFactory, Parser};

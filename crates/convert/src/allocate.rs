@@ -77,16 +77,22 @@ pub struct Sensitivity {
 }
 
 impl Sensitivity {
-    /// Divergence at `bits`: between measured rates and beyond them it falls fourfold a bit, as the error
-    /// of the trellis does.
+    /// Divergence at `bits`: on a line through the logarithms of the nearest measured rates, and beyond
+    /// them falling fourfold a bit, as the error of the trellis does.
     fn at(&self, bits: f64) -> f64 {
-        let (rate, value) = self
-            .divergence
-            .iter()
-            .min_by(|a, b| (a.0 - bits).abs().total_cmp(&(b.0 - bits).abs()))
-            .copied()
-            .unwrap_or((bits, 0.0));
-        value.max(0.0) * 4f64.powf(rate - bits)
+        const TINY: f64 = 1e-12;
+        let below = self.divergence.iter().rev().find(|d| d.0 <= bits);
+        let above = self.divergence.iter().find(|d| d.0 >= bits);
+        match (below, above) {
+            (Some(&(a, x)), Some(&(b, y))) if b > a => {
+                let share = (bits - a) / (b - a);
+                (x.max(TINY).ln() * (1.0 - share) + y.max(TINY).ln() * share).exp()
+            }
+            (Some(&(rate, value)), _) | (None, Some(&(rate, value))) => {
+                value.max(TINY) * 4f64.powf(rate - bits)
+            }
+            (None, None) => 0.0,
+        }
     }
 }
 
@@ -152,4 +158,66 @@ fn floor(rates: &[f64], bits: f64) -> Result<f64, ConvertError> {
 
 fn next(rates: &[f64], rate: f64) -> Option<f64> {
     rates.iter().copied().find(|r| *r > rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Group;
+
+    fn plan() -> Plan {
+        let group = |name: &str, role, layer, weights| Group {
+            name: name.to_owned(),
+            role,
+            layer,
+            weights,
+            channels: 0,
+        };
+        Plan {
+            targets: Vec::new(),
+            groups: vec![
+                group("0.attention", Role::Attention, 0, 100),
+                group("0.experts", Role::Experts, 0, 800),
+                group("1.attention", Role::Attention, 1, 100),
+                group("1.experts", Role::Experts, 1, 800),
+                group("head", Role::Head, 2, 500),
+            ],
+            layers: 2,
+        }
+    }
+
+    #[test]
+    fn the_rule_spends_the_surplus_on_attention_first() {
+        let (plan, rates) = (plan(), rates(Codebook::Mul1(0)));
+        assert_eq!(rule(&plan, &rates, 3.0, 6.0).unwrap(), [3.0, 3.0, 3.0, 3.0, 6.0]);
+        // 180 bits over: two attentions by half a bit (100), again (80 left: one of 50), …
+        assert_eq!(rule(&plan, &rates, 3.1, 6.0).unwrap(), [4.0, 3.0, 3.5, 3.0, 6.0]);
+        assert_eq!(rule(&plan, &rates, 8.0, 8.0).unwrap(), [8.0; 5]);
+        for bits in [0.5, 8.5, f64::NAN] {
+            let error = rule(&plan, &rates, bits, 6.0).unwrap_err().to_string();
+            assert!(error.starts_with("--bits"), "{error}");
+        }
+    }
+
+    #[test]
+    fn measured_bits_go_where_they_save_most_and_keep_the_budget() {
+        let (plan, rates) = (plan(), rates(Codebook::Mul1(0)));
+        let of = |group: &str, at3: f64| Sensitivity {
+            group: group.to_owned(),
+            divergence: vec![(2.0, 4.0 * at3), (4.0, at3 / 4.0)],
+        };
+        let found = [
+            of("0.attention", 0.1),
+            of("0.experts", 0.1),
+            of("1.attention", 0.001),
+            of("1.experts", 0.1),
+        ];
+        let bits = measured(&plan, &rates, 3.0, 6.0, &found).unwrap();
+        assert!(bits[0] > bits[1] && bits[2] < bits[0], "{bits:?}");
+        assert!(spent(&plan, &bits) <= budget(&plan, 3.0), "{bits:?}");
+        assert_eq!(bits[4], 6.0);
+        assert!(
+            (found[0].at(3.0) - 0.1).abs() < 1e-9 && (found[0].at(5.0) - 0.1 / 16.0).abs() < 1e-9
+        );
+    }
 }

@@ -130,15 +130,17 @@ pub fn run(
     memory::check_disk(&options.output, &plan, &origin, options)?;
     memory::check(&plan, &origin, options)?;
     let store = Store::open(&options.output, &settings, options.fresh)?;
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads.max(1)).build();
-    let pool = pool.map_err(|e| ConvertError::Option {
-        field: "--threads".to_owned(),
-        reason: e.to_string(),
-    })?;
+    let pool = pool(options.threads)?;
     let job = Job { origin, plan, store, quantizer, options, backend, events, stop };
     let mut report = pool.install(|| job.run())?;
     report.seconds = start.elapsed().as_secs_f64();
     job.finish(checkpoint, report)
+}
+
+/// Threads for the arithmetic of a job.
+pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
+    pool.map_err(|e| ConvertError::Option { field: "--threads".to_owned(), reason: e.to_string() })
 }
 
 impl Job<'_> {

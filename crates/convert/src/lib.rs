@@ -16,6 +16,7 @@ pub mod exl3;
 pub mod hessian;
 pub mod job;
 pub mod matrix;
+pub mod measure;
 pub mod memory;
 pub mod origin;
 pub mod output;

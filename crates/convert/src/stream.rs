@@ -48,22 +48,6 @@ impl Stream<'_> {
         self.states(layer).exists(self.calibration.tokens(), self.hidden())
     }
 
-    fn batch(&self, tokens: &[u32]) -> Batch {
-        let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_SIZE) as u32).collect();
-        let mut batch = Batch::new(BLOCK_SIZE);
-        batch.push(tokens, 0, &blocks, self.calibration.columns() as u32, 0);
-        batch
-    }
-
-    fn cache(&self, backend: &dyn Backend, block: &BlockSpec) -> Result<Cache> {
-        Ok(backend.create_cache(&CacheSpec {
-            layers: vec![block.mixer.cache_layer()],
-            block_size: BLOCK_SIZE,
-            num_blocks: self.calibration.columns().div_ceil(BLOCK_SIZE),
-            dtype: DType::F32,
-        })?)
-    }
-
     /// Embeds the rows with the stored `table`: states in front of block 0.
     ///
     /// # Errors
@@ -77,7 +61,7 @@ impl Stream<'_> {
         let table = self.backend.load_embedding(&weight)?;
         self.states(0).write(self.calibration.rows.len(), |row| {
             (self.tick)(row)?;
-            let batch = self.batch(&self.calibration.rows[row]);
+            let batch = batch(&self.calibration.rows[row], self.calibration.columns());
             let x = self.backend.embed(&table, &batch, origin.output.embedding.scale)?;
             Ok(self.backend.download(&x)?)
         })
@@ -95,7 +79,7 @@ impl Stream<'_> {
             Loader::new(self.origin.source.checkpoint(), capture.clone(), &mut progress)
                 .with_tag(&tag);
         let block = Block::load(&mut loader, spec)?;
-        let cache = self.cache(capture.as_ref(), spec)?;
+        let cache = cache(capture.as_ref(), spec, self.calibration.columns())?;
         let mut states = self.states(layer).open(self.hidden())?;
         for (row, tokens) in self.calibration.rows.iter().enumerate() {
             (self.tick)(row)?;
@@ -115,7 +99,7 @@ impl Stream<'_> {
         let mut progress = |_| {};
         let mut loader = Loader::new(&view, self.backend.clone(), &mut progress);
         let block = Block::load(&mut loader, spec)?;
-        let cache = self.cache(self.backend.as_ref(), spec)?;
+        let cache = cache(self.backend.as_ref(), spec, self.calibration.columns())?;
         let mut states = self.states(layer).open(self.hidden())?;
         self.states(layer + 1).write(self.calibration.rows.len(), |row| {
             (self.tick)(row)?;
@@ -134,7 +118,7 @@ impl Stream<'_> {
         tokens: &[u32],
         x: Vec<f32>,
     ) -> Result<Tensor> {
-        let batch = self.batch(tokens);
+        let batch = batch(tokens, self.calibration.columns());
         let x = backend.upload(tokens.len(), self.hidden(), x)?;
         Ok(block.forward(&Step { backend, batch: &batch, cache }, 0, x, &mut None)?)
     }
@@ -183,13 +167,13 @@ impl Stream<'_> {
         let Some(mtp) = Mtp::load(&mut loader, &origin.spec)? else { return Ok(Hessians::new()) };
         let table =
             self.backend.load_embedding(&origin.source.linear(&origin.embedding_spec())?)?;
-        let cache = self.cache(capture.as_ref(), &spec.block)?;
+        let cache = cache(capture.as_ref(), &spec.block, self.calibration.columns())?;
         self.normed(|tokens, hidden| {
             let rows = tokens.len() - 1;
             if rows == 0 {
                 return Ok(());
             }
-            let batch = self.batch(&tokens[1..]);
+            let batch = batch(&tokens[1..], self.calibration.columns());
             let keep: Vec<u32> = (0..rows as u32).collect();
             let hidden = self.backend.gather_rows(&hidden, &keep)?;
             let embedded = self.backend.embed(&table, &batch, origin.spec.embedding.scale)?;
@@ -199,4 +183,25 @@ impl Stream<'_> {
         })?;
         Ok(capture.take())
     }
+}
+
+/// One row from an empty cache, of at most `columns` tokens.
+pub fn batch(tokens: &[u32], columns: usize) -> Batch {
+    let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_SIZE) as u32).collect();
+    let mut batch = Batch::new(BLOCK_SIZE);
+    batch.push(tokens, 0, &blocks, columns as u32, 0);
+    batch
+}
+
+/// A cache of one layer for one row of at most `columns` tokens.
+///
+/// # Errors
+/// When it does not fit.
+pub fn cache(backend: &dyn Backend, block: &BlockSpec, columns: usize) -> Result<Cache> {
+    Ok(backend.create_cache(&CacheSpec {
+        layers: vec![block.mixer.cache_layer()],
+        block_size: BLOCK_SIZE,
+        num_blocks: columns.div_ceil(BLOCK_SIZE),
+        dtype: DType::F32,
+    })?)
 }

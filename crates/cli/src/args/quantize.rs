@@ -69,7 +69,10 @@ pub struct Quantize {
     /// One JSON document.
     #[arg(long)]
     pub json: bool,
-    /// Write a page with pictures.
+    /// Measure perplexity and divergence on this text afterwards (its first 8192 tokens).
+    #[arg(long, value_name = "FILE")]
+    pub evaluate: Option<PathBuf>,
+    /// Write a page with pictures; quality is measured on text held out from calibration.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     #[command(flatten)]

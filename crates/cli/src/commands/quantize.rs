@@ -1,31 +1,54 @@
 //! `marlin quantize`: a full-precision model to EXL3.
 
+mod present;
+mod recipe;
+mod text;
+
 use crate::args::quantize::{CodebookArg, Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
 use crate::{console, exit, loaded, locate};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use marlin_convert::{
-    Calibration, ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, JobReport, Origin,
-    Plan, Role, allocate, memory,
-};
+use marlin_checkpoint::Checkpoint;
+use marlin_convert::allocate::{self, Sensitivity};
+use marlin_convert::measure::Probe;
+use marlin_convert::{ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, Origin, Plan};
+use marlin_engine::evaluate::{PerplexityOptions, perplexity};
+use marlin_models::Model;
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
-use marlin_text::{Specials, Tokenizer};
+use marlin_tensor::Backend;
+use marlin_text::Tokenizer;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Set by Ctrl-C; the job stops at the next matrix.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Share of calibration rows that are random tokens.
-const RANDOM_SHARE: f64 = 0.06;
+/// Tokens per row of the probe that groups are measured on, and rows.
+const PROBE: (usize, usize) = (256, 24);
+/// Most bytes of the probe's log-probabilities.
+const PROBE_BYTES: usize = 1 << 30;
+/// Tokens that the probe's Hessians are made from, at most.
+const PROBE_CALIBRATION: usize = 32_768;
 
 /// Plans, quantizes and reports.
 pub fn run(args: &Quantize) -> Result<ExitCode> {
+    match quantize(args) {
+        Err(e) if matches!(e.downcast_ref(), Some(ConvertError::Stopped)) => {
+            console::note(
+                "stopped; every finished matrix is kept. To go on, run the same command:",
+            );
+            console::note(&format!("  {}", command_line()));
+            Ok(ExitCode::from(exit::INTERRUPTED))
+        }
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn quantize(args: &Quantize) -> Result<()> {
     let Format::Exl3 = args.format;
     let checkpoint = locate::open(Some(&args.model))?;
     let tokenizer = Tokenizer::open(&checkpoint)?;
@@ -36,75 +59,215 @@ pub fn run(args: &Quantize) -> Result<ExitCode> {
         CodebookArg::Mcg => Codebook::Mcg(MCG_MULTIPLIER),
         CodebookArg::ThreeInst => Codebook::ThreeInst,
     };
-    let rates = allocate::rates(codebook);
-    let mut bits = allocate::rule(&plan, &rates, args.bits, args.head_bits)?;
-    if let Some(path) = &args.recipe {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        apply_recipe(&text, &plan, &mut bits)
-            .map_err(|e| exit::usage(format!("{}: {e}", path.display())))?;
-    }
-    if let Some(bad) = bits.iter().find(|b| !rates.contains(b)) {
-        let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
-        let name = codebook.name();
-        return Err(exit::usage(format!("{name} has no rate {bad}; it has {}", rates.join(", "))));
-    }
-    let calibration = calibration(args, &tokenizer, origin.output.vocab_size)?;
+    let text = text::read(args, &tokenizer, origin.output.vocab_size)?;
     let threads = args
         .device
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let files = match origin.is_gguf() {
+        true => Vec::new(),
+        false => Vec::new(),
+    };
+    let choices = recipe::settings(&args.set)?;
+    let device = DeviceArgs {
+        activations: Some(ActivationsArg::Float),
+        threads: args.device.threads,
+        device: args.device.device,
+    };
+    let work = Work {
+        args,
+        checkpoint: &checkpoint,
+        origin: &origin,
+        plan: &plan,
+        backend: loaded::backend(&device, ActivationsArg::Float)?,
+        quantizer: Exl3Quantizer { encoder: loaded::encoder()?, codebook, options: choices },
+        threads,
+    };
+    if !args.plan_only {
+        on_interrupt()?;
+    }
     let options = JobOptions {
         output: args.output.clone(),
-        bits,
+        bits: work.bits(&text)?,
         requested_bits: args.bits,
         embedding_bits: (args.embedding_bits < 16).then_some(args.embedding_bits),
-        calibration,
+        calibration: text.calibration,
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),
         threads,
         max_memory: args.max_memory,
         fresh: args.fresh,
-        files: Vec::new(),
+        files,
     };
     if args.plan_only {
-        return print_plan(args, &plan, &origin, &options).map(|()| ExitCode::SUCCESS);
+        return present::plan(args, &plan, &origin, &options);
     }
-    let quantizer = Exl3Quantizer {
-        encoder: loaded::encoder()?,
-        codebook,
-        options: settings(&args.set)?,
+    let total: u64 =
+        plan.targets.iter().map(|t| t.spec.out_features as u64 * t.spec.in_features as u64).sum();
+    let bar = Mutex::new(console::bar(total, "quantizing", false));
+    let report = marlin_convert::run(
+        &checkpoint,
+        work.backend.clone(),
+        &work.quantizer,
+        &options,
+        &|e| show(&bar, &e),
+        &STOP,
+    );
+    bar.lock().unwrap_or_else(|e| e.into_inner()).finish_and_clear();
+    let report = report?;
+    // The measurements are only worth keeping for a job that is not finished.
+    let _ = std::fs::remove_dir_all(args.output.join(MEASURED));
+    let quality = match args.report.is_some() || args.evaluate.is_some() {
+        true => work.quality(&text.held_out)?,
+        false => None,
     };
-    let backend = loaded::backend(
-        &DeviceArgs {
-            activations: Some(ActivationsArg::Float),
-            threads: args.device.threads,
-            device: args.device.device,
-        },
-        ActivationsArg::Float,
-    )?;
+    if let Some(path) = &args.report {
+        let bytes = checkpoint.tensor_bytes();
+        present::page(path, args, bytes, &plan, &report, quality.as_ref())?;
+    }
+    present::report(args, &plan, &options, &report, quality.as_ref())
+}
+
+/// Ctrl-C once stops at the next matrix, twice at once.
+fn on_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(exit::INTERRUPTED.into());
         }
         console::note("stopping after this matrix; press Ctrl-C again to stop at once");
     })
-    .context("cannot catch Ctrl-C")?;
-    let total: u64 =
-        plan.targets.iter().map(|t| t.spec.out_features as u64 * t.spec.in_features as u64).sum();
-    let bar = Mutex::new(console::bar(total, "quantizing", false));
-    let report =
-        marlin_convert::run(&checkpoint, backend, &quantizer, &options, &|e| show(&bar, &e), &STOP);
-    bar.lock().unwrap_or_else(|e| e.into_inner()).finish_and_clear();
-    match report {
-        Err(ConvertError::Stopped) => {
-            console::note(
-                "stopped; every finished matrix is kept. To go on, run the same command again:",
-            );
-            console::note(&format!("  {}", command_line()));
-            Ok(ExitCode::from(exit::INTERRUPTED))
+    .context("cannot catch Ctrl-C")
+}
+
+/// Folder of measurements inside the output.
+const MEASURED: &str = ".measure";
+
+/// What the steps of a job share.
+struct Work<'a> {
+    args: &'a Quantize,
+    checkpoint: &'a Checkpoint,
+    origin: &'a Origin<'a>,
+    plan: &'a Plan,
+    backend: Arc<dyn Backend>,
+    quantizer: Exl3Quantizer,
+    threads: usize,
+}
+
+impl Work<'_> {
+    /// Rates of every group: by rule or by measurement, then by recipe.
+    fn bits(&self, text: &text::Text) -> Result<Vec<f64>> {
+        let Quantize { bits, head_bits, .. } = *self.args;
+        let rates = allocate::rates(self.quantizer.codebook);
+        let mut chosen = allocate::rule(self.plan, &rates, bits, head_bits)?;
+        if self.args.measure {
+            let found = self.sensitivities(text, &rates)?;
+            chosen = allocate::measured(self.plan, &rates, bits, head_bits, &found)?;
         }
-        Err(e) => Err(e.into()),
-        Ok(report) => print_report(args, &plan, &options, &report).map(|()| ExitCode::SUCCESS),
+        if let Some(path) = &self.args.recipe {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            recipe::apply_recipe(&text, self.plan, &mut chosen)
+                .map_err(|e| exit::usage(format!("{}: {e}", path.display())))?;
+        }
+        if let Some(bad) = chosen.iter().find(|b| !rates.contains(b)) {
+            let name = self.quantizer.codebook.name();
+            let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
+            let known = rates.join(", ");
+            return Err(exit::usage(format!("{name} has no rate {bad}; it has {known}")));
+        }
+        Ok(chosen)
+    }
+
+    /// Measured on rows of the calibration text, or read back from an earlier run of the same job.
+    fn sensitivities(&self, text: &text::Text, rates: &[f64]) -> Result<Vec<Sensitivity>> {
+        let directory = self.args.output.join(MEASURED);
+        let file = directory.join("sensitivities.json");
+        let floor = rates.iter().rev().find(|r| **r <= self.args.bits).copied().unwrap_or(1.0);
+        let around: Vec<f64> =
+            rates.iter().copied().filter(|r| *r == floor - 1.0 || *r == floor + 1.0).collect();
+        let measured = if around.is_empty() { vec![floor] } else { around };
+        let settings = json!({
+            "source": marlin_convert::report::fingerprint(self.checkpoint),
+            "rates": measured,
+            "codebook": self.quantizer.codebook.name(),
+            "text": marlin_convert::report::hash(&json!(text.calibration.rows)),
+            "seed": self.args.seed,
+        });
+        let kept: Option<Value> =
+            std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(kept) = kept.filter(|k| k["settings"] == settings && !self.args.fresh) {
+            return Ok(serde_json::from_value(kept["sensitivities"].clone())?);
+        }
+        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        let columns = PROBE.0;
+        let vocab_size = self.origin.output.vocab_size;
+        let fit = PROBE_BYTES / (vocab_size * 4 * columns / 2);
+        let all: Vec<&[u32]> =
+            text.calibration.rows.iter().flat_map(|r| r.chunks_exact(columns)).collect();
+        let rows = PROBE.1.min(fit.max(1)).min(all.len().max(1));
+        let rows: Vec<Vec<u32>> =
+            (0..rows.min(all.len())).map(|i| all[i * all.len() / rows].to_vec()).collect();
+        let mut calibration = text.calibration.clone();
+        let keep = (PROBE_CALIBRATION / calibration.columns().max(1)).max(1);
+        calibration.rows.truncate(keep);
+        let bar = console::bar(1, "measuring", false);
+        let tick = |done: usize, total: usize| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            match STOP.load(Ordering::SeqCst) {
+                true => Err(ConvertError::Stopped),
+                false => Ok(()),
+            }
+        };
+        let quick = Exl3Options { passes: 0, ..self.quantizer.options.clone() };
+        let quantizer = Exl3Quantizer {
+            encoder: self.quantizer.encoder.clone(),
+            codebook: self.quantizer.codebook,
+            options: quick,
+        };
+        let probe = Probe {
+            origin: self.origin,
+            plan: self.plan,
+            backend: self.backend.clone(),
+            quantizer: &quantizer,
+            calibration: &calibration,
+            rows: &rows,
+            rates: &measured,
+            directory: &directory,
+            seed: self.args.seed,
+            threads: self.threads,
+            tick: &tick,
+        };
+        let found = probe.run();
+        bar.finish_and_clear();
+        let found = found?;
+        let document = json!({ "settings": settings, "sensitivities": found });
+        std::fs::write(&file, format!("{document:#}\n"))
+            .with_context(|| file.display().to_string())?;
+        Ok(found)
+    }
+
+    /// Source and output on the held-out text; `None` when there is none.
+    fn quality(&self, held_out: &[u32]) -> Result<Option<present::Quality>> {
+        if held_out.len() < text::WINDOW {
+            return Ok(None);
+        }
+        let made = Checkpoint::open(&self.args.output)?;
+        let load = |checkpoint: &Checkpoint| -> Result<Model> {
+            let spec = marlin_models::spec(checkpoint)?;
+            Ok(Model::load(checkpoint, spec, self.backend.clone(), &mut |_| {})?)
+        };
+        let (source, made) = (load(self.checkpoint)?, load(&made)?);
+        let options =
+            PerplexityOptions { window: text::WINDOW, score_from: text::WINDOW / 2, windows: None };
+        let before = perplexity(&source, held_out, &options, None, &mut |_| {})?;
+        let after = perplexity(&made, held_out, &options, Some(&source), &mut |_| {})?;
+        Ok(Some(present::Quality {
+            before: before.perplexity,
+            after: after.perplexity,
+            kl_divergence: after.kl_divergence.unwrap_or_default(),
+            top1_agreement: after.top1_agreement.unwrap_or_default(),
+            tokens: after.tokens_scored,
+        }))
     }
 }
 
@@ -142,179 +305,4 @@ fn show(bar: &Mutex<ProgressBar>, event: &Event) {
         }
         Event::Writing => bar.set_message("writing and reading back"),
     }
-}
-
-/// The quantizer's choices with `KEY=VALUE`s applied.
-fn settings(changes: &[String]) -> Result<Exl3Options> {
-    let mut value = serde_json::to_value(Exl3Options::default())?;
-    for change in changes {
-        let (key, text) = change
-            .split_once('=')
-            .ok_or_else(|| exit::usage(format!("--set {change}: expected KEY=VALUE")))?;
-        let known = flat_keys(&value).join(", ");
-        let unknown = || exit::usage(format!("--set {change}: unknown key; there are {known}"));
-        let place = key.split('.').try_fold(&mut value, |v, k| v.get_mut(k)).ok_or_else(unknown)?;
-        *place =
-            serde_json::from_str(text).map_err(|e| exit::usage(format!("--set {change}: {e}")))?;
-    }
-    serde_json::from_value(value).map_err(|e| exit::usage(format!("--set: {e}")))
-}
-
-fn flat_keys(value: &Value) -> Vec<String> {
-    let Some(object) = value.as_object() else { return Vec::new() };
-    let of = |(key, value): (&String, &Value)| match value.is_object() {
-        true => flat_keys(value).into_iter().map(|k| format!("{key}.{k}")).collect(),
-        false => vec![key.clone()],
-    };
-    object.iter().flat_map(of).collect()
-}
-
-/// Tokens of the calibration text.
-fn calibration(args: &Quantize, tokenizer: &Tokenizer, vocab_size: usize) -> Result<Calibration> {
-    let mut documents = Vec::new();
-    for path in &args.calibration {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        documents.push(tokenizer.encode(&text, Specials::NONE)?);
-    }
-    if args.calibration.is_empty() {
-        return Err(exit::usage("--calibration FILE is needed"));
-    }
-    Ok(Calibration::new(
-        documents,
-        args.calibration_tokens,
-        args.calibration_columns,
-        vocab_size,
-        RANDOM_SHARE,
-        args.seed,
-    )?)
-}
-
-/// Sets the rates that the lines of a recipe name: `PATTERN BITS`, `*` matching anything, `#` a comment.
-fn apply_recipe(text: &str, plan: &Plan, bits: &mut [f64]) -> Result<(), String> {
-    for (number, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or_default().trim();
-        if line.is_empty() {
-            continue;
-        }
-        let at = number + 1;
-        let (pattern, rate) = line
-            .rsplit_once(char::is_whitespace)
-            .ok_or(format!("line {at}: expected PATTERN BITS"))?;
-        let rate: f64 = rate.parse().map_err(|e| format!("line {at}: {rate:?}: {e}"))?;
-        let pattern = pattern.trim();
-        let mut matched = false;
-        for (g, group) in plan.groups.iter().enumerate() {
-            let keys = plan.targets.iter().filter(|t| t.group == g).map(|t| t.spec.key.as_str());
-            if keys.chain([group.name.as_str()]).any(|key| glob(pattern, key)) {
-                bits[g] = rate;
-                matched = true;
-            }
-        }
-        if !matched {
-            return Err(format!("line {at}: {pattern} matches no matrix"));
-        }
-    }
-    Ok(())
-}
-
-/// Whether `text` matches `pattern`, whose `*` stand for anything.
-fn glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut last = None;
-    for part in parts {
-        last = Some(part);
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    match last {
-        None => rest.is_empty(),
-        Some(part) => part.is_empty() || rest.is_empty() || text.ends_with(part),
-    }
-}
-
-fn print_plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
-    let weights: u64 = plan.groups.iter().map(|g| g.weights).sum();
-    let disk = memory::disk_bytes(plan, origin, options);
-    if args.json {
-        let groups: Vec<Value> = plan
-            .groups
-            .iter()
-            .zip(&options.bits)
-            .map(|(g, bits)| json!({"name": g.name, "role": g.role, "layer": g.layer, "weights": g.weights, "bits": bits}))
-            .collect();
-        return console::json(&json!({
-            "model": args.model,
-            "matrices": plan.targets.len(),
-            "weights": weights,
-            "calibration_tokens": options.calibration.tokens(),
-            "disk_bytes": disk,
-            "groups": groups,
-        }));
-    }
-    for (group, bits) in plan.groups.iter().zip(&options.bits) {
-        console::line(&format!(
-            "{:>4} bits  {:>8}  {}",
-            bits,
-            console::count(group.weights),
-            group.name
-        ))?;
-    }
-    console::line(&format!(
-        "{} matrices, {} weights, {} calibration tokens; at most {} of disk while it runs",
-        plan.targets.len(),
-        console::count(weights),
-        options.calibration.tokens(),
-        console::bytes(disk)
-    ))?;
-    Ok(())
-}
-
-fn print_report(
-    args: &Quantize,
-    plan: &Plan,
-    options: &JobOptions,
-    report: &JobReport,
-) -> Result<()> {
-    if args.json {
-        let mut document = serde_json::to_value(report)?;
-        document["model"] = json!(args.model);
-        document["output"] = json!(options.output);
-        document["groups"] = plan
-            .groups
-            .iter()
-            .zip(&options.bits)
-            .map(|(g, bits)| json!({"name": g.name, "bits": bits}))
-            .collect();
-        return console::json(&document);
-    }
-    let shown = |path: &Path| path.display().to_string();
-    console::line(&format!(
-        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s",
-        shown(&options.output),
-        report.bits,
-        report.stored_bits,
-        report.head_stored_bits,
-        report.all_stored_bits,
-        console::bytes(report.file_bytes),
-        report.seconds
-    ))?;
-    let worst = report.tensors.iter().filter(|t| t.proxy_error.is_finite());
-    if let Some(worst) = worst.max_by(|a, b| a.proxy_error.total_cmp(&b.proxy_error)) {
-        console::line(&format!(
-            "largest output error {:.4}: {}",
-            worst.relative_output_error, worst.key
-        ))?;
-    }
-    let starved = report.tensors.iter().filter(|t| t.fallback.is_some()).count();
-    if starved > 0 {
-        console::line(&format!(
-            "{starved} matrices without calibration of their own (--json says why)"
-        ))?;
-    }
-    let _ = plan.groups.iter().any(|g| g.role == Role::Head);
-    Ok(())
 }

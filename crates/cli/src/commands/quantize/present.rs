@@ -1,0 +1,182 @@
+//! What the verb prints and writes about a plan and a finished job.
+
+use crate::args::quantize::Quantize;
+use crate::console;
+use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
+use anyhow::{Context, Result};
+use marlin_convert::{JobOptions, JobReport, Origin, Plan, memory};
+use serde_json::{Value, json};
+use std::path::Path;
+
+pub fn plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
+    let weights: u64 = plan.groups.iter().map(|g| g.weights).sum();
+    let disk = memory::disk_bytes(plan, origin, options);
+    if args.json {
+        let groups: Vec<Value> = plan
+            .groups
+            .iter()
+            .zip(&options.bits)
+            .map(|(g, bits)| json!({"name": g.name, "role": g.role, "layer": g.layer, "weights": g.weights, "bits": bits}))
+            .collect();
+        return console::json(&json!({
+            "model": args.model,
+            "matrices": plan.targets.len(),
+            "weights": weights,
+            "calibration_tokens": options.calibration.tokens(),
+            "disk_bytes": disk,
+            "groups": groups,
+        }));
+    }
+    for (group, bits) in plan.groups.iter().zip(&options.bits) {
+        console::line(&format!(
+            "{:>4} bits  {:>8}  {}",
+            bits,
+            console::count(group.weights),
+            group.name
+        ))?;
+    }
+    console::line(&format!(
+        "{} matrices, {} weights, {} calibration tokens; at most {} of disk while it runs",
+        plan.targets.len(),
+        console::count(weights),
+        options.calibration.tokens(),
+        console::bytes(disk)
+    ))?;
+    Ok(())
+}
+
+/// Quality of the source and of what was made, on text that nothing was fitted to.
+pub struct Quality {
+    /// Perplexity of the source.
+    pub before: f64,
+    /// Perplexity of the output.
+    pub after: f64,
+    /// Mean KL divergence of the output from the source, nats.
+    pub kl_divergence: f64,
+    /// Share of positions with the source's likeliest token.
+    pub top1_agreement: f64,
+    /// Tokens scored.
+    pub tokens: usize,
+}
+
+/// Prints a finished job.
+pub fn report(
+    args: &Quantize,
+    plan: &Plan,
+    options: &JobOptions,
+    report: &JobReport,
+    quality: Option<&Quality>,
+) -> Result<()> {
+    if args.json {
+        let mut document = serde_json::to_value(report)?;
+        document["model"] = json!(args.model);
+        document["output"] = json!(options.output);
+        document["groups"] = plan
+            .groups
+            .iter()
+            .zip(&options.bits)
+            .map(|(g, bits)| json!({"name": g.name, "bits": bits}))
+            .collect();
+        if let Some(q) = quality {
+            document["quality"] = json!({
+                "perplexity_before": q.before,
+                "perplexity_after": q.after,
+                "kl_divergence": q.kl_divergence,
+                "top1_agreement": q.top1_agreement,
+                "tokens_scored": q.tokens,
+            });
+        }
+        return console::json(&document);
+    }
+    let shown = |path: &Path| path.display().to_string();
+    console::line(&format!(
+        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s",
+        shown(&options.output),
+        report.bits,
+        report.stored_bits,
+        report.head_stored_bits,
+        report.all_stored_bits,
+        console::bytes(report.file_bytes),
+        report.seconds
+    ))?;
+    let worst = report.tensors.iter().filter(|t| t.proxy_error.is_finite());
+    if let Some(worst) = worst.max_by(|a, b| a.proxy_error.total_cmp(&b.proxy_error)) {
+        console::line(&format!(
+            "largest output error {:.4}: {}",
+            worst.relative_output_error, worst.key
+        ))?;
+    }
+    let starved = report.tensors.iter().filter(|t| t.fallback.is_some()).count();
+    if starved > 0 {
+        console::line(&format!(
+            "{starved} matrices without calibration of their own (--json says why)"
+        ))?;
+    }
+    if let Some(q) = quality {
+        console::line(&format!(
+            "held-out text: perplexity {:.3} before, {:.3} after; KL {:.4}, top-1 agreement {:.1} %",
+            q.before,
+            q.after,
+            q.kl_divergence,
+            q.top1_agreement * 100.0
+        ))?;
+    }
+    Ok(())
+}
+
+/// Writes the page with pictures.
+pub fn page(
+    path: &Path,
+    args: &Quantize,
+    source_bytes: u64,
+    plan: &Plan,
+    report: &JobReport,
+    quality: Option<&Quality>,
+) -> Result<()> {
+    let rounded = |v: f64| format!("{v:.3}");
+    let row = |name: &str, bits, bytes, perplexity, kl| QualityRow {
+        name: name.to_owned(),
+        bits_per_weight: bits,
+        file_bytes: bytes,
+        perplexity,
+        kl_divergence: kl,
+    };
+    let weights: u64 = report.tensors.iter().map(|t| (t.shape[0] * t.shape[1]) as u64).sum();
+    let source_bits = source_bytes as f64 * 8.0 / weights as f64;
+    let quality = quality.map_or(Vec::new(), |q| {
+        vec![
+            row("source", source_bits, source_bytes, q.before, None),
+            row("EXL3", report.all_stored_bits, report.file_bytes, q.after, Some(q.kl_divergence)),
+        ]
+    });
+    let tensors = report.tensors.iter().map(|t| TensorRow {
+        name: t.key.clone(),
+        bits: t.bits,
+        shape: t.shape,
+        proxy_error: t.proxy_error,
+        relative_output_error: t.proxy_error,
+        cosine: t.cosine,
+        seconds: t.seconds,
+        tokens: t.calibration_rows,
+        fallback: t.fallback.clone(),
+    });
+    let experts = report.experts.iter().map(|e| ExpertRow {
+        layer: plan.groups.iter().find(|g| g.name == e.layer).map_or(0, |g| g.layer),
+        counts: e.tokens.clone(),
+    });
+    let page = html(&QuantizationReport {
+        title: format!("{} in EXL3, {} bits", args.model, args.bits),
+        summary: vec![
+            ("bits per weight".to_owned(), rounded(report.bits)),
+            ("stored, with scales and padding".to_owned(), rounded(report.stored_bits)),
+            ("stored, output projection".to_owned(), rounded(report.head_stored_bits)),
+            ("files".to_owned(), console::bytes(report.file_bytes)),
+            ("calibration tokens".to_owned(), args.calibration_tokens.to_string()),
+            ("seconds".to_owned(), format!("{:.0}", report.seconds)),
+        ],
+        quality,
+        tensors: tensors.collect(),
+        experts: experts.collect(),
+    });
+    std::fs::write(path, page).with_context(|| path.display().to_string())
+}
