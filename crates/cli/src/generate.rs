@@ -23,7 +23,7 @@ pub fn catch_interrupt() -> Result<()> {
     ctrlc::set_handler(|| {
         let (now, then) = (Ordering::SeqCst, Ordering::SeqCst);
         if STATE.compare_exchange(ANSWERING, INTERRUPTED, now, then).is_err() {
-            std::process::exit(i32::from(crate::exit::INTERRUPTED));
+            crate::exit::interrupted();
         }
     })?;
     Ok(())

@@ -84,7 +84,7 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     let model = model?;
     if let Some(first) = model.unused_tensors().first() {
         let count = model.unused_tensors().len();
-        console::note(&format!("note: {count} stored tensors have no effect here, {first} is one"));
+        console::note(&format!("note: tensors without effect here: {count}, the first is {first}"));
     }
     let backend = model.backend().name();
     console::detail(&format!("loaded in {:.2} s on {backend}", start.elapsed().as_secs_f64()));

@@ -28,10 +28,7 @@ pub fn run(args: &Pull) -> Result<ExitCode> {
         return finish(args, &path, Vec::new(), Instant::now());
     }
     let client = Client::from_environment()?;
-    ctrlc::set_handler(|| {
-        console::note("interrupted; the same command continues");
-        std::process::exit(i32::from(exit::INTERRUPTED));
-    })?;
+    exit::say_when_interrupted("interrupted; the same command continues");
     let started = Instant::now();
     let commit = client.commit(&id, &args.revision)?;
     let files = client.files(&id, &commit)?;

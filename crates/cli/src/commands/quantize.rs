@@ -24,9 +24,6 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Set by Ctrl-C; the job stops at the next matrix.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 /// Tokens per row of the probe that groups are measured on, and rows.
 const PROBE: (usize, usize) = (256, 24);
 /// Most bytes of the probe's log-probabilities.
@@ -82,10 +79,8 @@ fn quantize(args: &Quantize) -> Result<()> {
         backend: loaded::backend(&device, ActivationsArg::Float)?,
         quantizer: Exl3Quantizer { encoder: loaded::encoder()?, codebook, options: choices },
         threads,
+        stop: exit::stop_when_interrupted(),
     };
-    if !args.plan_only {
-        on_interrupt()?;
-    }
     let options = JobOptions {
         output: args.output.clone(),
         bits: work.bits(&text)?,
@@ -111,7 +106,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         &work.quantizer,
         &options,
         &|e| show(&bar, &e),
-        &STOP,
+        work.stop,
     );
     bar.lock().unwrap_or_else(|e| e.into_inner()).finish_and_clear();
     let report = report?;
@@ -128,17 +123,6 @@ fn quantize(args: &Quantize) -> Result<()> {
     present::report(args, &plan, &options, &report, quality.as_ref())
 }
 
-/// Ctrl-C once stops at the next matrix, twice at once.
-fn on_interrupt() -> Result<()> {
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            std::process::exit(exit::INTERRUPTED.into());
-        }
-        console::note("stopping after this matrix; press Ctrl-C again to stop at once");
-    })
-    .context("cannot catch Ctrl-C")
-}
-
 /// Folder of measurements inside the output.
 const MEASURED: &str = ".measure";
 
@@ -151,6 +135,7 @@ struct Work<'a> {
     backend: Arc<dyn Backend>,
     quantizer: Exl3Quantizer,
     threads: usize,
+    stop: &'static AtomicBool,
 }
 
 impl Work<'_> {
@@ -213,7 +198,7 @@ impl Work<'_> {
         let tick = |done: usize, total: usize| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
-            match STOP.load(Ordering::SeqCst) {
+            match self.stop.load(Ordering::SeqCst) {
                 true => Err(ConvertError::Stopped),
                 false => Ok(()),
             }
