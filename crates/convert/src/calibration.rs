@@ -27,8 +27,7 @@ impl Calibration {
     ) -> Result<Self, ConvertError> {
         let mut rows = Vec::new();
         let wanted = (tokens / columns).max(1);
-        let random_rows = (wanted as f64 * random_share).round() as usize;
-        let text_rows = wanted.saturating_sub(random_rows).max(1);
+        let text_rows = ((wanted as f64 * (1.0 - random_share)).round() as usize).max(1);
         let mut all: Vec<u32> = Vec::new();
         for document in documents {
             all.extend(document);
@@ -54,6 +53,8 @@ impl Calibration {
             let start = row * available / used * columns;
             rows.push(all[start..start + columns].to_vec());
         }
+        let share = random_share / (1.0 - random_share);
+        let random_rows = ((used as f64 * share).round() as usize).min(wanted - used.min(wanted));
         let mut random = Random(seed ^ 0x5EED);
         for _ in 0..random_rows {
             let mut id = || (random.next() % vocab_size as u64) as u32;

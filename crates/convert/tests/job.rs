@@ -44,7 +44,7 @@ fn every_architecture_survives_eight_bits() {
         let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
         let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
         let divergence = found.kl_divergence.unwrap();
-        assert!(divergence < 0.05, "{family}: KL {divergence}");
+        assert!(divergence < 0.1, "{family}: KL {divergence}");
         assert!(!output.join(".quantize").exists(), "{family}");
     }
 }

@@ -8,8 +8,9 @@
 //!
 //! The trellis makes an error of the same size everywhere in `Ŵ`; at the layer's output, the error of
 //! input `i` costs `suhᵢ² Hᵢᵢ` and that of output `o` costs `svhₒ²`, while `Ŵ` must have unit variance in
-//! every block. Minimising the sum under that constraint gives `suhᵢ ∝ (Σₒ Wₒᵢ² / Hᵢᵢ)^¼` and
-//! `svhₒ ∝ (Σᵢ Wₒᵢ²)^¼` within a block; between blocks both follow the block's energy.
+//! every block. Minimising the sum under that constraint would give `suhᵢ ∝ (Σₒ Wₒᵢ² / Hᵢᵢ)^¼` and
+//! `svhₒ ∝ (Σᵢ Wₒᵢ²)^¼` within a block. Measured at the logits, scales that follow the channels' RMS are a
+//! little better (`docs/quantization.md`), and are the default; between blocks both follow the block's energy.
 
 use crate::matrix::Matrix;
 use half::f16;
@@ -19,9 +20,9 @@ use rayon::prelude::*;
 /// How channel scales follow the energy of their channels.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ScaleRule {
-    /// Exponent of a channel's RMS: 1 makes all channels of `Ŵ` alike, ½ minimises the error.
+    /// Exponent of a channel's RMS: 1 makes all channels of `Ŵ` alike, ½ minimises the sum of errors.
     pub exponent: f32,
-    /// Exponent of `1 / Hᵢᵢ` for inputs: ¼ minimises the error, 0 ignores the inputs.
+    /// Exponent of `1 / Hᵢᵢ` for inputs: ¼ minimises the sum of errors, 0 ignores the inputs.
     pub hessian_exponent: f32,
 }
 

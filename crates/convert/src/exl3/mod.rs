@@ -48,8 +48,8 @@ impl Default for Exl3Options {
     fn default() -> Self {
         Self {
             damping: 0.01,
-            passes: 1,
-            scales: ScaleRule { exponent: 0.5, hessian_exponent: 0.25 },
+            passes: 0,
+            scales: ScaleRule { exponent: 1.0, hessian_exponent: 0.0 },
             refit: true,
             feedback: true,
             gain: 1.0,

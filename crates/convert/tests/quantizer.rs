@@ -1,0 +1,137 @@
+//! One matrix at a time: what calibration, passes and fits are worth, and that the report tells the truth.
+
+mod common;
+
+use common::{Greedy, MUL1, quantizer};
+use marlin_convert::exl3::basis::Random;
+use marlin_convert::matrix::{Matrix, dot};
+use marlin_convert::quantizer::LinearInput;
+use marlin_convert::{Exl3Options, Exl3Quantizer, Quantizer, TensorReport};
+use marlin_cpu::{CpuEncoder, Level};
+use marlin_tensor::Weight;
+use std::sync::Arc;
+
+fn gaussian(rows: usize, columns: usize, seed: u64) -> Matrix {
+    let mut random = Random(seed);
+    let mut uniform = || ((random.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let mut normal =
+        || (-2.0 * uniform().ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform()).cos();
+    Matrix::new(rows, columns, (0..rows * columns).map(|_| normal() as f32).collect())
+}
+
+/// Inputs that lie near a few directions, as those of language models do.
+fn moments(k: usize, seed: u64) -> Matrix {
+    let mixed = gaussian(600, k / 6, seed).times(&gaussian(k / 6, k, seed + 1));
+    let mut x = gaussian(600, k, seed + 2);
+    x.data.iter_mut().zip(&mixed.data).for_each(|(a, b)| *a = 0.5 * *a + 0.3 * b);
+    let mut h = x.gram();
+    h.data.iter_mut().for_each(|v| *v /= 600.0);
+    h
+}
+
+/// `tr(E H Eᵀ) / tr(W H Wᵀ)` of what the packed weight decodes to.
+fn error(w: &Matrix, packed: &Weight, h: &Matrix) -> f64 {
+    let mut e = w.clone();
+    let decoded = marlin_quant::decode(packed).unwrap();
+    e.data.iter_mut().zip(&decoded).for_each(|(a, b)| *a -= b);
+    dot(&e.times(h).data, &e.data) / dot(&w.times(h).data, &w.data)
+}
+
+fn fast(options: Exl3Options) -> Exl3Quantizer {
+    Exl3Quantizer {
+        encoder: Arc::new(CpuEncoder::new(Level::detect(), 1)),
+        codebook: MUL1,
+        options,
+    }
+}
+
+fn quantize(
+    q: &Exl3Quantizer,
+    w: &Matrix,
+    h: Option<&Matrix>,
+    bits: f64,
+) -> (Weight, TensorReport) {
+    let input = LinearInput {
+        key: "test",
+        weight: w,
+        hessian: h,
+        why_uncalibrated: "no inputs",
+        calibration_rows: 600,
+        seeds: (1, 2),
+    };
+    q.quantize(&input, bits).unwrap()
+}
+
+#[test]
+fn real_moments_beat_random_ones_and_none() {
+    let (w, h) = (gaussian(96, 200, 1), moments(200, 5));
+    let q = fast(Exl3Options { passes: 0, ..Exl3Options::default() });
+    let of = |moments: Option<&Matrix>| error(&w, &quantize(&q, &w, moments, 2.5).0, &h);
+    let (real, random, none) = (of(Some(&h)), of(Some(&moments(200, 99))), of(None));
+    assert!(real < 0.7 * random && real < 0.7 * none, "{real} {random} {none}");
+}
+
+#[test]
+fn every_step_lowers_the_error() {
+    let (w, h) = (gaussian(128, 256, 3), moments(256, 7));
+    let of = |passes, refit| {
+        let q = fast(Exl3Options { passes, refit, ..Exl3Options::default() });
+        error(&w, &quantize(&q, &w, Some(&h), 2.0).0, &h)
+    };
+    let (plain, fitted, once, twice) = (of(0, false), of(0, true), of(1, true), of(2, true));
+    assert!(fitted < plain && once < fitted && twice < once, "{plain} {fitted} {once} {twice}");
+}
+
+#[test]
+fn the_report_says_what_the_file_decodes_to() {
+    let h = moments(200, 11);
+    let mut last = f64::INFINITY;
+    for bits in [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0] {
+        let mut w = gaussian(100, 200, 13);
+        w.row_mut(7).fill(0.0);
+        let (packed, report) = quantize(&fast(Exl3Options::default()), &w, Some(&h), bits);
+        let found = error(&w, &packed, &h);
+        assert!(
+            (found - report.proxy_error).abs() < 0.01 * found + 1e-7,
+            "{bits}: {found} {report:?}"
+        );
+        assert!(found < last, "{bits} bits: {found} after {last}");
+        assert!(marlin_quant::decode(&packed).unwrap()[7 * 200..8 * 200].iter().all(|v| *v == 0.0));
+        last = found;
+    }
+    assert!(last < 1e-4, "{last}");
+}
+
+#[test]
+fn degenerate_matrices_are_kept_or_refused() {
+    let q = quantizer(Arc::new(Greedy));
+    let zero = Matrix::zeros(20, 30);
+    let (packed, report) = quantize(&q, &zero, None, 3.0);
+    assert!(marlin_quant::decode(&packed).unwrap().iter().all(|v| *v == 0.0));
+    assert_eq!((report.proxy_error, report.fallback.as_deref()), (0.0, Some("no inputs")));
+
+    let mut huge = gaussian(20, 30, 1);
+    huge.data.iter_mut().for_each(|v| *v *= 1e30);
+    let (packed, _) = quantize(&q, &huge, None, 3.0);
+    assert!(marlin_quant::decode(&packed).unwrap().iter().all(|v| v.is_finite()));
+
+    let mut tiny = gaussian(20, 30, 1);
+    tiny.data.iter_mut().for_each(|v| *v *= 1e-7);
+    let (packed, report) = quantize(&q, &tiny, None, 6.0);
+    let decoded = marlin_quant::decode(&packed).unwrap();
+    assert!(decoded.iter().all(|v| v.is_finite()) && report.proxy_error.is_finite(), "{report:?}");
+
+    let mut bad = gaussian(20, 30, 1);
+    bad.data[33] = f32::NAN;
+    let input = LinearInput {
+        key: "model.bad",
+        weight: &bad,
+        hessian: None,
+        why_uncalibrated: "",
+        calibration_rows: 0,
+        seeds: (0, 0),
+    };
+    let message = q.quantize(&input, 3.0).unwrap_err().to_string();
+    assert!(message.contains("model.bad") && message.contains("NaN"), "{message}");
+    assert!(q.quantize(&LinearInput { weight: &zero, ..input }, 2.7).is_err());
+}
