@@ -364,6 +364,7 @@ impl Job<'_> {
         (self.events)(Event::Writing);
         let output = &self.options.output;
         let modules = self.modules()?;
+        output::clear(output)?;
         report.file_bytes = output::write_tensors(output, &modules, output::SHARD_BYTES)?;
         report.count(&self.plan, &modules);
         let quantization = self.quantization_config(&report);
@@ -402,7 +403,10 @@ impl Job<'_> {
         }
         config["quantization_config"] = quantization;
         write("config.json", &config)?;
-        self.verify(output, &modules)?;
+        if let Err(fault) = self.verify(output, &modules) {
+            output::clear(output)?;
+            return Err(fault);
+        }
         self.store.remove()?;
         Ok(report)
     }

@@ -59,6 +59,31 @@ pub fn write_tensors(directory: &Path, modules: &[Module], shard_bytes: u64) -> 
     Ok(written)
 }
 
+/// Removes the configuration and the weights of an earlier model, the configuration first: without it a
+/// directory is no finished model.
+///
+/// # Errors
+/// Those of the file system.
+pub fn clear(directory: &Path) -> Result<()> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ConvertError::Io { path, source }
+    };
+    let config = directory.join("config.json");
+    if config.exists() {
+        std::fs::remove_file(&config).map_err(io(&config))?;
+    }
+    for entry in std::fs::read_dir(directory).map_err(io(directory))? {
+        let path = entry.map_err(io(directory))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let weights = name.starts_with("model") && name.ends_with(".safetensors");
+        if weights || name == "model.safetensors.index.json" {
+            std::fs::remove_file(&path).map_err(io(&path))?;
+        }
+    }
+    Ok(())
+}
+
 /// `quantization_config` with the table of what every module stores, as tools that recognise EXL3 by
 /// `quantization_config.json` expect it.
 pub fn tensor_storage(quantization: &Value, modules: &[Module]) -> Value {

@@ -71,6 +71,11 @@ fn quantize(args: &Quantize) -> Result<()> {
         threads: args.device.threads,
         device: args.device.device,
     };
+    let found = text.calibration.tokens();
+    if found < args.calibration_tokens {
+        let asked = args.calibration_tokens;
+        console::note(&format!("note: the text gives {found} calibration tokens of {asked}"));
+    }
     let work = Work {
         args,
         checkpoint: &checkpoint,
@@ -234,6 +239,7 @@ impl Work<'_> {
     /// Source and output on the held-out text; `None` when there is none.
     fn quality(&self, held_out: &[u32]) -> Result<Option<present::Quality>> {
         if held_out.len() < text::WINDOW {
+            console::note("note: quality is not measured, there is too little text to hold any out");
             return Ok(None);
         }
         let made = Checkpoint::open(&self.args.output)?;
