@@ -33,6 +33,13 @@ pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     text.chars().map(|c| BYTE_OF.get(c as usize).copied().flatten()).collect()
 }
 
+/// The character that stands for `byte`.
+pub(crate) fn character(byte: u8) -> char {
+    let found = (0u32..).zip(&BYTE_OF).find(|&(_, of)| *of == Some(byte));
+    let (code, _) = found.expect("the alphabet has all bytes, see the test");
+    char::from_u32(code).expect("the alphabet lies below U+0144")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +51,9 @@ mod tests {
         bytes.sort_unstable();
         bytes.dedup();
         assert_eq!(bytes.len(), 256);
+        for byte in bytes {
+            assert_eq!(decode(&character(byte).to_string()), Some(vec![byte]));
+        }
     }
 
     #[test]

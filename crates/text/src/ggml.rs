@@ -7,6 +7,7 @@
 mod bpe;
 mod metadata;
 mod partition;
+mod pipeline;
 mod pre_tokenizer;
 mod spm;
 mod symbols;
@@ -22,6 +23,7 @@ use crate::tokenizer::Specials;
 use crate::vocabulary::{TokenKind, Vocabulary};
 use metadata::Metadata;
 use partition::{Part, Partition, Strip};
+pub(crate) use pipeline::{AddedToken, Exported, Pipeline};
 use pre_tokenizer::PreTokenizer;
 use serde_json::{Map, Value};
 use std::path::Path;

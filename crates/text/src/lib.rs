@@ -3,12 +3,14 @@
 //! * [`Tokenizer`]: `tokenizer.json`, or the vocabulary inside a GGUF file and nothing else.
 //! * [`StreamDecoder`]: tokens to text as they come, never half a character, stop strings held back.
 //! * [`ChatTemplate`]: messages to the prompt the model was trained on.
+//! * [`hugging_face_files`]: the vocabulary of a GGUF file for programs that read directories.
 //!
 //! Everything is read through a [`marlin_checkpoint::Checkpoint`]; damaged or unsupported input is
 //! a [`TextError`] that names the file and the field.
 
 mod byte_level;
 mod error;
+mod export;
 mod ggml;
 mod hugging_face;
 mod special;
@@ -18,6 +20,7 @@ mod tokenizer;
 mod vocabulary;
 
 pub use error::TextError;
+pub use export::hugging_face_files;
 pub use stream::{Emitted, StreamDecoder, StreamOptions};
 pub use template::{ChatTemplate, TemplateInputs};
 pub use tokenizer::{Specials, Tokenizer};

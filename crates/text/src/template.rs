@@ -17,12 +17,14 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value as Jinja};
 use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Instructions and 64-byte units of data one rendering may use: far more than a prompt of a
 /// million characters needs, and over within a second.
 const FUEL: u64 = 4_000_000;
-const DEFAULT: &str = "default";
+/// The template that is used unless another is asked for.
+pub(crate) const DEFAULT: &str = "default";
 
 /// The templates of a model.
 #[derive(Debug)]
@@ -191,7 +193,18 @@ fn sources(checkpoint: &Checkpoint) -> Result<Option<Sources>, TextError> {
         return Ok(Some((format!("{}: chat_template", file.display()), sources)));
     }
     let Container::Gguf { metadata } = &checkpoint.container else { return Ok(None) };
-    const KEY: &str = "tokenizer.chat_template";
+    let sources = gguf_sources(&checkpoint.path, metadata)?;
+    let origin = format!("{}: {KEY}", checkpoint.path.display());
+    Ok((!sources.is_empty()).then_some((origin, sources)))
+}
+
+const KEY: &str = "tokenizer.chat_template";
+
+/// The templates in the metadata of `path`, by name.
+pub(crate) fn gguf_sources(
+    path: &Path,
+    metadata: &Map<String, Value>,
+) -> Result<BTreeMap<String, String>, TextError> {
     let mut sources = BTreeMap::new();
     for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with(KEY)) {
         let name = match key[KEY.len()..].strip_prefix('.') {
@@ -201,14 +214,13 @@ fn sources(checkpoint: &Checkpoint) -> Result<Option<Sources>, TextError> {
             None => continue,
         };
         let source = value.as_str().ok_or_else(|| TextError::Corrupt {
-            path: checkpoint.path.clone(),
+            path: path.into(),
             field: key.clone(),
             reason: "expected a string".into(),
         })?;
         sources.insert(name.to_owned(), source.to_owned());
     }
-    let origin = format!("{}: {KEY}", checkpoint.path.display());
-    Ok((!sources.is_empty()).then_some((origin, sources)))
+    Ok(sources)
 }
 
 /// A template, or a list of named ones.

@@ -9,11 +9,13 @@
 //! none for six control characters.
 
 use super::metadata::Metadata;
+use super::pipeline::{Pipeline, marked_decoder, replace, sequence};
 use super::pre_tokenizer::PreTokenizer;
 use super::symbols::{Merger, Merges, Symbol};
 use super::tokens::Tokens;
 use crate::TextError;
 use crate::byte_level;
+use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
@@ -82,6 +84,90 @@ impl Bpe {
             }
         }
         Ok(Self { pre_tokenizer, bytes, ranks, words })
+    }
+
+    /// How `tokenizer.json` says this.
+    ///
+    /// `tokenizers` joins what stands around a byte without a token, which may then merge, so such
+    /// bytes are cut out as words of their own.
+    pub(super) fn pipeline(&self, metadata: &Metadata) -> Result<Pipeline, TextError> {
+        let PreTokenizer { whole_words, whole_lines, raw, escape_spaces, .. } = self.pre_tokenizer;
+        let cut = |pattern: &str, behavior: &str| {
+            let pattern = json!({ "Regex": pattern });
+            json!({ "type": "Split", "pattern": pattern, "behavior": behavior, "invert": false })
+        };
+        let splits = self.pre_tokenizer.splits();
+        let mut stages: Vec<Value> =
+            splits.iter().map(|split| cut(&split.pattern, split.behavior)).collect();
+        let absent: Vec<u8> =
+            (0..=255).filter(|&byte| self.bytes[byte as usize].is_none()).collect();
+        let decoder = if raw {
+            if let Some(byte) = absent.first() {
+                let reason = format!(
+                    "there is no token <0x{byte:02X}>, and tokenizer.json needs all 256; put the \
+                     original model's tokenizer.json into the directory instead"
+                );
+                return Err(metadata.unsupported("tokenizer.ggml.tokens", reason));
+            }
+            marked_decoder(false)
+        } else {
+            stages.push(json!({
+                "type": "ByteLevel",
+                "add_prefix_space": false,
+                "trim_offsets": true,
+                "use_regex": false,
+            }));
+            if !absent.is_empty() {
+                let characters: String = absent
+                    .iter()
+                    .map(|&byte| format!(r"\x{{{:X}}}", u32::from(byte_level::character(byte))))
+                    .collect();
+                stages.push(cut(&format!("[{characters}]"), "Isolated"));
+            }
+            json!({
+                "type": "ByteLevel",
+                "add_prefix_space": true,
+                "trim_offsets": true,
+                "use_regex": true,
+            })
+        };
+        if whole_lines && !whole_words {
+            self.check_lines(metadata)?;
+        }
+        let mut merges: Vec<(u32, (u32, u32))> =
+            self.ranks.iter().map(|(&pair, &(rank, _))| (rank, pair)).collect();
+        merges.sort_unstable();
+        Ok(Pipeline {
+            normalizer: if escape_spaces { replace(" ", "\u{2581}") } else { Value::Null },
+            pre_tokenizer: sequence("pretokenizers", stages),
+            decoder,
+            merges: merges.into_iter().map(|(_, pair)| pair).collect(),
+            unknown: None,
+            byte_fallback: raw,
+            ignore_merges: whole_words,
+        })
+    }
+
+    /// `tokenizer.json` cannot say that words of line breaks alone are never merged from parts, so
+    /// merging has to reach the same tokens.
+    fn check_lines(&self, metadata: &Metadata) -> Result<(), TextError> {
+        for (word, &id) in &self.words {
+            if word.iter().any(|&byte| byte != b'\n') {
+                continue;
+            }
+            let mut merged = Vec::new();
+            let parts = word.iter().map(|byte| (1, self.words.get(&[*byte][..]).copied()));
+            Merger::new().run(&self.ranks, word, parts, |symbol| merged.push(symbol.id));
+            if merged != [Some(id)] {
+                let reason = format!(
+                    "no merges lead to token {id} of {} line breaks, and tokenizer.json cannot do \
+                     without; put the original model's tokenizer.json into the directory instead",
+                    word.len()
+                );
+                return Err(metadata.unsupported("tokenizer.ggml.merges", reason));
+            }
+        }
+        Ok(())
     }
 
     /// Appends the tokens of `text`.

@@ -71,6 +71,11 @@ impl Partition {
         Ok(Self { automaton, entries })
     }
 
+    /// The special tokens and what they take along, longest first.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (u32, Strip)> {
+        self.entries.iter().map(|entry| (entry.id, entry.strip))
+    }
+
     /// Cuts `text`; parts in order, text parts never empty.
     pub(super) fn cut<'t>(&self, text: &'t str, parse_special: bool) -> Vec<Part<'t>> {
         let claims = self.claims(text, parse_special);

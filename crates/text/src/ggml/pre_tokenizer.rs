@@ -178,7 +178,7 @@ fn steps(name: &str) -> Option<Vec<Step>> {
                 r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}",
                 r"\x{3000}-\x{3002}]+"
             )),
-            plain(r"\s+$"),
+            plain(r"\s+\z"),
             plain(HAN_AND_HANGUL),
             plain(r"\p{N}+"),
         ],
@@ -285,6 +285,11 @@ impl PreTokenizer {
         })
     }
 
+    /// The steps as the `tokenizers` package writes them.
+    pub(super) fn splits(&self) -> Vec<Split> {
+        self.steps.iter().map(Step::exported).collect()
+    }
+
     /// The words of `text`, in order, together the whole text.
     pub(super) fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut pieces = vec![text];
@@ -300,7 +305,27 @@ impl PreTokenizer {
     }
 }
 
+/// A step as the `tokenizers` package writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Split {
+    pub pattern: String,
+    /// Where a match goes: a piece of its own, or the end of the piece before it.
+    pub behavior: &'static str,
+}
+
 impl Step {
+    /// The same cuts with look-ahead, which that package's regex engines have.
+    fn exported(&self) -> Split {
+        let (pattern, behavior) = match self {
+            Self::Pattern(regex, rest) => (rest.exported(regex.as_str()), "Isolated"),
+            Self::DigitGroups => {
+                (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))".to_owned(), "MergedWithPrevious")
+            }
+            Self::Thousands => (r"(?=(?:[0-9]{3})+(?![0-9]))".to_owned(), "Isolated"),
+        };
+        Split { pattern, behavior }
+    }
+
     fn split<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
         match self {
             Self::Pattern(regex, rest) => {
@@ -331,6 +356,22 @@ impl Step {
 }
 
 impl Rest {
+    /// `pattern` with its last branch as the field writes it.
+    fn exported(self, pattern: &str) -> String {
+        let Some(branches) = pattern.strip_suffix(SPACES).filter(|_| self != Self::Nothing) else {
+            return pattern.to_owned();
+        };
+        let spaces = match self {
+            Self::Nothing => unreachable!("filtered above"),
+            Self::One | Self::OneAfterLines => r"\s+(?!\S)|\s+".to_owned(),
+            Self::Powers => {
+                let powers = (1..=9).rev().map(|power| format!(r"\s{{{}}}(?!\S)|", 1 << power));
+                powers.collect::<String>() + r"\s"
+            }
+        };
+        format!("{branches}{spaces}")
+    }
+
     /// Where the match `start..end` really ends.
     fn end(self, text: &str, start: usize, end: usize) -> usize {
         let run = &text[start..end];

@@ -5,9 +5,12 @@
 //! token becomes its bytes' `<0x41>` tokens. Nothing is normalized.
 
 use super::metadata::Metadata;
+use super::pipeline::{Pipeline, marked_decoder, replace, sequence};
 use super::symbols::{Merger, Merges, Symbol};
 use super::tokens::Tokens;
 use crate::TextError;
+use crate::vocabulary::TokenKind;
+use serde_json::{Value, json};
 
 #[derive(Debug)]
 pub(super) struct Spm {
@@ -67,6 +70,82 @@ impl Spm {
             .collect();
         let add_space_prefix = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
         Ok(Self { scores, bytes, add_space_prefix })
+    }
+
+    /// How `tokenizer.json` says this.
+    ///
+    /// Every way to cut a token into two tokens is a merge, and merges are ranked by the token's
+    /// score. Two rules of the merge by scores have no counterpart, and vocabularies that need
+    /// them are refused: of different tokens with the same score the leftmost is first, and a
+    /// character that is no token may merge all the same. Cuts of the same token differ in rank too
+    /// where only their place should count; this shows in no text that was tried with real
+    /// vocabularies.
+    pub(super) fn pipeline(
+        &self,
+        metadata: &Metadata,
+        tokens: &Tokens,
+        unknown: Option<u32>,
+    ) -> Result<Pipeline, TextError> {
+        let prefix = json!({ "type": "Prepend", "prepend": "\u{2581}" });
+        let mut normalizers: Vec<Value> =
+            self.add_space_prefix.then_some(prefix).into_iter().collect();
+        normalizers.push(replace(" ", "\u{2581}"));
+        Ok(Pipeline {
+            normalizer: sequence("normalizers", normalizers),
+            pre_tokenizer: Value::Null,
+            decoder: marked_decoder(self.add_space_prefix),
+            merges: self.merges(metadata, tokens)?,
+            unknown,
+            byte_fallback: self.bytes.len() == 256,
+            ignore_merges: false,
+        })
+    }
+
+    fn merges(&self, metadata: &Metadata, tokens: &Tokens) -> Result<Vec<(u32, u32)>, TextError> {
+        const INSTEAD: &str = "which tokenizer.json has no means for; put the original model's \
+                               tokenizer.json into the directory instead";
+        let mut merged: Vec<(u32, Vec<(u32, u32)>)> = Vec::new();
+        for (id, text) in (0u32..).zip(&tokens.texts) {
+            let mut cuts = Vec::new();
+            // Longest left part first: in a run of equal characters the rest stands on the right.
+            for (at, _) in text.char_indices().skip(1).collect::<Vec<_>>().into_iter().rev() {
+                let (left, right) = text.split_at(at);
+                let mergeable =
+                    |part: &str| tokens.id(part).is_some() || part.chars().nth(1).is_none();
+                match (tokens.id(left), tokens.id(right)) {
+                    (Some(left), Some(right)) => cuts.push((left, right)),
+                    _ if tokens.kinds[id as usize] == TokenKind::Normal
+                        && mergeable(left)
+                        && mergeable(right) =>
+                    {
+                        let reason =
+                            format!("{text:?} merges from a character that is no token, {INSTEAD}");
+                        return Err(
+                            metadata.unsupported(&format!("tokenizer.ggml.tokens[{id}]"), reason)
+                        );
+                    }
+                    _ => {}
+                }
+            }
+            if !cuts.is_empty() {
+                merged.push((id, cuts));
+            }
+        }
+        let score = |id: u32| Score(self.scores[id as usize] + 0.0);
+        merged.sort_by(|(a, _), (b, _)| score(*b).cmp(&score(*a)));
+        for pair in merged.windows(2) {
+            let (a, b) = (pair[0].0, pair[1].0);
+            // Other kinds of tokens are cut out of the text before it comes here.
+            let normal = |id: u32| tokens.kinds[id as usize] == TokenKind::Normal;
+            if score(a) == score(b) && normal(a) && normal(b) {
+                let reason = format!(
+                    "tokens {a} and {b} have the same score, so the leftmost of them merges first, \
+                     {INSTEAD}"
+                );
+                return Err(metadata.unsupported("tokenizer.ggml.scores", reason));
+            }
+        }
+        Ok(merged.into_iter().flat_map(|(_, cuts)| cuts).collect())
     }
 
     /// Appends the tokens of `text`; `begins`: nothing but special tokens stands right before it.
