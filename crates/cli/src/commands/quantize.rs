@@ -62,7 +62,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let files = match origin.is_gguf() {
-        true => Vec::new(),
+        true => marlin_text::hugging_face_files(&checkpoint)?,
         false => Vec::new(),
     };
     let choices = recipe::settings(&args.set)?;
