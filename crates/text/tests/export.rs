@@ -221,11 +221,13 @@ fn changed(model: &str, changes: &Value) -> Checkpoint {
     gguf(metadata)
 }
 
-const LINES: [&str; 14] = [
+const LINES: [&str; 15] = [
     "",
     "ab",
     " ab a",
     "a\u{1}b",
+    // The bytes of `é` stand inside a word.
+    "a\u{e9}b a\u{e9}",
     "\u{20ac}\u{1f642}b",
     "<s>ab</s>",
     "a <tag>ab<tag> a",
