@@ -57,7 +57,7 @@ impl Calibration {
         let random_rows = ((used as f64 * share).round() as usize).min(wanted - used.min(wanted));
         let mut random = Random(seed ^ 0x5EED);
         for _ in 0..random_rows {
-            let mut id = || (random.next() % vocab_size as u64) as u32;
+            let mut id = || (random.draw() % vocab_size as u64) as u32;
             rows.push((0..columns).map(|_| id()).collect());
         }
         Ok(Self { rows })

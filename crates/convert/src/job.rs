@@ -398,6 +398,10 @@ impl Job<'_> {
         {
             config["architectures"] = json!([class]);
         }
+        if self.origin.is_gguf() {
+            // Libraries take the absence of a version for an old one and warn about its faults.
+            config["transformers_version"] = json!("5.0.0");
+        }
         if let Some(original) = config.get("quantization_config").cloned() {
             config["original_quantization_config"] = original;
         }

@@ -24,26 +24,36 @@ fn shards_are_cut_between_modules_and_indexed() {
     let index = fs::read(directory.path().join("model.safetensors.index.json")).unwrap();
     let index: Value = serde_json::from_slice(&index).unwrap();
     assert_eq!(index["metadata"]["total_size"], 6500);
-    let file = |key: &str| index["weight_map"][format!("{key}.weight")].as_str().unwrap().to_owned();
+    let file =
+        |key: &str| index["weight_map"][format!("{key}.weight")].as_str().unwrap().to_owned();
     assert_eq!(file("a"), "model-00001-of-00003.safetensors");
     assert_eq!((file("b"), file("d")), (file("c"), "model-00003-of-00003.safetensors".to_owned()));
 
     fs::write(directory.path().join("config.json"), "{}").unwrap();
     fs::write(directory.path().join("tokenizer.json"), "{}").unwrap();
     clear(directory.path()).unwrap();
-    let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(left, ["tokenizer.json"]);
 }
 
 #[test]
 fn only_what_is_not_weights_is_copied() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for name in ["config.json", "model.safetensors", "pytorch_model.bin", ".hidden", "merges.txt", "x.jinja"] {
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        ".hidden",
+        "merges.txt",
+        "x.jinja",
+    ] {
         fs::write(from.path().join(name), name).unwrap();
     }
     fs::create_dir(from.path().join("folder")).unwrap();
     copy_sidecars(from.path(), to.path()).unwrap();
-    let mut names: Vec<_> = fs::read_dir(to.path()).unwrap().flatten().map(|e| e.file_name()).collect();
+    let mut names: Vec<_> =
+        fs::read_dir(to.path()).unwrap().flatten().map(|e| e.file_name()).collect();
     names.sort();
     assert_eq!(names, ["merges.txt", "x.jinja"]);
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 fn gaussian(rows: usize, columns: usize, seed: u64) -> Matrix {
     let mut random = Random(seed);
-    let mut uniform = || ((random.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let mut uniform = || ((random.draw() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     let mut normal =
         || (-2.0 * uniform().ln()).sqrt() * (2.0 * std::f64::consts::PI * uniform()).cos();
     Matrix::new(rows, columns, (0..rows * columns).map(|_| normal() as f32).collect())

@@ -62,7 +62,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         .threads
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let files = match origin.is_gguf() {
-        true => marlin_text::hugging_face_files(&checkpoint)?,
+        true => gguf_files(&checkpoint, &tokenizer)?,
         false => Vec::new(),
     };
     let choices = recipe::settings(&args.set)?;
@@ -126,6 +126,14 @@ fn quantize(args: &Quantize) -> Result<()> {
         present::page(path, args, bytes, &plan, &report, quality.as_ref())?;
     }
     present::report(args, &plan, &options, &report, quality.as_ref())
+}
+
+/// Files that a GGUF's vocabulary becomes; its end tokens are more than those files can name.
+fn gguf_files(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = marlin_text::hugging_face_files(checkpoint)?;
+    let generation = json!({ "eos_token_id": tokenizer.end_ids() });
+    files.push(("generation_config.json".to_owned(), format!("{generation:#}\n").into_bytes()));
+    Ok(files)
 }
 
 /// Folder of measurements inside the output.
@@ -239,7 +247,9 @@ impl Work<'_> {
     /// Source and output on the held-out text; `None` when there is none.
     fn quality(&self, held_out: &[u32]) -> Result<Option<present::Quality>> {
         if held_out.len() < text::WINDOW {
-            console::note("note: quality is not measured, there is too little text to hold any out");
+            console::note(
+                "note: quality is not measured, there is too little text to hold any out",
+            );
             return Ok(None);
         }
         let made = Checkpoint::open(&self.args.output)?;

@@ -72,7 +72,7 @@ impl Scales {
         let suh = suh.iter().map(|s| s * gain);
         let signed = |values: &mut dyn Iterator<Item = f64>, seed: u64| {
             let mut random = Random(seed);
-            values.map(|v| round(if random.next() >> 63 == 0 { v } else { -v })).collect()
+            values.map(|v| round(if random.draw() >> 63 == 0 { v } else { -v })).collect()
         };
         let mut scales = Self {
             suh: signed(&mut suh.into_iter(), seeds.0),
@@ -169,7 +169,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -184,7 +184,7 @@ mod tests {
 
     fn example(n: usize, k: usize) -> Matrix {
         let mut random = Random(7);
-        let mut next = || (random.next() >> 40) as f32 / (1 << 24) as f32 - 0.5;
+        let mut next = || (random.draw() >> 40) as f32 / (1 << 24) as f32 - 0.5;
         let mut w = Matrix::new(n, k, (0..n * k).map(|_| next()).collect());
         for o in 0..n {
             let gain = 0.01 * (1 + o % 7) as f32;

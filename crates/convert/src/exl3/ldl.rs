@@ -38,8 +38,8 @@ fn factor(h: &Matrix, added: f64) -> Option<Matrix> {
                 let known: f64 = (c + 1..size).map(|m| row[m] * l0[[start + m, start + c]]).sum();
                 row[c] = (l0[[i, start + c]] - known) / l0[[start + c, start + c]];
             }
-            for c in 0..size {
-                let value = row[c] as f32;
+            for (c, value) in row.iter().take(size).enumerate() {
+                let value = *value as f32;
                 if !value.is_finite() {
                     return None;
                 }
@@ -86,7 +86,7 @@ mod tests {
 
     fn example(k: usize) -> Matrix {
         let mut random = Random(5);
-        let mut next = || (random.next() >> 40) as f32 / (1 << 24) as f32 - 0.5;
+        let mut next = || (random.draw() >> 40) as f32 / (1 << 24) as f32 - 0.5;
         let x = (0..3 * k * k).map(|_| next()).collect();
         Matrix::new(3 * k, k, x).gram()
     }
@@ -137,9 +137,9 @@ mod tests {
         let h = example(32);
         let b: Vec<f64> = (0..32).map(|i| f64::from(i as u8) - 9.0).collect();
         let x = solve(&h, &b).unwrap();
-        for i in 0..32 {
+        for (i, b) in b.iter().enumerate() {
             let found: f64 = (0..32).map(|j| f64::from(h.row(i)[j]) * x[j]).sum();
-            assert!((found - b[i]).abs() < 1e-6);
+            assert!((found - b).abs() < 1e-6);
         }
         let inverse = inverse_blocks(&h, 0.0).unwrap();
         let one: f32 = (0..16).map(|j| h.row(3)[j] * inverse[j * 16 + 3]).sum();

@@ -66,10 +66,10 @@ fn fit_inputs(scales: &mut Scales, unscaled: &Matrix, moments: &Moments) {
         }
     }
     let mean = (0..k).map(|i| a.row(i)[i]).sum::<f32>() / k as f32;
-    for i in 0..k {
+    for (i, b) in b.iter_mut().enumerate() {
         let ridge = RIDGE * (a.row(i)[i] + mean);
         a.row_mut(i)[i] += ridge;
-        b[i] += f64::from(ridge);
+        *b += f64::from(ridge);
     }
     let Some(factors) = solve(&a, &b) else { return };
     for (s, f) in scales.suh.iter_mut().zip(factors) {

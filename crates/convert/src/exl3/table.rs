@@ -42,7 +42,7 @@ pub fn quantize_table(
     let words = 1 + GROUP / 16 * bits;
     let mut random = Random(seed);
     let signs: Vec<f32> =
-        (0..groups * GROUP).map(|_| if random.next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        (0..groups * GROUP).map(|_| if random.draw() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
     let mut out = vec![0u16; table.rows * groups * words];
     out.par_chunks_mut(ROWS * groups * words).enumerate().for_each(|(band, out)| {
         let rings = out.len() / words;

@@ -1,4 +1,5 @@
 //! What the tests of the converter share.
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use marlin_checkpoint::{Checkpoint, read_safetensors};
 use marlin_convert::{

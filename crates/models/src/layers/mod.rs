@@ -27,6 +27,9 @@ pub struct Step<'a> {
     pub cache: &'a Cache,
 }
 
+/// Wraps a placed matrix.
+pub type Tag<'a> = dyn Fn(&LinearSpec, Linear) -> Linear + 'a;
+
 /// Places the weights of a specification on a backend.
 pub struct Loader<'a> {
     /// Where weights come from.
@@ -38,7 +41,7 @@ pub struct Loader<'a> {
     /// Rotary tables already placed: layers share them.
     ropes: Vec<(RopeSpec, RopeTable)>,
     /// Wraps every placed matrix, so that a backend can tell them apart.
-    tag: Option<&'a dyn Fn(&LinearSpec, Linear) -> Linear>,
+    tag: Option<&'a Tag<'a>>,
 }
 
 impl<'a> Loader<'a> {
@@ -54,7 +57,7 @@ impl<'a> Loader<'a> {
 
     /// Every matrix placed from here on goes through `tag`.
     #[must_use]
-    pub fn with_tag(mut self, tag: &'a dyn Fn(&LinearSpec, Linear) -> Linear) -> Self {
+    pub fn with_tag(mut self, tag: &'a Tag<'a>) -> Self {
         self.tag = Some(tag);
         self
     }
