@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{calibration, convert, files, load, options};
+use common::{calibration, convert, convert_with, files, load, options};
 use marlin_checkpoint::Checkpoint;
 use marlin_convert::{ConvertError, Event};
+use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_testkit::tiny_model;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const FAMILIES: [&str; 15] = [
@@ -35,7 +37,8 @@ fn every_architecture_survives_eight_bits() {
         let source = Checkpoint::open(&tiny_model(family)).unwrap();
         let output = directory.path().join("out");
         let options = options(&source, family, &output, 8.0);
-        let report = convert(&source, &options, &|_| {}, &AtomicBool::new(false))
+        let encoder = Arc::new(CpuEncoder::new(Level::detect(), 1));
+        let report = convert_with(encoder, &source, &options, &|_| {}, &AtomicBool::new(false))
             .unwrap_or_else(|e| panic!("{family}: {e}"));
         assert_eq!(report.bits, 8.0, "{family}");
         let (original, made) = (load(&tiny_model(family)), load(&output));
@@ -44,7 +47,7 @@ fn every_architecture_survives_eight_bits() {
         let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
         let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
         let divergence = found.kl_divergence.unwrap();
-        assert!(divergence < 0.1, "{family}: KL {divergence}");
+        assert!(divergence < 0.01, "{family}: KL {divergence}");
         assert!(!output.join(".quantize").exists(), "{family}");
     }
 }

@@ -13,7 +13,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("models", &["quant", "checkpoint", "tensor"]),
     ("text", &["checkpoint", "tensor"]),
     ("engine", &["models", "quant", "checkpoint", "tensor"]),
-    ("cli", &["engine", "models", "text", "cpu", "quant", "checkpoint", "tensor"]),
+    ("convert", &["engine", "models", "quant", "checkpoint", "tensor"]),
+    ("cli", &["convert", "engine", "models", "text", "cpu", "quant", "checkpoint", "tensor"]),
     ("testkit", &[]),
 ];
 

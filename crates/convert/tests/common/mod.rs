@@ -90,7 +90,17 @@ pub fn convert(
     events: &(dyn Fn(Event) + Sync),
     stop: &AtomicBool,
 ) -> Result<JobReport, ConvertError> {
-    let quantizer = quantizer(Arc::new(Greedy));
+    convert_with(Arc::new(Greedy), checkpoint, options, events, stop)
+}
+
+pub fn convert_with(
+    encoder: Arc<dyn TileEncoder>,
+    checkpoint: &Checkpoint,
+    options: &JobOptions,
+    events: &(dyn Fn(Event) + Sync),
+    stop: &AtomicBool,
+) -> Result<JobReport, ConvertError> {
+    let quantizer = quantizer(encoder);
     marlin_convert::run(checkpoint, backend(options.threads), &quantizer, options, events, stop)
 }
 
