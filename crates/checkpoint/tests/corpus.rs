@@ -1,11 +1,7 @@
-//! Replays `fuzz/corpus-kept`: inputs that reach every part of the readers, and those that once
-//! broke them.
+//! Replays the inputs kept for the fuzz targets of this crate.
 
 #[path = "corpus/checks.rs"]
 mod checks;
-
-use std::fs;
-use std::path::Path;
 
 #[test]
 fn kept_inputs() {
@@ -17,13 +13,9 @@ fn kept_inputs() {
         ("index", checks::index),
     ];
     for (target, check) in targets {
-        let kept =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus-kept").join(target);
-        let inputs: Vec<_> = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
-        assert!(!inputs.is_empty(), "{}", kept.display());
-        for input in inputs {
-            println!("{}", input.display());
-            check(&fs::read(&input).unwrap());
-        }
+        marlin_testkit::replay(target, |path, bytes| {
+            println!("{}", path.display());
+            check(bytes);
+        });
     }
 }

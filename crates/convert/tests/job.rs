@@ -7,27 +7,9 @@ use marlin_checkpoint::Checkpoint;
 use marlin_convert::{ConvertError, Event};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
-use marlin_testkit::tiny_model;
+use marlin_testkit::{FAMILIES, tiny_model};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-const FAMILIES: [&str; 15] = [
-    "deepseek_v2",
-    "deepseek_v2_grouped",
-    "deepseek_v3",
-    "gemma3",
-    "glm4_moe_lite",
-    "llama",
-    "llama_bias",
-    "llama_sharded",
-    "mistral",
-    "mixtral",
-    "phi3",
-    "phi3_short",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-];
 
 /// At eight bits the output of every architecture says nearly what its source says, through the file.
 #[test]

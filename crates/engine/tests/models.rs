@@ -11,26 +11,8 @@ use marlin_engine::{
 };
 use marlin_models::Model;
 use marlin_tensor::DType;
-use marlin_testkit::tiny_model;
+use marlin_testkit::{FAMILIES, tiny_model};
 use std::sync::Arc;
-
-const FAMILIES: [&str; 15] = [
-    "deepseek_v2",
-    "deepseek_v2_grouped",
-    "deepseek_v3",
-    "gemma3",
-    "glm4_moe_lite",
-    "llama",
-    "llama_bias",
-    "llama_sharded",
-    "mistral",
-    "mixtral",
-    "phi3",
-    "phi3_short",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-];
 
 /// A tiny model and the 64 tokens its reference results are for.
 fn load(family: &str) -> (Arc<Model>, Vec<u32>, Vec<f32>) {

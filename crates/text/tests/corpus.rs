@@ -1,11 +1,8 @@
-//! Replays `fuzz/corpus-kept`: inputs that reach every part of the readers, and those that once
-//! broke them.
+//! Replays the inputs kept for the fuzz targets of this crate.
 
 #[path = "corpus/checks.rs"]
 mod checks;
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -17,15 +14,11 @@ fn kept_inputs() {
         ("template", checks::template),
     ];
     for (target, check) in targets {
-        let kept =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus-kept").join(target);
-        let inputs: Vec<_> = fs::read_dir(&kept).unwrap().map(|e| e.unwrap().path()).collect();
-        assert!(!inputs.is_empty(), "{}", kept.display());
-        for input in inputs {
-            println!("{}", input.display());
+        marlin_testkit::replay(target, |path, bytes| {
+            println!("{}", path.display());
             let started = Instant::now();
-            check(&fs::read(&input).unwrap());
-            assert!(started.elapsed() < Duration::from_secs(2), "{} is slow", input.display());
-        }
+            check(bytes);
+            assert!(started.elapsed() < Duration::from_secs(2), "{} is slow", path.display());
+        });
     }
 }

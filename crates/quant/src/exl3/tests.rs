@@ -7,6 +7,7 @@ use crate::{decode, format, load, slice_rows};
 use half::f16;
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_tensor::{DType, Weight};
+use marlin_testkit::Noise;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -62,23 +63,6 @@ fn layers() -> impl Iterator<Item = (Codebook, Checkpoint, String, Rate)> {
 
 fn outputs(rate: Rate) -> usize {
     if rate.bits() == 3.0 { 256 } else { 128 }
-}
-
-/// Deterministic 64-bit noise.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    /// Roughly Gaussian, variance 1.
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| self.next() as f32 / u64::MAX as f32).sum::<f32>() - 6.0
-    }
 }
 
 #[test]
@@ -164,7 +148,7 @@ fn padding_is_dropped_and_rows_slice() {
 fn every_bit_string_is_a_ring_and_packs_back() {
     let mut noise = Noise(1);
     for rate in Rate::ALL {
-        let words: Vec<u16> = (0..rate.half_words()).map(|_| noise.next() as u16).collect();
+        let words: Vec<u16> = (0..rate.half_words()).map(|_| noise.bits() as u16).collect();
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let states = Ring::new(rate).states(&bytes);
         assert_eq!(pack_ring(&states, rate), words, "K={}", rate.bits());
@@ -275,7 +259,7 @@ fn packed_signs_become_scales() {
     let mut plain = sample();
     let mut packed = plain.clone();
     for (i, name, channels) in [(1, "l.su", 128), (2, "l.sv", 256)] {
-        let words: Vec<u16> = (0..channels / 16).map(|_| noise.next() as u16).collect();
+        let words: Vec<u16> = (0..channels / 16).map(|_| noise.bits() as u16).collect();
         let negative = |c: usize| words[c / 16] >> (c % 16) & 1 == 1;
         let signs = (0..channels).map(|c| f16::from_f32(if negative(c) { -1.0 } else { 1.0 }));
         plain[i].data = signs.flat_map(f16::to_le_bytes).collect::<Vec<_>>().into();
@@ -422,12 +406,12 @@ fn embedding_rows_follow_the_definition() {
         let groups = 2;
         let mut words = Vec::new();
         let signs: Vec<f16> = (0..groups * 256)
-            .map(|_| f16::from_f32(if noise.next() & 1 == 0 { 1.0 } else { -0.5 }))
+            .map(|_| f16::from_f32(if noise.bits() & 1 == 0 { 1.0 } else { -0.5 }))
             .collect();
         let mut expected = vec![0.0f32; vocab * hidden];
         for row in 0..vocab {
             for g in 0..groups {
-                let symbols: Vec<u64> = (0..256).map(|_| noise.next() % (1 << bits)).collect();
+                let symbols: Vec<u64> = (0..256).map(|_| noise.bits() % (1 << bits)).collect();
                 let scale = f16::from_f32(0.01 + row as f32);
                 let mut stream = vec![0u16; 16 * bits];
                 for (i, symbol) in symbols.iter().enumerate() {

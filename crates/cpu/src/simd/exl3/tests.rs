@@ -4,23 +4,7 @@ use super::*;
 use marlin_quant::exl3::Rate;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_tensor::{DType, HostTensor};
-
-/// Deterministic 64-bit noise.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    /// Uniform in ±1.
-    fn uniform(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
+use marlin_testkit::Noise;
 
 /// A weight of random rings and scales.
 fn weight(
@@ -33,7 +17,7 @@ fn weight(
     let [k, n] = [in_features, out_features].map(|f| f.next_multiple_of(128));
     let shape = vec![k / 16, n / 16, rate.half_words()];
     let words: usize = shape.iter().product();
-    let bytes: Vec<u8> = (0..words).flat_map(|_| (noise.next() as u16).to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..words).flat_map(|_| (noise.bits() as u16).to_le_bytes()).collect();
     let mut scales = |n: usize| {
         let value = (0..n).map(|_| half::f16::from_f32(noise.uniform() * 0.1));
         let bytes: Vec<u8> = value.flat_map(half::f16::to_le_bytes).collect();

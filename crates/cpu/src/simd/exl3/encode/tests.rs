@@ -5,6 +5,7 @@ use super::*;
 use crate::CpuEncoder;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_quant::exl3::{Ring, TileEncoder, pack_ring};
+use marlin_testkit::Noise;
 
 const MUL1: Codebook = Codebook::Mul1(MUL1_MULTIPLIER);
 const CODEBOOKS: [Codebook; 4] =
@@ -14,25 +15,8 @@ const CODEBOOKS: [Codebook; 4] =
 /// safetensors file whose layout `exl3_cut.py` fixes.
 const UPSTREAM: &[u8] = include_bytes!("../../../../../quant/fixtures/exl3_tiles.safetensors");
 
-/// Deterministic 64-bit noise.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    /// Roughly Gaussian, variance 1.
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| self.next() as f32 / u64::MAX as f32).sum::<f32>() - 6.0
-    }
-
-    fn tiles(&mut self, n: usize) -> Vec<f32> {
-        (0..n * TILE).map(|_| self.normal()).collect()
-    }
+fn tiles(noise: &mut Noise, n: usize) -> Vec<f32> {
+    (0..n * TILE).map(|_| noise.normal()).collect()
 }
 
 fn levels() -> impl Iterator<Item = Level> {
@@ -100,7 +84,7 @@ fn check(rows: &[(&str, Change)], rates: &[f64], codebooks: &[Codebook]) {
     let mut logarithms = Vec::new();
     for (&bits, &codebook) in rates.iter().flat_map(|b| codebooks.iter().map(move |c| (b, c))) {
         for (i, (name, change)) in rows.iter().enumerate() {
-            let mut tiles = Noise((bits * 100.0) as u64 + i as u64).tiles(1);
+            let mut tiles = tiles(&mut Noise((bits * 100.0) as u64 + i as u64), 1);
             change(&mut tiles);
             let reference = CpuEncoder::new(Level::Scalar, 2);
             let reference = rings(&reference, &tiles, rate(bits), codebook);
@@ -137,7 +121,7 @@ fn unusual_tiles_are_as_near_as_by_the_definition() {
 
 #[test]
 fn a_tile_depends_on_nothing_but_itself() {
-    let mut tiles = Noise(5).tiles(7);
+    let mut tiles = tiles(&mut Noise(5), 7);
     // One that has to be encoded at a coarser level than the others of its group.
     tiles[2 * TILE + 9] = 11.0;
     for bits in [2.5, 6.0] {
@@ -160,7 +144,7 @@ fn values_that_are_no_numbers() {
         let encoder = CpuEncoder::new(level, 1);
         for (bad, good) in [(f32::NAN, 0.0), (f32::INFINITY, 65504.0), (-f32::MAX, -65504.0)] {
             let states = [bad, good].map(|value| {
-                let mut tile = Noise(6).tiles(1);
+                let mut tile = tiles(&mut Noise(6), 1);
                 tile[40..43].fill(value);
                 rings(&encoder, &tile, rate(7.0), MUL1)
             });
@@ -181,8 +165,8 @@ fn steps_are_exact() {
             continue;
         }
         let (e, c) = (rate.new_bits(i), rate.new_bits(i + 1));
-        let values: Vec<i16> = (0..1 << 16).map(|_| noise.next() as i16 / 4).collect();
-        let mut numbers = |n: usize| (0..n).map(|_| noise.next() as u16).collect::<Vec<_>>();
+        let values: Vec<i16> = (0..1 << 16).map(|_| noise.bits() as i16 / 4).collect();
+        let mut numbers = |n: usize| (0..n).map(|_| noise.bits() as u16).collect::<Vec<_>>();
         let old: [Vec<u16>; GROUP] = std::array::from_fn(|_| numbers(1 << (16 - e)));
         let targets = [-3000, 32767];
         let floors = old.each_ref().map(|old| *old.iter().min().unwrap());
