@@ -10,8 +10,6 @@ use marlin_tensor::BackendError;
 use marlin_text::TextError;
 use std::io::ErrorKind;
 use std::process::ExitCode;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Anything that has no code of its own.
 pub const FAILED: u8 = 1;
@@ -54,35 +52,6 @@ pub fn coded(code: u8, message: impl Into<String>) -> anyhow::Error {
 /// An error that says the arguments are wrong.
 pub fn usage(message: impl Into<String>) -> anyhow::Error {
     coded(USAGE, message)
-}
-
-static LAST_WORDS: OnceLock<&str> = OnceLock::new();
-
-/// What Ctrl-C says from now on when it ends the program.
-#[cfg(feature = "hub")]
-pub fn say_when_interrupted(words: &'static str) {
-    // The first verb's words stand; there is one verb.
-    let _ = LAST_WORDS.set(words);
-}
-
-static STOPPABLE: AtomicBool = AtomicBool::new(false);
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// From now on the first Ctrl-C sets what is returned, for a verb that ends by itself then.
-pub fn stop_when_interrupted() -> &'static AtomicBool {
-    STOPPABLE.store(true, Ordering::SeqCst);
-    &STOP
-}
-
-/// Ends the program as Ctrl-C does, or asks the verb to.
-pub fn interrupted() {
-    if STOPPABLE.load(Ordering::SeqCst) && !STOP.swap(true, Ordering::SeqCst) {
-        return console::note("stopping; press Ctrl-C again to stop at once");
-    }
-    if let Some(words) = LAST_WORDS.get() {
-        console::note(words);
-    }
-    std::process::exit(i32::from(INTERRUPTED))
 }
 
 /// Prints `error` and gives its exit code. A closed pipe is not a failure.

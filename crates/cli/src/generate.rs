@@ -1,33 +1,13 @@
 //! One answer: tokens in, text out as it comes, with its timings.
 
+use crate::interrupt;
 use crate::loaded::Session;
 use anyhow::{Result, anyhow};
 use marlin_engine::{Event, FinishReason, Request, SamplingParams};
 use marlin_text::{Specials, StreamOptions, TemplateInputs};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// What Ctrl-C finds: nothing being generated, an answer, or an answer it has ended already.
-static STATE: AtomicU8 = AtomicU8::new(IDLE);
-const IDLE: u8 = 0;
-const ANSWERING: u8 = 1;
-const INTERRUPTED: u8 = 2;
-
-/// Makes Ctrl-C end the answer that is being generated; a second one, and one at any other time,
-/// ends the program.
-///
-/// # Errors
-/// When the operating system refuses the handler.
-pub fn catch_interrupt() -> Result<()> {
-    ctrlc::set_handler(|| {
-        let (now, then) = (Ordering::SeqCst, Ordering::SeqCst);
-        if STATE.compare_exchange(ANSWERING, INTERRUPTED, now, then).is_err() {
-            crate::exit::interrupted();
-        }
-    })?;
-    Ok(())
-}
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,9 +124,9 @@ impl Session {
         stop: &[String],
         on_text: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
-        STATE.store(ANSWERING, Ordering::SeqCst);
-        let answer = self.generate(prompt, sampling, max_tokens, stop, on_text);
-        STATE.store(IDLE, Ordering::SeqCst);
+        let interrupted = interrupt::begin();
+        let answer = self.generate(prompt, sampling, max_tokens, stop, interrupted, on_text);
+        interrupt::end();
         answer
     }
 
@@ -156,6 +136,7 @@ impl Session {
         sampling: SamplingParams,
         max_tokens: Option<usize>,
         stop: &[String],
+        interrupted: &AtomicBool,
         on_text: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let mut request = Request::new(prompt.ids.clone(), sampling, self.end_ids.clone());
@@ -180,7 +161,7 @@ impl Session {
         let mut stopped = false;
         let id = self.engine.submit(request);
         'steps: loop {
-            if STATE.load(Ordering::SeqCst) == INTERRUPTED {
+            if interrupted.load(Ordering::SeqCst) {
                 self.engine.cancel(id);
             }
             for event in self.engine.step() {

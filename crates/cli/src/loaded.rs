@@ -29,11 +29,16 @@ fn level() -> Result<Level> {
     }
 }
 
+/// Threads the arguments ask for; all cores if none.
+pub fn threads(args: &DeviceArgs) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(cores, usize::from)
+}
+
 /// The backend the arguments ask for. `activations` is what the verb defaults to.
 pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
     let level = level()?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.threads.map_or(cores, usize::from);
+    let threads = threads(args);
     let activations = match args.activations.unwrap_or(activations) {
         ActivationsArg::Auto => Activations::Auto,
         ActivationsArg::Float => Activations::Float,

@@ -7,7 +7,9 @@ mod console;
 mod embedded;
 mod exit;
 mod generate;
+mod glob;
 mod hub;
+mod interrupt;
 mod loaded;
 mod locate;
 mod report;
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
     }
     let cli = args::Cli::parse();
     console::set_verbosity(cli.verbosity());
-    match generate::catch_interrupt().and_then(|()| commands::run(cli.command)) {
+    match interrupt::catch().and_then(|()| commands::run(cli.command)) {
         Ok(code) => code,
         Err(error) => exit::report(&error),
     }

@@ -11,14 +11,13 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Cuts `documents` into rows of `columns` tokens until there are `tokens`. Documents are joined, one
-    /// after the other; a share of the rows, drawn from `seed`, is random ids, which reach the parts of
-    /// the vocabulary that the text does not.
+    /// Cuts `all`, the ids of a text, into rows of `columns` until there are `tokens`. A share of the rows,
+    /// drawn from `seed`, is random ids, which reach the parts of the vocabulary that the text does not.
     ///
     /// # Errors
     /// When there is not even one row of text, or a token is outside the vocabulary.
     pub fn new(
-        documents: impl IntoIterator<Item = Vec<u32>>,
+        all: &[u32],
         tokens: usize,
         columns: usize,
         vocab_size: usize,
@@ -28,10 +27,6 @@ impl Calibration {
         let mut rows = Vec::new();
         let wanted = (tokens / columns).max(1);
         let text_rows = ((wanted as f64 * (1.0 - random_share)).round() as usize).max(1);
-        let mut all: Vec<u32> = Vec::new();
-        for document in documents {
-            all.extend(document);
-        }
         if let Some(id) = all.iter().find(|t| **t as usize >= vocab_size) {
             return Err(ConvertError::Option {
                 field: "--calibration".to_owned(),

@@ -5,7 +5,7 @@
 //! is added to that label's [`Hessian`] once. Routed experts are run one after the other, so that each sees
 //! exactly the tokens routed to it.
 
-use crate::hessian::Hessian;
+use crate::hessian::{Hessian, Hessians};
 use crate::matrix::Matrix;
 use marlin_models::LinearSpec;
 use marlin_tensor::{
@@ -13,7 +13,7 @@ use marlin_tensor::{
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -34,7 +34,7 @@ pub fn tag(spec: &LinearSpec, linear: Linear) -> Linear {
 pub struct Capture {
     inner: Arc<dyn Backend>,
     wanted: BTreeSet<String>,
-    seen: Mutex<BTreeMap<String, Hessian>>,
+    seen: Mutex<Hessians>,
 }
 
 impl Capture {
@@ -44,7 +44,7 @@ impl Capture {
     }
 
     /// What was seen so far, by label.
-    pub fn take(&self) -> BTreeMap<String, Hessian> {
+    pub fn take(&self) -> Hessians {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

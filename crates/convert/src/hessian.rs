@@ -2,6 +2,10 @@
 //! layer's output. Matrices with the same calibration label see the same input and share one.
 
 use crate::matrix::{Matrix, add_gram};
+use std::collections::BTreeMap;
+
+/// By calibration label.
+pub type Hessians = BTreeMap<String, Hessian>;
 
 /// Sum of outer products of the rows a label has seen.
 #[derive(Debug, Clone)]

@@ -4,19 +4,18 @@ use crate::calibration::Calibration;
 use crate::error::ConvertError;
 use crate::exl3::table::quantize_table;
 use crate::exl3::{Exl3Quantizer, PADDING};
-use crate::hessian::Hessian;
-use crate::matrix::Matrix;
+use crate::hessian::{Hessian, Hessians};
 use crate::memory;
 use crate::origin::{Named, Origin, half};
 use crate::output::{self, Module};
 use crate::plan::{Plan, Role, Target};
 use crate::pooling::pool_starved;
-use crate::quantizer::{LinearInput, Quantizer, TensorReport};
-use crate::report::{JobReport, fingerprint, hash};
+use crate::quantizer::{TensorReport, quantize_linear};
+use crate::report::{JobReport, fingerprint, fnv, hash};
 use crate::store::{Store, named};
 use crate::stream::Stream;
 use marlin_checkpoint::{Checkpoint, write_file};
-use marlin_tensor::{Backend, HostTensor};
+use marlin_tensor::Backend;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,8 +32,6 @@ pub struct JobOptions {
     pub output: PathBuf,
     /// Bits of every group of the plan.
     pub bits: Vec<f64>,
-    /// What the user asked for on average, for the configuration.
-    pub requested_bits: f64,
     /// Bits of the embedding table; `None` keeps it as it is.
     pub embedding_bits: Option<usize>,
     /// Rows to calibrate on.
@@ -74,13 +71,8 @@ pub enum Event {
         /// Rows in all.
         rows: usize,
     },
-    /// A matrix is finished and kept.
-    Matrix {
-        /// How it fared.
-        report: TensorReport,
-        /// Its weights.
-        weights: u64,
-    },
+    /// A matrix is finished and kept; this is how it fared.
+    Matrix(TensorReport),
     /// The directory is being written and read back.
     Writing,
 }
@@ -132,9 +124,9 @@ pub fn run(
     let store = Store::open(&options.output, &settings, options.fresh)?;
     let pool = pool(options.threads)?;
     let job = Job { origin, plan, store, quantizer, options, backend, events, stop };
-    let mut report = pool.install(|| job.run())?;
-    report.seconds = start.elapsed().as_secs_f64();
-    job.finish(checkpoint, report)
+    pool.install(|| job.run())?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(JobReport { seconds, ..job.finish(checkpoint)? })
 }
 
 /// Threads for the arithmetic of a job.
@@ -148,59 +140,56 @@ impl Job<'_> {
         if self.stop.load(Ordering::Relaxed) { Err(ConvertError::Stopped) } else { Ok(()) }
     }
 
-    fn run(&self) -> Result<JobReport> {
+    fn run(&self) -> Result<()> {
         let done: Vec<&Target> = self.plan.targets.iter().filter(|t| self.finished(t)).collect();
         if !done.is_empty() {
-            let weights = done.iter().map(|t| weights(t)).sum();
+            let weights = done.iter().map(|t| t.weights()).sum();
             (self.events)(Event::Resumed { matrices: done.len(), weights });
         }
-        let embedding = self.embedding()?;
         let layers = self.plan.layers;
         for layer in 0..layers {
             let part = format!("layer {layer}");
-            let targets = self.plan.targets_of(layer, |_| true);
+            let targets = self.plan.targets_of(layer);
             let next_kept = || (layer + 1..=layers).any(|l| self.stream(&|_| Ok(())).has(l));
             if targets.iter().all(|t| self.finished(t)) && next_kept() {
                 continue;
             }
             if layer == 0 {
                 let tick = self.tick(&part, false);
-                self.stream(&tick).embed(embedding.clone())?;
+                self.stream(&tick).embed(self.embedding()?)?;
             }
-            for labels in memory::passes(&targets, &self.options.max_memory) {
-                let chosen: Vec<&Target> =
-                    targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
-                if chosen.iter().all(|t| self.finished(t)) {
-                    continue;
-                }
-                let tick = self.tick(&part, true);
-                let hessians = self.stream(&tick).capture(layer, labels)?;
-                self.quantize(&chosen, hessians)?;
-            }
+            self.in_passes(&part, &targets, |stream, labels| stream.capture(layer, labels))?;
             let tick = self.tick(&part, false);
             let stream = self.stream(&tick);
             stream.advance(layer, self.block_tensors(layer)?)?;
             stream.states(layer).remove();
         }
-        let head = self.plan.targets_of(layers, |r| r == Role::Head);
-        if !head.iter().all(|t| self.finished(t)) {
-            let tick = self.tick("head", true);
-            let hessian = self.stream(&tick).head()?;
-            let label = head[0].spec.label.clone();
-            self.quantize(&head, BTreeMap::from([(label, hessian)]))?;
-        }
-        let ahead = self.plan.targets_of(layers, |r| r == Role::Prediction);
-        for labels in memory::passes(&ahead, &self.options.max_memory) {
+        let head = self.plan.targets_with(Role::Head);
+        self.in_passes("head", &head, |stream, labels| {
+            labels.into_iter().map(|label| Ok((label, stream.head()?))).collect()
+        })?;
+        let ahead = self.plan.targets_with(Role::Prediction);
+        self.in_passes("prediction layer", &ahead, |stream, labels| stream.prediction(labels))
+    }
+
+    /// Gathers the moments of `targets` in as many passes as memory asks for, and quantizes what is not
+    /// finished after each.
+    fn in_passes(
+        &self,
+        part: &str,
+        targets: &[&Target],
+        gather: impl Fn(&Stream, BTreeSet<String>) -> Result<Hessians>,
+    ) -> Result<()> {
+        for labels in memory::passes(targets, &self.options.max_memory) {
             let chosen: Vec<&Target> =
-                ahead.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
+                targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
             if chosen.iter().all(|t| self.finished(t)) {
                 continue;
             }
-            let tick = self.tick("prediction layer", true);
-            let hessians = self.stream(&tick).prediction(labels)?;
-            self.quantize(&chosen, hessians)?;
+            let tick = self.tick(part, true);
+            self.quantize(&chosen, gather(&self.stream(&tick), labels)?)?;
         }
-        JobReport::new(&self.plan, |t| Ok(self.store.get(&self.origin.output_key(&t.spec))?.0))
+        Ok(())
     }
 
     fn finished(&self, target: &Target) -> bool {
@@ -242,7 +231,7 @@ impl Job<'_> {
         }
         let start = Instant::now();
         let table = self.origin.matrix(&spec)?;
-        let seed = self.seed(&key);
+        let seed = self.options.seed ^ fnv(key.as_bytes());
         let parts = quantize_table(&table, bits, self.quantizer.encoder.as_ref(), seed)?;
         let mut report = TensorReport::uncalibrated(&key, [table.rows, table.columns], bits as f64);
         report.seconds = start.elapsed().as_secs_f64();
@@ -252,7 +241,7 @@ impl Job<'_> {
     }
 
     /// Quantizes what is not finished of `targets`, a few at a time.
-    fn quantize(&self, targets: &[&Target], mut hessians: BTreeMap<String, Hessian>) -> Result<()> {
+    fn quantize(&self, targets: &[&Target], mut hessians: Hessians) -> Result<()> {
         let notes = pool_starved(&mut hessians);
         let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
         let jobs = memory::jobs(targets, self.options);
@@ -272,43 +261,25 @@ impl Job<'_> {
         notes: &BTreeMap<String, String>,
     ) -> Result<()> {
         let start = Instant::now();
-        let spec = &target.spec;
-        let key = self.origin.output_key(spec);
-        let weight = self.origin.matrix(spec)?;
-        let mean = hessian.and_then(Hessian::mean);
-        let input = LinearInput {
-            key: &key,
-            weight: &weight,
-            hessian: mean.as_ref(),
-            why_uncalibrated: "no calibration token reached it",
-            calibration_rows: hessian.map_or(0, Hessian::rows),
-            seeds: (self.seed(&spec.label), self.seed(&key)),
-        };
-        let bits = self.options.bits[target.group];
-        let (packed, mut report) = self.quantizer.quantize(&input, bits)?;
+        let (spec, bits) = (&target.spec, self.options.bits[target.group]);
+        let (packed, mut report) =
+            quantize_linear(self.quantizer, &self.origin, spec, hessian, self.options.seed, bits)?;
         report.fallback = report.fallback.or_else(|| notes.get(&spec.label).cloned());
         report.seconds = start.elapsed().as_secs_f64();
-        let bias = self.origin.bias(spec)?.map(|values| {
-            let padded = Matrix::new(1, values.len(), values)
-                .padded(1, spec.out_features.next_multiple_of(PADDING));
-            let half = half(&padded);
-            HostTensor::new(half.dtype(), vec![padded.columns], half.bytes().clone())
+        let bias = self.origin.bias(spec)?.map(|mut values| {
+            values.resize(spec.out_features.next_multiple_of(PADDING), 0.0);
+            half(vec![values.len()], &values)
         });
-        let tensors = named(&key, packed.parts, bias.transpose()?);
-        self.store.put(&report, &tensors)?;
-        (self.events)(Event::Matrix { report, weights: weights(target) });
+        self.store.put(&report, &named(&report.key, packed.parts, bias))?;
+        (self.events)(Event::Matrix(report));
         Ok(())
-    }
-
-    fn seed(&self, name: &str) -> u64 {
-        self.options.seed ^ crate::report::fnv(name.as_bytes())
     }
 
     /// All tensors of block `layer` as the output has them.
     fn block_tensors(&self, layer: usize) -> Result<Vec<Named>> {
         let (ours, theirs) = (&self.origin.spec.blocks[layer], &self.origin.output.blocks[layer]);
         let mut tensors = self.origin.plain_tensors(ours, theirs)?;
-        for target in self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction) {
+        for target in self.plan.targets_of(layer) {
             tensors.extend(self.store.get(&self.origin.output_key(&target.spec))?.1);
         }
         Ok(tensors)
@@ -337,13 +308,12 @@ impl Job<'_> {
                 &mut modules,
                 self.origin.plain_tensors(&ours.blocks[layer], &theirs.blocks[layer])?,
             );
-            for target in self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction)
-            {
+            for target in self.plan.targets_of(layer) {
                 packed(&mut modules, target)?;
             }
         }
         plain(&mut modules, vec![self.origin.norm(&ours.norm, &theirs.norm)?]);
-        for target in self.plan.targets_of(self.plan.layers, |_| true) {
+        for target in self.plan.targets_of(self.plan.layers) {
             packed(&mut modules, target)?;
         }
         if let (true, Some(ours), Some(theirs)) = (self.origin.mtp, &ours.mtp, &theirs.mtp) {
@@ -360,13 +330,15 @@ impl Job<'_> {
     }
 
     /// Writes the directory, reads it back, and removes the job's folder.
-    fn finish(self, checkpoint: &Checkpoint, mut report: JobReport) -> Result<JobReport> {
+    fn finish(self, checkpoint: &Checkpoint) -> Result<JobReport> {
         (self.events)(Event::Writing);
         let output = &self.options.output;
         let modules = self.modules()?;
         output::clear(output)?;
-        report.file_bytes = output::write_tensors(output, &modules, output::SHARD_BYTES)?;
-        report.count(&self.plan, &modules);
+        let file_bytes = output::write_tensors(output, &modules, output::SHARD_BYTES)?;
+        let keys = self.plan.targets.iter().map(|t| self.origin.output_key(&t.spec));
+        let tensors = keys.map(|key| Ok(self.store.get(&key)?.0)).collect::<Result<Vec<_>>>()?;
+        let report = JobReport::new(&self.plan, tensors, &modules, file_bytes);
         let quantization = self.quantization_config(&report);
         let storage = output::tensor_storage(&quantization, &modules);
         let write = |name: &str, value: &Value| {
@@ -459,8 +431,4 @@ impl Job<'_> {
         }
         Ok(())
     }
-}
-
-fn weights(target: &Target) -> u64 {
-    target.spec.out_features as u64 * target.spec.in_features as u64
 }

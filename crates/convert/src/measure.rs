@@ -1,25 +1,23 @@
 //! What each group of matrices costs at the logits: the group alone is quantized at a rate, everything else
 //! stays as it was, and the divergence from the source is taken over the probe's positions.
 //!
-//! The source's blocks are held in memory for this; a probe is short (a few thousand tokens), and a group in
+//! The source is held in memory for this; a probe is short (a few thousand tokens), and a group in
 //! layer `l` only makes the layers from `l` on run again. Groups of the prediction layer do not reach the
 //! logits and are not measured.
 
 use crate::allocate::Sensitivity;
 use crate::calibration::Calibration;
 use crate::error::ConvertError;
-use crate::hessian::Hessian;
-use crate::origin::{Named, Origin, half, view};
+use crate::hessian::Hessians;
+use crate::origin::{Named, Origin, view};
 use crate::plan::{Plan, Role, Target};
 use crate::pooling::pool_starved;
-use crate::quantizer::{LinearInput, Quantizer};
-use crate::report::fnv;
+use crate::quantizer::{Quantizer, quantize_linear};
 use crate::store::named;
 use crate::stream::{Stream, batch, cache};
-use marlin_models::{Block, Loader, Norm, Step};
-use marlin_tensor::{Backend, Cache, Linear, LinearOptions, Tensor};
+use marlin_models::{Block, Loader, Model, Step};
+use marlin_tensor::{Backend, HostTensor, Tensor};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -51,13 +49,6 @@ pub struct Probe<'a> {
     pub tick: &'a (dyn Fn(usize, usize) -> Result<()> + Sync),
 }
 
-/// The source from the blocks' inputs to the logits.
-struct Whole {
-    blocks: Vec<(Block, Cache)>,
-    norm: Norm,
-    head: Linear,
-}
-
 impl Probe<'_> {
     /// Measures every group that reaches the logits, the head apart.
     ///
@@ -71,9 +62,10 @@ impl Probe<'_> {
         let groups = &self.plan.groups;
         let reaches = |g: &usize| !matches!(groups[*g].role, Role::Head | Role::Prediction);
         let total = (0..groups.len()).filter(reaches).count() * self.rates.len();
-        let whole = self.load()?;
-        let mut inputs = self.embed()?;
-        let reference = self.logits_from(&whole, 0, &inputs)?;
+        let source = self.load()?;
+        let embed = |tokens: &Vec<u32>| Ok(source.embed(&batch(tokens, self.columns()))?);
+        let mut inputs = self.rows.iter().map(embed).collect::<Result<Vec<Tensor>>>()?;
+        let reference = self.logits_from(&source, 0, &inputs)?;
         let silent = |_| (self.tick)(0, total);
         let stream = Stream {
             origin: self.origin,
@@ -85,7 +77,7 @@ impl Probe<'_> {
         stream.embed(vec![self.origin.embedding()?])?;
         let mut found = Vec::new();
         for layer in 0..self.plan.layers {
-            let targets = self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction);
+            let targets = self.plan.targets_of(layer);
             let labels = targets.iter().map(|t| t.spec.label.clone()).collect();
             let mut hessians = stream.capture(layer, labels)?;
             pool_starved(&mut hessians);
@@ -96,15 +88,13 @@ impl Probe<'_> {
                 for &rate in self.rates {
                     (self.tick)(found.len() * self.rates.len() + divergence.len(), total)?;
                     let block = self.with_group(layer, group, rate, &hessians)?;
-                    let cache = &whole.blocks[layer].1;
-                    let outputs = self.pass(&block, cache, &inputs)?;
-                    let logits = self.logits_from(&whole, layer + 1, &outputs)?;
+                    let outputs = self.pass(layer, &block, &inputs)?;
+                    let logits = self.logits_from(&source, layer + 1, &outputs)?;
                     divergence.push((rate, mean_divergence(&reference, &logits, self.vocab())));
                 }
                 found.push(Sensitivity { group: groups[group].name.clone(), divergence });
             }
-            let (block, cache) = &whole.blocks[layer];
-            inputs = self.pass(block, cache, &inputs)?;
+            inputs = self.pass(layer, source.block(layer), &inputs)?;
             stream.advance(layer, self.tensors(layer, None)?)?;
             stream.states(layer).remove();
         }
@@ -120,64 +110,34 @@ impl Probe<'_> {
         self.rows.iter().map(Vec::len).max().unwrap_or(0)
     }
 
-    fn load(&self) -> Result<Whole> {
-        let mut progress = |_| {};
-        let spec = &self.origin.spec;
-        let checkpoint = self.origin.source.checkpoint();
-        let mut loader = Loader::new(checkpoint, self.backend.clone(), &mut progress);
-        let mut blocks = Vec::new();
-        for block in &spec.blocks {
-            let cache = cache(self.backend.as_ref(), block, self.columns())?;
-            blocks.push((Block::load(&mut loader, block)?, cache));
-        }
-        let head = &spec.head.linear;
-        let weight = match self.origin.source.has(&head.key) {
-            true => self.origin.source.linear(head)?,
-            false => self.origin.source.linear(&self.origin.embedding_spec())?,
-        };
-        let head = self.backend.load_linear(&weight, None, LinearOptions::default())?;
-        Ok(Whole { blocks, norm: loader.norm(&spec.norm)?, head })
+    fn load(&self) -> Result<Model> {
+        let (checkpoint, spec) = (self.origin.source.checkpoint(), self.origin.spec.clone());
+        Ok(Model::load(checkpoint, spec, self.backend.clone(), &mut |_| {})?)
     }
 
-    fn embed(&self) -> Result<Vec<Tensor>> {
-        let origin = self.origin;
-        let weight = origin.source.linear(&origin.embedding_spec())?;
-        let table = self.backend.load_embedding(&weight)?;
-        let scale = origin.spec.embedding.scale;
-        let embed = |tokens: &Vec<u32>| {
-            Ok(self.backend.embed(&table, &batch(tokens, self.columns()), scale)?)
-        };
-        self.rows.iter().map(embed).collect()
-    }
-
-    fn pass(&self, block: &Block, cache: &Cache, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    /// Every row through `block`, which is or stands for block `layer`.
+    fn pass(&self, layer: usize, block: &Block, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let backend = self.backend.as_ref();
+        let cache = cache(backend, &self.origin.spec.blocks[layer], self.columns())?;
         let run = |(tokens, x): (&Vec<u32>, &Tensor)| {
             let batch = batch(tokens, self.columns());
-            let step = Step { backend, batch: &batch, cache };
+            let step = Step { backend, batch: &batch, cache: &cache };
             Ok(block.forward(&step, 0, x.clone(), &mut None)?)
         };
         self.rows.iter().zip(inputs).map(run).collect()
     }
 
     /// Log-probabilities of every row from the inputs of block `first` on, `[positions, vocab]`.
-    fn logits_from(&self, whole: &Whole, first: usize, inputs: &[Tensor]) -> Result<Vec<f32>> {
-        let backend = self.backend.as_ref();
+    fn logits_from(&self, source: &Model, first: usize, inputs: &[Tensor]) -> Result<Vec<f32>> {
         let mut states = inputs.to_vec();
-        for (block, cache) in &whole.blocks[first..] {
-            states = self.pass(block, cache, &states)?;
+        for layer in first..self.plan.layers {
+            states = self.pass(layer, source.block(layer), &states)?;
         }
         let mut out = Vec::new();
         for x in states {
             // The second half of a row has context enough.
             let rows: Vec<u32> = (x.rows as u32 / 2..x.rows as u32).collect();
-            let x = backend.gather_rows(&x, &rows)?;
-            let logits = backend.linear(&whole.norm.forward(backend, &x)?, &whole.head)?;
-            let logits = match self.origin.spec.head.softcap {
-                Some(cap) => backend.softcap(logits, cap)?,
-                None => logits,
-            };
-            out.extend(backend.download(&logits)?);
+            out.extend(self.backend.download(&source.logits_of(&x, &rows)?)?);
         }
         out.par_chunks_mut(self.vocab()).for_each(|row| {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -194,30 +154,22 @@ impl Probe<'_> {
         layer: usize,
         group: usize,
         rate: f64,
-        hessians: &BTreeMap<String, Hessian>,
+        hessians: &Hessians,
     ) -> Result<Block> {
         let members: Vec<&Target> = self.plan.targets.iter().filter(|t| t.group == group).collect();
         let quantized: Vec<Vec<Named>> = members
             .par_iter()
             .map(|target| {
-                let spec = &target.spec;
-                let key = self.origin.output_key(spec);
-                let weight = self.origin.matrix(spec)?;
-                let hessian = hessians.get(&spec.label);
-                let mean = hessian.and_then(Hessian::mean);
-                let input = LinearInput {
-                    key: &key,
-                    weight: &weight,
-                    hessian: mean.as_ref(),
-                    why_uncalibrated: "no calibration token reached it",
-                    calibration_rows: hessian.map_or(0, Hessian::rows),
-                    seeds: (
-                        self.seed ^ fnv(spec.label.as_bytes()),
-                        self.seed ^ fnv(key.as_bytes()),
-                    ),
-                };
-                let (packed, _) = self.quantizer.quantize(&input, rate)?;
-                Ok(named(&key, packed.parts, None))
+                let hessian = hessians.get(&target.spec.label);
+                let (packed, report) = quantize_linear(
+                    self.quantizer,
+                    self.origin,
+                    &target.spec,
+                    hessian,
+                    self.seed,
+                    rate,
+                )?;
+                Ok(named(&report.key, packed.parts, None))
             })
             .collect::<Result<_>>()?;
         let replaced = (group, quantized.concat());
@@ -232,15 +184,14 @@ impl Probe<'_> {
         let (ours, theirs) = (&self.origin.spec.blocks[layer], &self.origin.output.blocks[layer]);
         let mut tensors = self.origin.plain_tensors(ours, theirs)?;
         let group = replaced.as_ref().map(|r| r.0);
-        for target in self.plan.targets_of(layer, |r| r != Role::Head && r != Role::Prediction) {
-            let key = self.origin.output_key(&target.spec);
+        for target in self.plan.targets_of(layer) {
+            let spec = &target.spec;
             if Some(target.group) != group {
-                let name = format!("{key}.weight");
-                tensors.push((name, half(&self.origin.matrix(&target.spec)?)));
+                tensors.push(self.origin.half_weight(spec, &self.origin.matrix(spec)?));
             }
-            if let Some(bias) = self.origin.bias(&target.spec)? {
-                let bias = marlin_tensor::HostTensor::from_f32(vec![bias.len()], &bias);
-                tensors.push((format!("{key}.bias"), bias));
+            if let Some(bias) = self.origin.bias(spec)? {
+                let name = format!("{}.bias", self.origin.output_key(spec));
+                tensors.push((name, HostTensor::from_f32(vec![bias.len()], &bias)));
             }
         }
         tensors.extend(replaced.into_iter().flat_map(|r| r.1));

@@ -50,7 +50,7 @@ fn least(targets: &[&Target]) -> u64 {
 pub fn check(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
     let Some(allowed_bytes) = options.max_memory else { return Ok(()) };
     for layer in 0..=plan.layers {
-        let targets = plan.targets_of(layer, |_| true);
+        let targets = plan.targets_of(layer);
         let needed_bytes = least(&targets);
         if needed_bytes > allowed_bytes {
             let what = match layer == plan.layers {

@@ -180,17 +180,22 @@ impl<'a> Origin<'a> {
                     joined_kv_b(&keys, &values, heads, [rank, nope, value])
                 }
             };
-            out.push((format!("{}.weight", self.output_key(&theirs.kv_b)), half(&matrix)));
+            out.push(self.half_weight(&theirs.kv_b, &matrix));
         }
         if let FeedForwardSpec::Moe(moe) = &theirs.feed_forward {
-            let router = self.matrix(&moe.gate)?;
-            out.push((format!("{}.weight", self.output_key(&moe.gate)), half(&router)));
+            out.push(self.half_weight(&moe.gate, &self.matrix(&moe.gate)?));
             if let Some(key) = &moe.correction_bias {
                 let values = self.source.vector(key, moe.router.num_experts)?;
                 out.push((self.name(key), HostTensor::from_f32(vec![values.len()], &values)));
             }
         }
         Ok(out)
+    }
+
+    /// A matrix that is kept, in fp16.
+    pub fn half_weight(&self, spec: &LinearSpec, matrix: &Matrix) -> Named {
+        let name = format!("{}.weight", self.output_key(spec));
+        (name, half(vec![matrix.rows, matrix.columns], &matrix.data))
     }
 
     /// A norm's weight without the offset that the output's model adds.
@@ -200,9 +205,8 @@ impl<'a> Origin<'a> {
     pub fn norm(&self, ours: &NormSpec, theirs: &NormSpec) -> Result<Named> {
         let mut values = self.source.norm(ours)?;
         values.iter_mut().for_each(|v| *v -= theirs.offset);
-        let tensor = self.plain(&Matrix::new(1, values.len(), values));
         let name = self.name(&format!("{}.weight", theirs.key));
-        Ok((name, HostTensor::new(tensor.dtype(), vec![theirs.size], tensor.bytes().clone())?))
+        Ok((name, self.plain(vec![theirs.size], &values)))
     }
 
     /// The output's name of a full parameter name.
@@ -217,26 +221,26 @@ impl<'a> Origin<'a> {
     pub fn embedding(&self) -> Result<Named> {
         let spec = self.embedding_spec();
         let name = format!("{}.weight", self.output_key(&spec));
-        Ok((name, self.plain(&self.matrix(&spec)?)))
+        let table = self.matrix(&spec)?;
+        Ok((name, self.plain(vec![table.rows, table.columns], &table.data)))
     }
 
     /// In the element type of the output's unquantized tensors: bf16 if the source has any, else fp16.
-    fn plain(&self, m: &Matrix) -> HostTensor {
+    fn plain(&self, shape: Vec<usize>, values: &[f32]) -> HostTensor {
         if !self.bf16 {
-            return half(m);
+            return half(shape, values);
         }
-        let bytes: Vec<u8> = m.data.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
-        let shape = vec![m.rows, m.columns];
+        let bytes: Vec<u8> = values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
         HostTensor::new(DType::BF16, shape, bytes.into()).expect("two bytes a value")
     }
 }
 
-/// `[rows, columns]` in fp16; values beyond its range are the largest it has.
-pub fn half(m: &Matrix) -> HostTensor {
+/// Values of `shape` in fp16; those beyond its range are the largest it has.
+pub fn half(shape: Vec<usize>, values: &[f32]) -> HostTensor {
     let max = f16::MAX.to_f32();
     let narrow = |v: f32| f16::from_f32(v.clamp(-max, max)).to_le_bytes();
-    let bytes: Vec<u8> = m.data.iter().flat_map(|&v| narrow(v)).collect();
-    HostTensor::new(DType::F16, vec![m.rows, m.columns], bytes.into()).expect("two bytes a value")
+    let bytes: Vec<u8> = values.iter().flat_map(|&v| narrow(v)).collect();
+    HostTensor::new(DType::F16, shape, bytes.into()).expect("two bytes a value")
 }
 
 /// A checkpoint of `tensors` under `config`, in memory.

@@ -32,6 +32,13 @@ pub struct Target {
     pub group: usize,
 }
 
+impl Target {
+    /// Weights of the matrix, padding not counted.
+    pub fn weights(&self) -> u64 {
+        self.spec.out_features as u64 * self.spec.in_features as u64
+    }
+}
+
 /// Matrices that have one rate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
@@ -129,12 +136,18 @@ impl Plan {
         self.targets.extend(linears.iter().map(|l| Target { spec: (*l).clone(), group }));
     }
 
-    /// Targets whose group lies in `layer` and has a role for which `keep` holds.
-    pub fn targets_of(&self, layer: usize, keep: impl Fn(Role) -> bool) -> Vec<&Target> {
-        let chosen = |t: &&Target| {
-            let group = &self.groups[t.group];
-            group.layer == layer && keep(group.role)
-        };
-        self.targets.iter().filter(chosen).collect()
+    /// Weights of all matrices, padding not counted.
+    pub fn weights(&self) -> u64 {
+        self.targets.iter().map(Target::weights).sum()
+    }
+
+    /// Targets of `layer`; the head and the prediction layer follow the last block of the trunk.
+    pub fn targets_of(&self, layer: usize) -> Vec<&Target> {
+        self.targets.iter().filter(|t| self.groups[t.group].layer == layer).collect()
+    }
+
+    /// Targets with a role.
+    pub fn targets_with(&self, role: Role) -> Vec<&Target> {
+        self.targets.iter().filter(|t| self.groups[t.group].role == role).collect()
     }
 }

@@ -4,11 +4,11 @@
 //! did not matter. It borrows from the other experts of its block, in proportion to what it lacks:
 //! `H ← (n·H + (k − n)·H̄) / k` with `n` own rows, `k` inputs, and `H̄` the mean over all rows of all experts.
 
-use crate::hessian::Hessian;
+use crate::hessian::{Hessian, Hessians};
 use std::collections::BTreeMap;
 
 /// Mixes the pooled moments into starved experts; says by label what was done.
-pub fn pool_starved(hessians: &mut BTreeMap<String, Hessian>) -> BTreeMap<String, String> {
+pub fn pool_starved(hessians: &mut Hessians) -> BTreeMap<String, String> {
     let mut pools: BTreeMap<(String, String), Hessian> = BTreeMap::new();
     for (label, hessian) in hessians.iter() {
         if let Some(kind) = kind(label) {

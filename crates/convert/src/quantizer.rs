@@ -1,7 +1,11 @@
 //! The seam between a job and a format: one matrix in, one packed weight out.
 
 use crate::error::ConvertError;
+use crate::hessian::Hessian;
 use crate::matrix::Matrix;
+use crate::origin::Origin;
+use crate::report::fnv;
+use marlin_models::LinearSpec;
 use marlin_tensor::Weight;
 
 /// What a quantizer is told about one matrix.
@@ -46,6 +50,11 @@ pub struct TensorReport {
 }
 
 impl TensorReport {
+    /// Weights of the matrix, padding not counted.
+    pub fn weights(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+
     /// Of a table that has no inputs to calibrate with.
     pub fn uncalibrated(key: &str, shape: [usize; 2], bits: f64) -> Self {
         Self {
@@ -61,6 +70,32 @@ impl TensorReport {
             seconds: 0.0,
         }
     }
+}
+
+/// Quantizes the matrix of `spec` as the output has it, with what `hessian` knows of its inputs. Signs
+/// follow from `seed` and names: matrices with one label share those of their inputs.
+///
+/// # Errors
+/// As [`Quantizer::quantize`], and when the matrix is missing.
+pub fn quantize_linear(
+    quantizer: &dyn Quantizer,
+    origin: &Origin,
+    spec: &LinearSpec,
+    hessian: Option<&Hessian>,
+    seed: u64,
+    bits: f64,
+) -> Result<(Weight, TensorReport), ConvertError> {
+    let key = origin.output_key(spec);
+    let mean = hessian.and_then(Hessian::mean);
+    let input = LinearInput {
+        key: &key,
+        weight: &origin.matrix(spec)?,
+        hessian: mean.as_ref(),
+        why_uncalibrated: "no calibration token reached it",
+        calibration_rows: hessian.map_or(0, Hessian::rows),
+        seeds: (seed ^ fnv(spec.label.as_bytes()), seed ^ fnv(key.as_bytes())),
+    };
+    quantizer.quantize(&input, bits)
 }
 
 /// Turns a matrix into a packed weight. No I/O; the same input gives the same bytes.

@@ -1,11 +1,11 @@
 //! What a finished job says about itself.
 
-use crate::error::ConvertError;
 use crate::output::Module;
-use crate::plan::{Plan, Role, Target};
+use crate::plan::{Plan, Role};
 use crate::quantizer::TensorReport;
 use marlin_checkpoint::Checkpoint;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// One job, for people, `--json` and the HTML page.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -40,65 +40,62 @@ pub struct ExpertTokens {
 }
 
 impl JobReport {
-    /// Of the finished matrices of `plan`, fetched with `get`.
+    /// Of the finished matrices of `plan`, reported in `tensors` in the same order, and the `modules` that
+    /// were written as `file_bytes`.
     pub(crate) fn new(
         plan: &Plan,
-        get: impl Fn(&Target) -> Result<TensorReport, ConvertError>,
-    ) -> Result<Self, ConvertError> {
-        let tensors = plan.targets.iter().map(&get).collect::<Result<Vec<_>, _>>()?;
+        tensors: Vec<TensorReport>,
+        modules: &[Module],
+        file_bytes: u64,
+    ) -> Self {
+        let size = |m: &Module| m.1.iter().map(|(_, t)| t.bytes().len() as u64).sum::<u64>();
+        let bytes: BTreeMap<&str, u64> = modules.iter().map(|m| (&*m.0, size(m))).collect();
+        let (mut body, mut head) = (Tally::default(), Tally::default());
         let mut experts: Vec<ExpertTokens> = Vec::new();
         for (target, report) in plan.targets.iter().zip(&tensors) {
             let group = &plan.groups[target.group];
-            if !group.name.ends_with(".experts") || !target.spec.label.ends_with(".gate_up") {
-                continue;
-            }
-            if experts.last().is_none_or(|e| e.layer != group.name) {
-                experts.push(ExpertTokens { layer: group.name.clone(), tokens: Vec::new() });
-            }
-            // Gate and up share their tokens: every second matrix is a new expert.
-            if report.key.ends_with("gate_proj") || report.key.ends_with("w1") {
+            let side = if group.role == Role::Head { &mut head } else { &mut body };
+            let weights = target.weights();
+            side.weights += weights;
+            side.code_bits += weights as f64 * report.bits;
+            side.bytes += bytes.get(&*report.key).copied().unwrap_or(0);
+            // One of an expert's three matrices stands for it.
+            if group.name.ends_with(".experts") && target.spec.key.ends_with("gate_proj") {
+                if experts.last().is_none_or(|e| e.layer != group.name) {
+                    experts.push(ExpertTokens { layer: group.name.clone(), tokens: Vec::new() });
+                }
                 experts.last_mut().expect("just pushed").tokens.push(report.calibration_rows);
             }
         }
-        let budgeted = |t: &&(&Target, &TensorReport)| plan.groups[t.0.group].role != Role::Head;
-        let pairs: Vec<(&Target, &TensorReport)> = plan.targets.iter().zip(&tensors).collect();
-        let size = |r: &TensorReport| (r.shape[0] * r.shape[1]) as f64;
-        let weights: f64 = pairs.iter().filter(budgeted).map(|(_, r)| size(r)).sum();
-        let bits: f64 = pairs.iter().filter(budgeted).map(|(_, r)| size(r) * r.bits).sum();
-        Ok(Self {
-            bits: if weights > 0.0 { bits / weights } else { 0.0 },
-            stored_bits: 0.0,
-            head_stored_bits: 0.0,
-            all_stored_bits: 0.0,
-            embedding_bytes: 0,
-            file_bytes: 0,
+        let all =
+            Tally { weights: body.weights + head.weights, bytes: body.bytes + head.bytes, ..body };
+        Self {
+            bits: body.code_bits / (body.weights as f64).max(1.0),
+            stored_bits: body.stored_bits(),
+            head_stored_bits: head.stored_bits(),
+            all_stored_bits: all.stored_bits(),
+            embedding_bytes: modules.first().map_or(0, size),
+            file_bytes,
             seconds: 0.0,
             tensors,
             experts,
-        })
-    }
-
-    /// Counts what the modules of the output take.
-    pub(crate) fn count(&mut self, plan: &Plan, modules: &[Module]) {
-        let bytes = |key: &str| -> u64 {
-            let module = modules.iter().find(|m| m.0 == key);
-            module.map_or(0, |m| m.1.iter().map(|(_, t)| t.bytes().len() as u64).sum())
-        };
-        let (mut body, mut head) = ((0u64, 0u64), (0u64, 0u64));
-        for (target, report) in plan.targets.iter().zip(&self.tensors) {
-            let side = match plan.groups[target.group].role {
-                Role::Head => &mut head,
-                _ => &mut body,
-            };
-            side.0 += bytes(&report.key);
-            side.1 += (report.shape[0] * report.shape[1]) as u64;
         }
-        let bits = |(bytes, weights): (u64, u64)| bytes as f64 * 8.0 / (weights as f64).max(1.0);
-        self.stored_bits = bits(body);
-        self.head_stored_bits = bits(head);
-        self.all_stored_bits = bits((body.0 + head.0, body.1 + head.1));
-        self.embedding_bytes =
-            modules.first().map_or(0, |m| m.1.iter().map(|(_, t)| t.bytes().len() as u64).sum());
+    }
+}
+
+/// What a part of the model takes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    weights: u64,
+    /// Of the codes alone.
+    code_bits: f64,
+    /// As stored.
+    bytes: u64,
+}
+
+impl Tally {
+    fn stored_bits(self) -> f64 {
+        self.bytes as f64 * 8.0 / (self.weights as f64).max(1.0)
     }
 }
 

@@ -103,19 +103,6 @@ impl Store {
         Ok((report, tensors.collect()))
     }
 
-    /// Keeps a small result of the job.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn put_note(&self, name: &str, value: &Value) -> Result<()> {
-        Ok(write_file(&self.path.join(name), format!("{value:#}\n").as_bytes())?)
-    }
-
-    /// A small result that was kept.
-    pub fn note(&self, name: &str) -> Option<Value> {
-        serde_json::from_slice(&std::fs::read(self.path.join(name)).ok()?).ok()
-    }
-
     /// Removes the folder.
     ///
     /// # Errors

@@ -4,18 +4,17 @@
 use crate::calibration::Calibration;
 use crate::capture::{Capture, tag};
 use crate::error::ConvertError;
-use crate::hessian::Hessian;
+use crate::hessian::{Hessian, Hessians};
 use crate::matrix::Matrix;
 use crate::origin::{Named, Origin, view};
 use crate::states::States;
 use marlin_models::{Block, BlockSpec, Loader, Mtp, Step};
 use marlin_tensor::{Backend, Batch, Cache, CacheSpec, DType, Tensor};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 type Result<T> = std::result::Result<T, ConvertError>;
-type Hessians = BTreeMap<String, Hessian>;
 
 const BLOCK_SIZE: usize = 16;
 

@@ -85,7 +85,32 @@ impl Model {
     /// When a token is outside the vocabulary or the backend fails.
     pub fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor> {
         let x = self.blocks(batch, cache, &mut None)?;
-        let x = self.backend.gather_rows(&x, &batch.output_rows)?;
+        self.logits_of(&x, &batch.output_rows)
+    }
+
+    /// Embedded tokens of `batch`, `[rows, hidden_size]`: what the first block reads.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the backend fails.
+    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        self.check_tokens(batch)?;
+        Ok(self.backend.embed(&self.embedding, batch, self.spec.embedding.scale)?)
+    }
+
+    /// Block `layer` of the trunk.
+    ///
+    /// # Panics
+    /// When there is no such block: a bug of the caller.
+    pub fn block(&self, layer: usize) -> &Block {
+        &self.blocks[layer]
+    }
+
+    /// Logits of the given rows of what the last block wrote, `x: [rows, hidden_size]`.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn logits_of(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let x = self.backend.gather_rows(x, rows)?;
         self.logits(&self.norm.forward(self.backend.as_ref(), &x)?)
     }
 
@@ -126,10 +151,8 @@ impl Model {
         cache: &Cache,
     ) -> Result<Option<Tensor>> {
         let Some(mtp) = &self.mtp else { return Ok(None) };
-        self.check_tokens(batch)?;
-        let b = self.backend.as_ref();
-        let embedded = b.embed(&self.embedding, batch, self.spec.embedding.scale)?;
-        let step = Step { backend: b, batch, cache };
+        let embedded = self.embed(batch)?;
+        let step = Step { backend: self.backend.as_ref(), batch, cache };
         Ok(Some(mtp.forward(&step, self.blocks.len(), &embedded, hidden)?))
     }
 
@@ -139,10 +162,8 @@ impl Model {
         cache: &Cache,
         routings: &mut Option<Vec<Routing>>,
     ) -> Result<Tensor> {
-        self.check_tokens(batch)?;
-        let b = self.backend.as_ref();
-        let step = Step { backend: b, batch, cache };
-        let mut x = b.embed(&self.embedding, batch, self.spec.embedding.scale)?;
+        let step = Step { backend: self.backend.as_ref(), batch, cache };
+        let mut x = self.embed(batch)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             x = block.forward(&step, layer, x, routings)?;
         }

@@ -30,8 +30,7 @@ struct Row {
 pub fn run(args: &Bench) -> Result<ExitCode> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
     let model = loaded::load(&checkpoint, loaded::backend(&args.device, ActivationsArg::Auto)?)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = args.device.threads.map_or(cores, usize::from);
+    let threads = loaded::threads(&args.device);
     let model_bytes = checkpoint.tensor_bytes();
     let limit = model.spec().max_position_embeddings;
     let tests =

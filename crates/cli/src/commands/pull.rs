@@ -2,7 +2,7 @@
 
 use crate::args::Pull;
 use crate::hub::{self, Cache, Client, ModelId, RemoteFile, Repository};
-use crate::{console, exit, locate};
+use crate::{console, exit, interrupt, locate};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn run(args: &Pull) -> Result<ExitCode> {
         return finish(args, &path, Vec::new(), Instant::now());
     }
     let client = Client::from_environment()?;
-    exit::say_when_interrupted("interrupted; the same command continues");
+    interrupt::say("interrupted; the same command continues");
     let started = Instant::now();
     let commit = client.commit(&id, &args.revision)?;
     let files = client.files(&id, &commit)?;

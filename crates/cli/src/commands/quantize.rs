@@ -6,14 +6,14 @@ mod text;
 
 use crate::args::quantize::{CodebookArg, Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
-use crate::{console, exit, loaded, locate};
+use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use marlin_checkpoint::Checkpoint;
 use marlin_convert::allocate::{self, Sensitivity};
 use marlin_convert::measure::Probe;
 use marlin_convert::{ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, Origin, Plan};
-use marlin_engine::evaluate::{PerplexityOptions, perplexity};
+use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
@@ -57,10 +57,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         CodebookArg::ThreeInst => Codebook::ThreeInst,
     };
     let text = text::read(args, &tokenizer, origin.output.vocab_size)?;
-    let threads = args
-        .device
-        .threads
-        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let threads = loaded::threads(&args.device);
     let files = match origin.is_gguf() {
         true => gguf_files(&checkpoint, &tokenizer)?,
         false => Vec::new(),
@@ -76,6 +73,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         let asked = args.calibration_tokens;
         console::note(&format!("note: the text gives {found} calibration tokens of {asked}"));
     }
+    interrupt::say("stopping; press Ctrl-C again to stop at once");
     let work = Work {
         args,
         checkpoint: &checkpoint,
@@ -84,12 +82,11 @@ fn quantize(args: &Quantize) -> Result<()> {
         backend: loaded::backend(&device, ActivationsArg::Float)?,
         quantizer: Exl3Quantizer { encoder: loaded::encoder()?, codebook, options: choices },
         threads,
-        stop: exit::stop_when_interrupted(),
+        stop: interrupt::begin(),
     };
     let options = JobOptions {
         output: args.output.clone(),
         bits: work.bits(&text)?,
-        requested_bits: args.bits,
         embedding_bits: (args.embedding_bits < 16).then_some(args.embedding_bits),
         calibration: text.calibration,
         seed: args.seed,
@@ -102,9 +99,7 @@ fn quantize(args: &Quantize) -> Result<()> {
     if args.plan_only {
         return present::plan(args, &plan, &origin, &options);
     }
-    let total: u64 =
-        plan.targets.iter().map(|t| t.spec.out_features as u64 * t.spec.in_features as u64).sum();
-    let bar = Mutex::new(console::bar(total, "quantizing", false));
+    let bar = Mutex::new(console::bar(plan.weights(), "quantizing", false));
     let report = marlin_convert::run(
         &checkpoint,
         work.backend.clone(),
@@ -260,8 +255,11 @@ impl Work<'_> {
         let (source, made) = (load(self.checkpoint)?, load(&made)?);
         let options =
             PerplexityOptions { window: text::WINDOW, score_from: text::WINDOW / 2, windows: None };
-        let before = perplexity(&source, held_out, &options, None, &mut |_| {})?;
-        let after = perplexity(&made, held_out, &options, Some(&source), &mut |_| {})?;
+        let source = NamedModel { name: &self.args.model, model: &source };
+        let output = self.args.output.to_string_lossy();
+        let made = NamedModel { name: &output, model: &made };
+        let reports = compare(source, &[made], held_out, &options, &mut |_| {})?;
+        let [before, after] = &reports[..] else { unreachable!("a report per model") };
         Ok(Some(present::Quality {
             before: before.perplexity,
             after: after.perplexity,
@@ -294,8 +292,8 @@ fn show(bar: &Mutex<ProgressBar>, event: &Event) {
             let doing = if *capture { "calibrating" } else { "advancing" };
             bar.set_message(format!("{doing} {part}, row {} of {rows}", row + 1));
         }
-        Event::Matrix { report, weights } => {
-            bar.inc(*weights);
+        Event::Matrix(report) => {
+            bar.inc(report.weights());
             bar.set_message(report.key.clone());
             let fallback = report.fallback.as_deref().map_or(String::new(), |f| format!(" ({f})"));
             let line = format!(

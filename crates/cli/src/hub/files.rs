@@ -6,6 +6,7 @@
 //! several is a choice that only the user can make.
 
 use super::RemoteFile;
+use crate::glob::glob;
 use crate::{console, exit};
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -132,31 +133,7 @@ fn pattern(path: &str) -> String {
 /// Whether `path`, or its last part, matches a pattern of `*` (anything, `/` too) and `?`.
 pub fn matching(pattern: &str, path: &str) -> bool {
     let base = path.rsplit('/').next().unwrap_or_default();
-    glob(pattern.as_bytes(), path.as_bytes()) || glob(pattern.as_bytes(), base.as_bytes())
-}
-
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    // Where to continue when what follows the last star does not fit.
-    let mut retry = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p + 1, t));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => {
-                let Some((after, from)) = retry else { return false };
-                retry = Some((after, from + 1));
-                (p, t) = (after, from + 1);
-            }
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
+    glob(pattern, path) || glob(pattern, base)
 }
 
 #[cfg(test)]

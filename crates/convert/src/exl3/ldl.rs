@@ -60,13 +60,12 @@ pub fn solve(a: &Matrix, b: &[f64]) -> Option<Vec<f64>> {
 }
 
 /// Inverses of the diagonal blocks of `h`, each `[16, 16]`, one after the other.
-pub fn inverse_blocks(h: &Matrix, added: f32) -> Option<Vec<f32>> {
+pub fn inverse_blocks(h: &Matrix) -> Option<Vec<f32>> {
     let k = h.rows;
     let mut out = vec![0.0; k * BLOCK];
     for (start, out) in (0..k).step_by(BLOCK).zip(out.chunks_exact_mut(BLOCK * BLOCK)) {
         let a = Array2::from_shape_fn((BLOCK, BLOCK), |(i, j)| {
-            let diagonal = if i == j { f64::from(added) } else { 0.0 };
-            f64::from(h.data[(start + i) * k + start + j]) + diagonal
+            f64::from(h.data[(start + i) * k + start + j])
         });
         let l = cholesky(a)?;
         for j in 0..BLOCK {
@@ -141,7 +140,7 @@ mod tests {
             let found: f64 = (0..32).map(|j| f64::from(h.row(i)[j]) * x[j]).sum();
             assert!((found - b).abs() < 1e-6);
         }
-        let inverse = inverse_blocks(&h, 0.0).unwrap();
+        let inverse = inverse_blocks(&h).unwrap();
         let one: f32 = (0..16).map(|j| h.row(3)[j] * inverse[j * 16 + 3]).sum();
         assert!((one - 1.0).abs() < 1e-4);
     }

@@ -21,6 +21,7 @@ use feedback::Coder;
 use half::f16;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
 use marlin_tensor::{DType, HostTensor, Weight};
+use refit::Moments;
 use std::sync::Arc;
 
 /// Channels are padded to a multiple of this.
@@ -106,13 +107,18 @@ impl Quantizer for Exl3Quantizer {
         let (n, k) =
             (out_features.next_multiple_of(PADDING), in_features.next_multiple_of(PADDING));
         let w = input.weight.padded(n, k);
-        let h = input.hessian.map(|h| h.padded(k, k));
-        let mut fallback = match (&h, self.options.feedback) {
+        let moments = input.hessian.map(|h| Moments::new(&w, h.padded(k, k)));
+        let mut fallback = match (&moments, self.options.feedback) {
             (_, false) => Some("feedback is off".to_owned()),
             (None, _) => Some(input.why_uncalibrated.to_owned()),
             (Some(_), true) => None,
         };
-        let used = h.as_ref().filter(|_| fallback.is_none());
+        let used = moments.as_ref().map(|m| &m.h).filter(|_| fallback.is_none());
+        let fit = |scales: &mut Scales, unscaled: &Matrix| {
+            if let Some(moments) = moments.as_ref().filter(|_| self.options.refit) {
+                refit::fit(scales, unscaled, moments);
+            }
+        };
 
         let diagonal = used.map(|h| diagonal(h, self.options.damping));
         let rms = self.rms(rate);
@@ -129,21 +135,16 @@ impl Quantizer for Exl3Quantizer {
         }
         let mut tiles = coder.feedback(&scales.rotate(&w), factor.as_ref().map(|(l, _)| l));
         let mut unscaled = Scales::unscaled(&tiles.decoded);
-        let moments = h.as_ref().map(|h| refit::Moments::new(&w, h));
-        if let Some(moments) = moments.as_ref().filter(|_| self.options.refit) {
-            refit::fit(&mut scales, &unscaled, moments);
-        }
+        fit(&mut scales, &unscaled);
         for _ in 0..if factor.is_some() { self.options.passes } else { 0 } {
             let Some(h) = used else { break };
             let rotated_h = damped(&scales.hessian(h), self.options.damping);
-            let Some(inverse) = ldl::inverse_blocks(&rotated_h, 0.0) else { break };
+            let Some(inverse) = ldl::inverse_blocks(&rotated_h) else { break };
             if coder.descend(&scales.rotate(&w), &rotated_h, &inverse, &mut tiles) == 0 {
                 break;
             }
             unscaled = Scales::unscaled(&tiles.decoded);
-            if let Some(moments) = moments.as_ref().filter(|_| self.options.refit) {
-                refit::fit(&mut scales, &unscaled, moments);
-            }
+            fit(&mut scales, &unscaled);
         }
 
         // Padded outputs decode to exact zeros.
@@ -209,7 +210,7 @@ fn report(
     input: &LinearInput<'_>,
     w: &Matrix,
     decoded: &Matrix,
-    moments: Option<&refit::Moments>,
+    moments: Option<&Moments>,
     rate: Rate,
     fallback: Option<String>,
 ) -> TensorReport {

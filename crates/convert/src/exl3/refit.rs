@@ -18,8 +18,8 @@ pub struct Moments {
 
 impl Moments {
     /// Of `w: [n, k]` under `h: [k, k]`.
-    pub fn new(w: &Matrix, h: &Matrix) -> Self {
-        Self { wh: w.times(h), h: h.clone() }
+    pub fn new(w: &Matrix, h: Matrix) -> Self {
+        Self { wh: w.times(&h), h }
     }
 }
 

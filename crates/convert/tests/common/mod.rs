@@ -72,7 +72,6 @@ pub fn options(checkpoint: &Checkpoint, family: &str, output: &Path, bits: f64) 
     JobOptions {
         output: output.to_owned(),
         bits: allocate::rule(&plan, &allocate::rates(MUL1), bits, 6.0).unwrap(),
-        requested_bits: bits,
         embedding_bits: None,
         calibration: calibration(family),
         seed: 1,

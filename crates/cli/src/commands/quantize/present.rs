@@ -4,10 +4,11 @@ use crate::args::quantize::Quantize;
 use crate::console;
 use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
 use anyhow::{Context, Result};
-use marlin_convert::{JobOptions, JobReport, Origin, Plan, memory};
+use marlin_convert::{JobOptions, JobReport, Origin, Plan, TensorReport, memory};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// Prints what would be done.
 pub fn plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
     let weights: u64 = plan.groups.iter().map(|g| g.weights).sum();
     let disk = memory::disk_bytes(plan, origin, options);
@@ -141,7 +142,7 @@ pub fn page(
         perplexity,
         kl_divergence: kl,
     };
-    let weights: u64 = report.tensors.iter().map(|t| (t.shape[0] * t.shape[1]) as u64).sum();
+    let weights: u64 = report.tensors.iter().map(TensorReport::weights).sum();
     let source_bits = source_bytes as f64 * 8.0 / weights as f64;
     let quality = quality.map_or(Vec::new(), |q| {
         vec![

@@ -1,6 +1,7 @@
 //! Rates by hand, and choices of the quantizer by name.
 
 use crate::exit;
+use crate::glob::glob;
 use anyhow::Result;
 use marlin_convert::{Exl3Options, Plan};
 use serde_json::Value;
@@ -33,25 +34,6 @@ pub fn apply_recipe(text: &str, plan: &Plan, bits: &mut [f64]) -> Result<(), Str
     Ok(())
 }
 
-/// Whether `text` matches `pattern`, whose `*` stand for anything.
-fn glob(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut last = None;
-    for part in parts {
-        last = Some(part);
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    match last {
-        None => rest.is_empty(),
-        Some(part) => part.is_empty() || rest.is_empty() || text.ends_with(part),
-    }
-}
-
 /// The quantizer's choices with `KEY=VALUE`s applied.
 pub fn settings(changes: &[String]) -> Result<Exl3Options> {
     let mut value = serde_json::to_value(Exl3Options::default())?;
@@ -80,22 +62,6 @@ fn flat_keys(value: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, text, expected) in [
-            ("lm_head", "lm_head", true),
-            ("lm_head", "lm_head2", false),
-            ("*.down_proj", "model.layers.0.mlp.down_proj", true),
-            ("model.layers.1.*", "model.layers.1.mlp.up_proj", true),
-            ("model.layers.1.*", "model.layers.11.mlp.up_proj", false),
-            ("*experts*", "model.layers.1.mlp.experts", true),
-            ("*a*b", "xaxbxb", true),
-            ("*a*b", "xaxbx", false),
-        ] {
-            assert_eq!(glob(pattern, text), expected, "{pattern} {text}");
-        }
-    }
 
     #[test]
     fn choices_are_set_by_name_or_refused() {

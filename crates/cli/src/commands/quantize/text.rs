@@ -55,7 +55,7 @@ pub fn read(args: &Quantize, tokenizer: &Tokenizer, vocab_size: usize) -> Result
         None => tokens.split_off(tokens.len() - windows * WINDOW),
     };
     let calibration = Calibration::new(
-        [tokens],
+        &tokens,
         args.calibration_tokens,
         args.calibration_columns,
         vocab_size,
