@@ -161,6 +161,11 @@ impl LoadedLinear {
     /// When the weights do not decode.
     pub(crate) fn apply(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) -> Result<()> {
         self.kernel.matmul(x, rows, out, pool);
+        self.finish(out)
+    }
+
+    /// Reports what went wrong in the product, and adds the bias.
+    fn finish(&self, out: &mut [f32]) -> Result<()> {
         if let Some(reason) = self.kernel.failure() {
             return Err(BackendError::Decode { what: self.kernel.name(), reason });
         }
@@ -317,19 +322,29 @@ impl Backend for CpuBackend {
     }
 
     fn linear_many(&self, x: &Tensor, weights: &[&Linear]) -> Result<Vec<Tensor>> {
-        let largest = weights.iter().map(|w| w.out_features).max().unwrap_or(0);
-        let total: usize = weights.iter().map(|w| w.out_features).sum();
-        // One region for all is shorter than one each, when its tasks are about equal.
-        let shared = x.rows <= FEW_ROWS && largest * self.pool.available_threads() * 8 <= total * 9;
-        if !shared {
+        let values: &Buffer = open(&x.handle)?;
+        let linears = weights.iter().map(|w| open::<LoadedLinear>(&w.handle));
+        let linears: Vec<&LoadedLinear> = linears.collect::<Result<_>>()?;
+        // One region for all is shorter than one each.
+        if x.rows > FEW_ROWS || linears.iter().any(|l| l.kernel.part_columns().is_none()) {
             return weights.iter().map(|w| self.linear(x, w)).collect();
         }
-        let results: Vec<OnceLock<Result<Tensor>>> =
-            weights.iter().map(|_| OnceLock::new()).collect();
-        self.pool.run(weights.len(), |i| {
-            let _ = results[i].set(self.linear(x, weights[i]));
+        let mut outs: Vec<Buffer> =
+            weights.iter().map(|w| self.arena.take(x.rows * w.out_features)).collect();
+        let total: usize = weights.iter().map(|w| w.out_features).sum();
+        let columns = total.div_ceil(4 * self.pool.available_threads());
+        let parts = linears.iter().zip(&mut outs).map(|(linear, out)| {
+            let unit = linear.kernel.part_columns().unwrap_or(1);
+            (&mut out[..], linear.kernel.out_features(), columns.next_multiple_of(unit))
         });
-        results.into_iter().map(|r| r.into_inner().expect("every task ran")).collect()
+        self.pool.run_parts(parts.collect(), |i, columns, out| {
+            linears[i].kernel.part(values, x.rows, columns, out);
+        });
+        for (linear, out) in linears.iter().zip(&mut outs) {
+            linear.finish(out)?;
+        }
+        let tensors = outs.into_iter().zip(weights);
+        Ok(tensors.map(|(out, w)| tensor(x.rows, w.out_features, out)).collect())
     }
 
     fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {
@@ -444,7 +459,9 @@ impl Backend for CpuBackend {
             if level == Level::Scalar {
                 return reference::attention(queries, &layer, &batch.sequences, params, out);
             }
-            let attention = Attention { level, params, layer: &layer, queries, arena: &self.arena };
+            let rounding = self.options.activations == Activations::Auto;
+            let (layer, arena) = (&*layer, &self.arena);
+            let attention = Attention { level, rounding, params, layer, queries, arena };
             attention.run(&batch.sequences, out, &self.pool);
         })
     }

@@ -1,9 +1,10 @@
 //! A loaded matrix that multiplies, and the fallback that serves every format.
 
 use crate::simd::{Matrix, products};
-use crate::{Level, Pool};
+use crate::{ColumnBand, Level, Pool};
 use marlin_quant::{WeightFormat, format};
 use marlin_tensor::{BackendError, Weight};
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// One matrix `W [out_features, in_features]` prepared for multiplication.
@@ -23,6 +24,18 @@ pub trait Kernel: Send + Sync {
     /// `out = x Wᵀ` with `x: [rows, in_features]`, `out: [rows, out_features]`; overwrites `out`.
     /// Splits its work over `pool`; a call from inside a pool task runs on that thread alone.
     fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool);
+
+    /// Columns that [`part`](Self::part) makes multiples of; `None` when it does not exist.
+    fn part_columns(&self) -> Option<usize> {
+        None
+    }
+
+    /// Columns `columns` of [`matmul`](Self::matmul) for few rows, on this thread; the first is a multiple of
+    /// [`part_columns`](Self::part_columns). `out` begins with it.
+    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let _ = (x, rows, columns, out);
+        unreachable!("a kernel without parts")
+    }
 
     /// Why an earlier [`matmul`](Self::matmul) could not decode its weights, if it could not.
     fn failure(&self) -> Option<String> {

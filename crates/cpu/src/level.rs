@@ -14,6 +14,8 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI (`vpdpbusd`).
     Avx512Vnni,
+    /// The same with AVX-512 BF16 and VBMI, and AMX tiles of bf16 and int8.
+    Amx,
 }
 
 /// A level name that does not exist.
@@ -31,7 +33,8 @@ impl std::error::Error for UnknownLevel {}
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 5] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Amx];
 
     /// The highest level this machine supports.
     pub fn detect() -> Self {
@@ -53,11 +56,13 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             };
+            let vnni = || avx2() && avx512() && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Scalar => true,
                 Self::Avx2 => avx2(),
                 Self::Avx512 => avx2() && avx512(),
-                Self::Avx512Vnni => avx2() && avx512() && is_x86_feature_detected!("avx512vnni"),
+                Self::Avx512Vnni => vnni(),
+                Self::Amx => vnni() && crate::simd::amx::is_supported(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -74,6 +79,7 @@ impl fmt::Display for Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
         })
     }
 }

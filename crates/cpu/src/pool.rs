@@ -1,7 +1,9 @@
 //! Threads for parallel regions of a few microseconds.
 //!
-//! A region is `tasks` calls of one closure, claimed one by one from a counter by the caller and
-//! by every worker that comes in time. The caller closes the region when nothing is left to
+//! A region is `tasks` calls of one closure, claimed one by one by the caller and by every worker
+//! that comes in time. Every thread claims first from a range of its own, the same for regions of
+//! as many tasks, so that what one operator wrote is still in the cache of the core whose next
+//! operator reads it; then it helps with the other ranges. The caller closes the region when nothing is left to
 //! claim and waits only for the workers that entered: one that the operating system keeps off
 //! its core costs nothing but its share, so a busy neighbour cannot stall every region.
 //!
@@ -14,7 +16,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,9 +41,17 @@ struct Job {
     tasks: usize,
 }
 
+/// Most ranges tasks are divided into: more threads share them.
+const RANGES: usize = 8;
+
+/// The next task of a range, alone in its cache lines.
+#[repr(align(128))]
+struct Next(AtomicUsize);
+
 struct Shared {
     gate: AtomicU64,
-    next: AtomicUsize,
+    next: Box<[Next]>,
+    threads: usize,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     parked: AtomicUsize,
@@ -67,9 +77,12 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads` threads, the caller of each region being one of them: 1 spawns none.
     pub fn new(threads: usize) -> Self {
+        let threads = threads.max(1);
+        let next = (0..threads.min(RANGES)).map(|_| Next(AtomicUsize::new(0))).collect();
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
+            next,
+            threads,
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             parked: AtomicUsize::new(0),
@@ -81,10 +94,16 @@ impl Pool {
             let shared = Arc::clone(&shared);
             let name = format!("marlin-cpu-{i}");
             // A thread the system refuses is one fewer, not an error: the caller works too.
-            std::thread::Builder::new().name(name).spawn(move || shared.work()).ok()
+            std::thread::Builder::new().name(name).spawn(move || shared.work(i)).ok()
         };
-        let workers = (1..threads.max(1)).filter_map(spawn).collect();
+        let workers = (1..threads).filter_map(spawn).collect();
         Self { shared, region: Mutex::new(()), workers }
+    }
+
+    /// A pool of the calling thread alone.
+    pub fn alone() -> &'static Self {
+        static ALONE: LazyLock<Pool> = LazyLock::new(|| Pool::new(1));
+        &ALONE
     }
 
     /// Threads that take part, the caller included.
@@ -111,7 +130,7 @@ impl Pool {
         let run: &(dyn Fn(usize) + Sync) = &run;
         self.shared.open(run, tasks);
         IN_REGION.set(true);
-        let claimed = catch_unwind(AssertUnwindSafe(|| self.shared.claim(run, tasks)));
+        let claimed = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, run, tasks)));
         IN_REGION.set(false);
         // Unwinding or not, nobody may still be inside when `run` goes out of scope.
         self.shared.close();
@@ -151,13 +170,59 @@ impl Pool {
         run: impl Fn(Range<usize>, &mut ColumnBand<'_>) + Sync,
     ) {
         let rows = out.len() / columns.max(1);
+        self.run_grid(out, columns, rows, band, |_, columns, band| run(columns, band));
+    }
+
+    /// Cuts `out: [rows, columns]` into blocks of `height` rows and `band` columns and calls
+    /// `run(rows of the block, columns of the block, block)` for each, row by row of blocks. The
+    /// first row of a block is its row 0.
+    pub fn run_grid(
+        &self,
+        out: &mut [f32],
+        columns: usize,
+        height: usize,
+        band: usize,
+        run: impl Fn(Range<usize>, Range<usize>, &mut ColumnBand<'_>) + Sync,
+    ) {
+        let rows = out.len() / columns.max(1);
         assert_eq!(out.len(), rows * columns, "output fills [rows, columns]");
+        let (height, band) = (height.max(1), band.max(1));
+        let across = columns.div_ceil(band);
         let base = Pointer(out.as_mut_ptr());
-        self.run(columns.div_ceil(band.max(1)), |i| {
-            let range = i * band..columns.min((i + 1) * band);
-            let mut part =
-                ColumnBand { base: base.get(), rows, columns, range: range.clone(), _out: &() };
-            run(range, &mut part);
+        self.run(rows.div_ceil(height) * across, |i| {
+            let (down, across) = (i / across, i % across);
+            let range = across * band..columns.min((across + 1) * band);
+            let height = down * height..rows.min((down + 1) * height);
+            // SAFETY: a pointer into the output, or to its end where it is empty.
+            let base = unsafe { base.get().add(height.start * columns) };
+            let rows = height.len();
+            let mut part = ColumnBand { base, rows, columns, range: range.clone(), _out: &() };
+            run(height, range, &mut part);
+        });
+    }
+
+    /// Cuts the columns of several matrices, each `(out: [rows, columns], columns, band)`, into bands of
+    /// `band` columns and calls `run(matrix, columns of the band, band)` for each.
+    pub fn run_parts(
+        &self,
+        outs: Vec<(&mut [f32], usize, usize)>,
+        run: impl Fn(usize, Range<usize>, &mut ColumnBand<'_>) + Sync,
+    ) {
+        let mut tasks = Vec::new();
+        let mut matrices = Vec::with_capacity(outs.len());
+        for (i, (out, columns, band)) in outs.into_iter().enumerate() {
+            let rows = out.len() / columns.max(1);
+            assert_eq!(out.len(), rows * columns, "output fills [rows, columns]");
+            tasks.extend((0..columns).step_by(band.max(1)).map(|at| (i, at)));
+            matrices.push((Pointer(out.as_mut_ptr()), rows, columns, band.max(1)));
+        }
+        self.run(tasks.len(), |task| {
+            let (i, start) = tasks[task];
+            let (base, rows, columns, band) = &matrices[i];
+            let range = start..*columns.min(&(start + band));
+            let (base, rows, columns) = (base.get(), *rows, *columns);
+            let mut part = ColumnBand { base, rows, columns, range: range.clone(), _out: &() };
+            run(i, range, &mut part);
         });
     }
 }
@@ -189,7 +254,7 @@ impl<T> Pointer<T> {
 // SAFETY: every user hands each task a part of its own.
 unsafe impl<T: Send> Sync for Pointer<T> {}
 
-/// Consecutive columns of a row-major matrix, owned by one task.
+/// Consecutive rows and columns of a row-major matrix, owned by one task.
 pub struct ColumnBand<'a> {
     base: *mut f32,
     rows: usize,
@@ -199,11 +264,16 @@ pub struct ColumnBand<'a> {
 }
 
 impl ColumnBand<'_> {
+    /// Elements from one row to the next.
+    pub fn stride(&self) -> usize {
+        self.columns
+    }
+
     /// The band's columns of `row`.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        // SAFETY: bands have disjoint column ranges inside `columns` and the row is in bounds, so
-        // this part of the matrix belongs to this band alone; `&mut self` makes it unique.
+        // SAFETY: blocks have disjoint rows or columns inside the matrix and the row is in bounds, so
+        // this part of the matrix belongs to this block alone; `&mut self` makes it unique.
         unsafe {
             let start = self.base.add(row * self.columns + self.range.start);
             std::slice::from_raw_parts_mut(start, self.range.len())
@@ -219,7 +289,7 @@ impl Shared {
         let run: *const (dyn Fn(usize) + Sync + 'static) = unsafe { std::mem::transmute(run) };
         // SAFETY: the gate is closed and nobody is inside, so nobody reads `job`.
         unsafe { *self.job.get() = Some(Job { run, tasks }) };
-        self.next.store(0, Ordering::Relaxed);
+        self.next.iter().for_each(|next| next.0.store(0, Ordering::Relaxed));
         let epoch = (self.gate.load(Ordering::Relaxed) >> 32) + 1;
         self.gate.store(epoch << 32 | OPEN, Ordering::SeqCst);
         if self.parked.load(Ordering::SeqCst) > 0 {
@@ -237,19 +307,24 @@ impl Shared {
         }
     }
 
-    /// Claims and runs tasks until none is left.
-    fn claim(&self, run: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let task = self.next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                return;
+    /// Claims and runs tasks until none is left, as thread `thread`.
+    fn claim(&self, thread: usize, run: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let ranges = self.next.len();
+        let own = thread * ranges / self.threads;
+        for range in (own..ranges).chain(0..own) {
+            let (start, end) = (range * tasks / ranges, (range + 1) * tasks / ranges);
+            loop {
+                let task = start + self.next[range].0.fetch_add(1, Ordering::Relaxed);
+                if task >= end {
+                    break;
+                }
+                run(task);
             }
-            run(task);
         }
     }
 
     /// Life of a worker.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         IN_REGION.set(true);
         let mut seen = 0;
         while let Some(epoch) = self.enter(seen) {
@@ -257,7 +332,7 @@ impl Shared {
             // SAFETY: this thread is counted as inside, so `job` is set and the closure alive.
             let result = unsafe {
                 let job = (*self.job.get()).expect("an open gate has a job");
-                catch_unwind(AssertUnwindSafe(|| self.claim(&*job.run, job.tasks)))
+                catch_unwind(AssertUnwindSafe(|| self.claim(thread, &*job.run, job.tasks)))
             };
             if let Err(payload) = result {
                 *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(payload);

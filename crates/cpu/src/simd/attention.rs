@@ -7,6 +7,8 @@
 //! others are widened. Decoding has few tiles: their positions are
 //! divided among threads, and the parts are combined by their maxima and totals.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::dense::{Matrix, accumulate, products, weighted_sums};
 use super::elementwise::{add_scaled, exponentials, softcap};
 use crate::cache::{Elements, Layer};
@@ -26,9 +28,18 @@ const PART: usize = 64;
 /// Multiplications below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 17;
 
+/// Rows of a tile on AMX.
+#[cfg(target_arch = "x86_64")]
+const ROUNDED_TILE: usize = 256;
+/// Fewest tokens of a sequence for which keys and values are converted to tiles.
+#[cfg(target_arch = "x86_64")]
+const ROUNDED_TOKENS: usize = 16;
+
 /// Read-only arguments of one call.
 pub(crate) struct Attention<'a> {
     pub(crate) level: Level,
+    /// Whether queries, keys and values may be rounded to bf16.
+    pub(crate) rounding: bool,
     pub(crate) params: &'a AttentionParams,
     pub(crate) layer: &'a Layer,
     pub(crate) queries: &'a [f32],
@@ -52,6 +63,12 @@ struct Part {
     softmax: Vec<(f32, f32)>,
 }
 
+/// Where tiles write their own parts: start and elements.
+struct Output(*mut f32, usize);
+
+// SAFETY: every tile writes its own rows and heads.
+unsafe impl Sync for Output {}
+
 impl Attention<'_> {
     /// [`reference::attention`](crate::reference::attention); relative error about 1e-6.
     pub(crate) fn run(&self, sequences: &[BatchSequence], out: &mut [f32], pool: &Pool) {
@@ -61,28 +78,39 @@ impl Attention<'_> {
         let tasks: Vec<(&Tile, usize)> =
             tiles.iter().flat_map(|tile| (0..tile.parts).map(move |part| (tile, part))).collect();
         let results: Vec<OnceLock<Part>> = tasks.iter().map(|_| OnceLock::new()).collect();
+        let out = Output(out.as_mut_ptr(), out.len());
         let task = |i: usize| {
             let (tile, part) = tasks[i];
-            let _ = results[i].set(self.part(tile, part));
+            let result = self.part(tile, part);
+            match tile.parts {
+                1 => self.combine(tile, &[&result], &out),
+                _ => drop(results[i].set(result)),
+            }
         };
         match threads {
             1 => (0..tasks.len()).for_each(task),
             _ => pool.run(tasks.len(), task),
         }
-        let mut results = results.iter().map(|r| r.get().expect("every task ran"));
+        let mut results = results.iter();
         for tile in &tiles {
-            let parts: Vec<&Part> = results.by_ref().take(tile.parts).collect();
-            self.combine(tile, &parts, out);
+            let parts: Vec<&Part> =
+                results.by_ref().take(tile.parts).filter_map(OnceLock::get).collect();
+            if tile.parts > 1 {
+                assert_eq!(parts.len(), tile.parts, "every task ran");
+                self.combine(tile, &parts, &out);
+            }
         }
     }
 
     /// Writes the outputs of `tile`, divided by their totals.
-    fn combine(&self, tile: &Tile, parts: &[&Part], out: &mut [f32]) {
+    fn combine(&self, tile: &Tile, parts: &[&Part], out: &Output) {
         let dv = self.params.value_head_dim;
         for (i, row) in tile.rows.clone().enumerate() {
             let (token, head) = self.token_and_head(tile, row);
             let at = (tile.sequence.first_row + token) * self.params.num_heads + head;
-            let out = &mut out[at * dv..][..dv];
+            assert!((at + 1) * dv <= out.1, "outputs of the heads");
+            // SAFETY: inside the output; tiles have no row and head in common.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.0.add(at * dv), dv) };
             let max = parts.iter().map(|p| p.softmax[i].0).fold(f32::NEG_INFINITY, f32::max);
             let share = |part: &Part| (part.softmax[i].0 - max).exp();
             let total: f32 = parts.iter().map(|p| p.softmax[i].1 * share(p)).sum();
@@ -119,8 +147,9 @@ impl Attention<'_> {
             let rows = sequence.rows * self.group();
             for kv_head in 0..self.params.num_kv_heads {
                 // Late rows see most: the long tasks go first.
-                for start in (0..rows).step_by(TILE).rev() {
-                    let rows = start..rows.min(start + TILE);
+                let height = self.height(sequence, threads);
+                for start in (0..rows).step_by(height).rev() {
+                    let rows = start..rows.min(start + height);
                     tiles.push(Tile { sequence, kv_head, rows, parts: 1 });
                 }
             }
@@ -132,6 +161,25 @@ impl Attention<'_> {
             }
         }
         tiles
+    }
+
+    /// Rows of a tile of `sequence`.
+    fn height(&self, sequence: &BatchSequence, threads: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.amx(sequence).is_some() {
+            let rows = sequence.rows * self.group() * self.params.num_kv_heads;
+            let height = (rows / (4 * threads)).next_multiple_of(32);
+            return height.clamp(32, ROUNDED_TILE);
+        }
+        let _ = (sequence, threads);
+        TILE
+    }
+
+    /// Proof that the rows of `sequence` are multiplied as bf16 tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn amx(&self, sequence: &BatchSequence) -> Option<amx::Amx> {
+        let wanted = self.rounding && sequence.rows >= ROUNDED_TOKENS;
+        (wanted && amx::fits(self.layer, self.params)).then(|| amx::Amx::new(self.level)).flatten()
     }
 
     /// Position of the token of row `row` of a tile's matrix.
@@ -159,6 +207,25 @@ impl Attention<'_> {
             let from = ((tile.sequence.first_row + token) * p.num_heads + head) * dk;
             let from = &self.queries[from..from + dk];
             query.iter_mut().zip(from).for_each(|(to, from)| *to = from * p.scale);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = self.amx(tile.sequence) {
+            let mut sums = self.arena.take(rows * dv);
+            let mut softmax = vec![(0.0, 0.0); rows];
+            let positions: Vec<usize> =
+                tile.rows.clone().map(|row| self.position(tile, row)).collect();
+            let attend = amx::Attend {
+                amx,
+                level: self.level,
+                layer: self.layer,
+                params: p,
+                block_table: &tile.sequence.block_table,
+                kv_head: tile.kv_head,
+                queries: &queries,
+                positions: &positions,
+            };
+            attend.run(&mut sums, &mut softmax);
+            return Part { sums, softmax };
         }
         let Layer { keys, values, block_size, .. } = self.layer;
         let (latent, block_size) = (self.layer.is_latent(), *block_size);

@@ -99,7 +99,13 @@ impl<'a, E: Element> Rows<'a, E> {
         Self { bytes, in_features, out_features, element: PhantomData }
     }
 
-    fn row(&self, row: usize) -> &'a [u8] {
+    /// Rows.
+    pub(crate) fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// One row.
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         let bytes = self.in_features * E::BYTES;
         &self.bytes[row * bytes..(row + 1) * bytes]
     }

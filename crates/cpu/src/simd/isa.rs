@@ -26,7 +26,7 @@ impl FloatIsa {
             match level {
                 Level::Scalar => None,
                 Level::Avx2 => Some(Self::Avx2(Avx2::new())),
-                Level::Avx512 | Level::Avx512Vnni => Some(Self::Avx512(Avx512::new())),
+                _ => Some(Self::Avx512(Avx512::new())),
             }
         }
     }
@@ -71,14 +71,14 @@ impl IntegerIsa {
             match level {
                 Level::Scalar => None,
                 Level::Avx2 | Level::Avx512 => Some(Self::Avx2(Avx2::new())),
-                Level::Avx512Vnni => Some(Self::Vnni(Avx512::new())),
+                Level::Avx512Vnni | Level::Amx => Some(Self::Vnni(Avx512::new())),
             }
         }
     }
 
     /// Level it is named after: AVX-512 without VNNI multiplies bytes no faster than AVX2.
     pub(crate) fn level(level: Level) -> Level {
-        if level == Level::Avx512 { Level::Avx2 } else { level }
+        if level == Level::Avx512 { Level::Avx2 } else { level.min(Level::Avx512Vnni) }
     }
 
     /// Runs `job`.

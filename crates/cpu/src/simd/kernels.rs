@@ -1,12 +1,13 @@
 //! [`Kernel`]s: a stored matrix, the level it is multiplied at, and how the work is cut.
 
+use super::amx::{self, Amx, Packed, Panels};
 use super::float::{self, Element, F32, Rows};
 use super::integer::{self, Blocks};
 use super::isa::{FloatIsa, IntegerIsa};
 use super::panel::{self, Bands};
 use super::quantized::Quantized;
 use super::tile::{BAND, Format, Tiles};
-use crate::{Kernel, Level, Pool};
+use crate::{ColumnBand, Kernel, Level, Pool};
 use bytes::Bytes;
 use marlin_quant::WeightFormat;
 use marlin_tensor::Weight;
@@ -24,6 +25,12 @@ fn columns_per_task(columns: usize, unit: usize, pool: &Pool) -> usize {
     columns.div_ceil(tasks).next_multiple_of(unit)
 }
 
+/// Rows from which decoding weights to bf16 tiles pays.
+pub(super) const AMX_ROWS: usize = 16;
+
+/// Rows for which a thread may decode weights that others decode too.
+const ROWS_OF_A_THREAD: usize = 128;
+
 /// How activations are multiplied.
 #[derive(Clone, Copy)]
 enum Path {
@@ -31,10 +38,49 @@ enum Path {
     Integer(IntegerIsa),
 }
 
+/// AMX for many rows, where inputs may be rounded and the machine has it.
+pub(super) fn rounding(level: Level, float_activations: bool) -> Option<Amx> {
+    if float_activations { None } else { Amx::new(level) }
+}
+
+/// What the name of a path says of [`rounding`].
+pub(super) fn rounding_name(level: Level, float_activations: bool) -> String {
+    match rounding(level, float_activations) {
+        Some(_) => format!(", amx bf16 from {AMX_ROWS} rows"),
+        None => String::new(),
+    }
+}
+
+/// `out = x Wᵀ` on tiles.
+pub(super) fn multiply_rounded(
+    amx: Amx,
+    weights: &dyn Panels,
+    columns: usize,
+    x: &[f32],
+    out: &mut [f32],
+    pool: &Pool,
+) {
+    let x = &Packed::new(amx, x, columns, pool);
+    let n = out.len() / x.rows;
+    // Threads keep to rows of their own, which are then in their cache, if these are so many that
+    // decoding the weights for each does not matter.
+    let threads = pool.available_threads();
+    let groups = (x.rows / ROWS_OF_A_THREAD).clamp(1, threads);
+    let height = x.rows.div_ceil(groups).next_multiple_of(2 * amx::ROWS);
+    let tasks = (4 * threads).div_ceil(groups);
+    let width = n.div_ceil(if threads == 1 { 1 } else { tasks }).next_multiple_of(2 * BAND);
+    pool.run_grid(out, n, height, width, |rows, columns, out| {
+        let blocks = rows.start / amx::ROWS..rows.end.div_ceil(amx::ROWS);
+        let bands = columns.start / BAND..columns.end.div_ceil(BAND);
+        amx::multiply(amx, weights, x, blocks, bands, out);
+    });
+}
+
 /// A repacked block format.
 pub(crate) struct Tiled<F> {
     tiles: Tiles<F>,
     path: Path,
+    amx: Option<Amx>,
     name: String,
 }
 
@@ -53,15 +99,19 @@ impl<F: Format> Tiled<F> {
             true => Path::Float(FloatIsa::new(level)?),
             false => Path::Integer(IntegerIsa::new(level)?),
         };
+        let amx = rounding(level, float_activations);
         let name = Self::name_of(level, float_activations);
-        Some(Self { tiles: Tiles::new(bytes, rows, columns), path, name })
+        Some(Self { tiles: Tiles::new(bytes, rows, columns), path, amx, name })
     }
 
     /// Name of its path.
     pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
         match float_activations {
             true => format!("{} {}", F::ID, FloatIsa::level(level)),
-            false => format!("{} {} int8", F::ID, IntegerIsa::level(level)),
+            false => {
+                let many = rounding_name(level, float_activations);
+                format!("{} {} int8{many}", F::ID, IntegerIsa::level(level))
+            }
         }
     }
 }
@@ -84,7 +134,45 @@ impl<F: Format> Kernel for Tiled<F> {
     }
 
     fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
-        multiply_tiles(&self.tiles, self.path, x, rows, out, pool);
+        match self.amx.filter(|_| rows >= AMX_ROWS) {
+            Some(amx) => {
+                assert_eq!(
+                    x.len(),
+                    rows * self.tiles.in_features,
+                    "input fills [rows, in_features]"
+                );
+                multiply_rounded(amx, &self.tiles, self.tiles.in_features, x, out, pool);
+            }
+            None => multiply_tiles(&self.tiles, self.path, x, rows, out, pool),
+        }
+    }
+
+    fn part_columns(&self) -> Option<usize> {
+        Some(2 * BAND)
+    }
+
+    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        multiply_part(&self.tiles, self.path, x, rows, columns, out);
+    }
+}
+
+/// [`Kernel::part`] of tiles, the format out of sight.
+fn multiply_part(
+    weights: &dyn Repacked,
+    path: Path,
+    x: &[f32],
+    rows: usize,
+    columns: Range<usize>,
+    out: &mut ColumnBand<'_>,
+) {
+    let bands = columns.start / BAND..columns.end.div_ceil(BAND);
+    match path {
+        Path::Float(isa) => panel::multiply(isa, weights, x, rows, bands, out),
+        Path::Integer(isa) => {
+            let k = weights.in_features();
+            let x = Quantized::new(isa, x, k, weights.layout(), Pool::alone());
+            integer::multiply(isa, weights, &x, bands, out);
+        }
     }
 }
 
@@ -128,24 +216,27 @@ pub(crate) struct Plain<E> {
     out_features: usize,
     in_features: usize,
     isa: FloatIsa,
+    amx: Option<Amx>,
     name: String,
     element: PhantomData<E>,
 }
 
 impl<E: Element> Plain<E> {
     /// Wraps `weight`; `None` when its parts are not what the format calls for.
-    pub(crate) fn new(weight: &Weight, level: Level) -> Option<Self> {
+    pub(crate) fn new(weight: &Weight, level: Level, float_activations: bool) -> Option<Self> {
         let bytes = weight.part("weight")?.bytes().clone();
         let (out_features, in_features) = (weight.out_features, weight.in_features);
         let fits = in_features > 0 && bytes.len() == out_features * in_features * E::BYTES;
-        let (isa, name) = (FloatIsa::new(level)?, Self::name_of(level));
+        let (isa, name) = (FloatIsa::new(level)?, Self::name_of(level, float_activations));
+        let amx = rounding(level, float_activations);
         let element = PhantomData;
-        fits.then_some(Self { bytes, out_features, in_features, isa, name, element })
+        fits.then_some(Self { bytes, out_features, in_features, isa, amx, name, element })
     }
 
     /// Name of its path.
-    pub(crate) fn name_of(level: Level) -> String {
-        format!("{} {}", E::ID, FloatIsa::level(level))
+    pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
+        let many = rounding_name(level, float_activations);
+        format!("{} {}{many}", E::ID, FloatIsa::level(level))
     }
 }
 
@@ -169,12 +260,25 @@ impl<E: Element> Kernel for Plain<E> {
     fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
         let (n, k) = (self.out_features, self.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
+        if let Some(amx) = self.amx.filter(|_| rows >= AMX_ROWS) {
+            return multiply_rounded(amx, &Rows::<E>::new(&self.bytes, k), k, x, out, pool);
+        }
         let width = columns_per_task(n, 2 * BAND, pool);
         pool.run_columns(out, n, width, |columns, out| {
             let stride = k * E::BYTES;
             let bytes = &self.bytes[columns.start * stride..columns.end * stride];
             float::multiply(self.isa, Rows::<E>::new(bytes, k), x, rows, out);
         });
+    }
+
+    fn part_columns(&self) -> Option<usize> {
+        Some(BAND)
+    }
+
+    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let stride = self.in_features * E::BYTES;
+        let bytes = &self.bytes[columns.start * stride..columns.end * stride];
+        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);
     }
 }
 
@@ -186,25 +290,30 @@ pub(crate) struct DecodedBands {
     weight: Weight,
     format: &'static dyn WeightFormat,
     isa: FloatIsa,
+    amx: Option<Amx>,
     name: String,
     failure: Mutex<Option<String>>,
 }
 
 impl DecodedBands {
     /// Wraps `weight`; `None` when its first rows do not decode.
-    pub(crate) fn new(weight: &Weight, level: Level) -> Option<Self> {
+    pub(crate) fn new(weight: &Weight, level: Level, float_activations: bool) -> Option<Self> {
         let format = marlin_quant::format(weight.format);
         let rows = format.row_granularity().min(weight.out_features);
         let mut scratch = vec![0.0; rows * weight.in_features];
         format.decode_rows(weight, 0..rows, &mut scratch).ok()?;
         (weight.in_features > 0).then_some(())?;
-        let (isa, name) = (FloatIsa::new(level)?, Self::name_of(weight.format, level));
-        Some(Self { weight: weight.clone(), format, isa, name, failure: Mutex::new(None) })
+        let isa = FloatIsa::new(level)?;
+        let name = Self::name_of(weight.format, level, float_activations);
+        let amx = rounding(level, float_activations);
+        let weight = weight.clone();
+        Some(Self { weight, format, isa, amx, name, failure: Mutex::new(None) })
     }
 
     /// Name of its path.
-    pub(crate) fn name_of(format: &str, level: Level) -> String {
-        format!("{format} decoded to f32, {}", FloatIsa::level(level))
+    pub(crate) fn name_of(format: &str, level: Level, float_activations: bool) -> String {
+        let many = rounding_name(level, float_activations);
+        format!("{format} decoded to f32, {}{many}", FloatIsa::level(level))
     }
 }
 
@@ -229,6 +338,8 @@ impl Kernel for DecodedBands {
         let (n, k) = (self.weight.out_features, self.weight.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         let band = DECODED_ROWS.next_multiple_of(self.format.row_granularity());
+        let amx = self.amx.filter(|_| rows >= AMX_ROWS);
+        let packed = amx.map(|amx| (amx, Packed::new(amx, x, k, pool)));
         pool.run_columns(out, n, band, |columns, out| {
             let mut decoded = vec![0.0f32; columns.len() * k];
             if let Err(e) = self.format.decode_rows(&self.weight, columns, &mut decoded) {
@@ -239,7 +350,14 @@ impl Kernel for DecodedBands {
             let bytes = unsafe {
                 std::slice::from_raw_parts(decoded.as_ptr().cast::<u8>(), decoded.len() * 4)
             };
-            float::multiply(self.isa, Rows::<F32>::new(bytes, k), x, rows, out);
+            let weights = Rows::<F32>::new(bytes, k);
+            match &packed {
+                Some((amx, packed)) => {
+                    let bands = 0..weights.out_features().div_ceil(BAND);
+                    amx::multiply(*amx, &weights, packed, 0..packed.blocks(), bands, out);
+                }
+                None => float::multiply(self.isa, weights, x, rows, out),
+            }
         });
     }
 

@@ -5,11 +5,14 @@
 //!   blocks of each format come apart, the only code a new block format needs.
 //!   They lie in memory of their own (`region`).
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
+//! * `amx/`: any weights times many rows of activations, both as bf16.
 //! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
 //! * `kernels`: the [`Kernel`]s made of these.
 //! * `vector`: registers of f32 for the operators between matrix products, which are in
 //!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -75,8 +78,10 @@ fn tiled<F: tile::Format>() -> Entry {
 fn plain<E: float::Element>() -> Entry {
     Entry {
         format: E::ID,
-        load: |weight, level, _| Some(Box::new(kernels::Plain::<E>::new(weight, level)?)),
-        name: |level, _| kernels::Plain::<E>::name_of(level),
+        load: |weight, level, float| {
+            Some(Box::new(kernels::Plain::<E>::new(weight, level, float)?))
+        },
+        name: kernels::Plain::<E>::name_of,
     }
 }
 
@@ -101,7 +106,7 @@ fn entries() -> [Entry; 18] {
         tiled::<block::Iq4Xs>(),
         tiled::<block::Mxfp4>(),
         tiled::<block::Tq2_0>(),
-        Entry { format: "exl3", load: exl3::load, name: |level, _| exl3::name(level) },
+        Entry { format: "exl3", load: exl3::load, name: exl3::name },
     ]
 }
 
@@ -112,7 +117,7 @@ pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Bo
     if level > Level::Scalar && level.is_supported() {
         return match entries().iter().find(|e| e.format == weight.format) {
             Some(entry) => (entry.load)(weight, level, float_activations),
-            None => Some(Box::new(kernels::DecodedBands::new(weight, level)?)),
+            None => Some(Box::new(kernels::DecodedBands::new(weight, level, float_activations)?)),
         };
     }
     let _ = (weight, level, float_activations);
@@ -125,7 +130,7 @@ pub fn kernel_name(format: &str, level: Level, float_activations: bool) -> Optio
     if level > Level::Scalar && level.is_supported() {
         return Some(match entries().iter().find(|e| e.format == format) {
             Some(entry) => (entry.name)(level, float_activations),
-            None => kernels::DecodedBands::name_of(format, level),
+            None => kernels::DecodedBands::name_of(format, level, float_activations),
         });
     }
     let _ = (format, level, float_activations);

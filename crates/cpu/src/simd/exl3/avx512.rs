@@ -11,6 +11,8 @@ pub(super) const BASE: u8 = 0;
 pub(super) const EXTENDED: u8 = 1;
 /// And FP16.
 pub(super) const HALF: u8 = 2;
+/// And BF16, with AMX.
+pub(super) const TILES: u8 = 3;
 
 /// Proof of the features of `TIER`.
 #[derive(Clone, Copy)]
@@ -42,6 +44,13 @@ fn enter_extended<J: Job>(s: Avx512<EXTENDED>, job: J) {
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512fp16"
 )]
 fn enter_half<J: Job>(s: Avx512<HALF>, job: J) {
+    job.run(s)
+}
+
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512fp16,avx512bf16"
+)]
+fn enter_tiles<J: Job>(s: Avx512<TILES>, job: J) {
     job.run(s)
 }
 
@@ -119,9 +128,19 @@ impl<const TIER: u8> Isa for Avx512<TIER> {
             match TIER {
                 BASE => enter_plain(Avx512(()), job),
                 EXTENDED => enter_extended(Avx512(()), job),
-                _ => enter_half(Avx512(()), job),
+                HALF => enter_half(Avx512(()), job),
+                _ => enter_tiles(Avx512(()), job),
             }
         }
+    }
+
+    #[inline(always)]
+    fn narrow(self, v: [__m512; 2]) -> __m512i {
+        if TIER < TILES {
+            unreachable!("bf16 is for tiles")
+        }
+        // SAFETY: `self` proves the features; registers only.
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(v[1], v[0])) }
     }
 
     accesses! {

@@ -64,6 +64,11 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// integers. Only with [`HALF_ARITHMETIC`](Self::HALF_ARITHMETIC).
     fn sum_halves_8192(self, a: Self::I, b: Self::I) -> Self::I;
 
+    /// The lower and the upper lanes rounded to bf16. Only where there are tiles.
+    fn narrow(self, _: [Self::F; 2]) -> Self::I {
+        unreachable!("bf16 is for tiles")
+    }
+
     /// Every lane `v`.
     fn splat(self, v: f32) -> Self::F;
     /// The two floats at `p`, repeated.

@@ -8,7 +8,7 @@
 //! With integer activations the inner product is exact integer arithmetic: the codebook `mul1` is
 //! affine in a byte sum (only the fp16 rounding of the value is skipped, 2⁻¹² relative), and the
 //! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with AVX-512
-//! FP16. Without that, and when activations must stay float, values are decoded to exactly the
+//! FP16. Many rows go to the tiles of AMX, rounded to bf16. Without that, and when activations must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
 //!
 //! [`encode`] goes the other way, values to rings.
@@ -24,16 +24,19 @@ mod states;
 #[cfg(test)]
 mod tests;
 
-use crate::{Kernel, Level, Pool};
-use avx512::{Avx512, BASE, EXTENDED, HALF};
+use super::amx::{self, Amx, Panels, Tile};
+use super::kernels::{AMX_ROWS, multiply_rounded, rounding, rounding_name};
+use crate::{ColumnBand, Kernel, Level, Pool};
+use avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
 use isa::Isa;
-use layout::{STRIP, Strips};
+use layout::{BLOCK, STRIP, Strips};
 use marlin_quant::exl3::hadamard::BLOCK_SCALE;
 use marlin_quant::exl3::{Codebook, Exl3Parts};
 use marlin_tensor::Weight;
-use multiply::Multiply;
+use multiply::{Fill, Multiply};
 use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
+use std::ops::Range;
 
 /// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
@@ -62,10 +65,12 @@ enum Tier {
     Extended,
     /// FP16.
     Half,
+    /// BF16 and AMX.
+    Tiles,
 }
 
 impl Tier {
-    const ALL: [Self; 4] = [Self::Avx2, Self::Avx512, Self::Extended, Self::Half];
+    const ALL: [Self; 5] = [Self::Avx2, Self::Avx512, Self::Extended, Self::Half, Self::Tiles];
 
     /// The lowest level that may use it.
     fn level(self) -> Level {
@@ -73,6 +78,7 @@ impl Tier {
             Self::Avx2 => Level::Avx2,
             Self::Avx512 => Level::Avx512,
             Self::Extended | Self::Half => Level::Avx512Vnni,
+            Self::Tiles => Level::Amx,
         }
     }
 
@@ -83,7 +89,7 @@ impl Tier {
             && match self {
                 Self::Avx2 | Self::Avx512 => true,
                 Self::Extended => extended(),
-                Self::Half => extended() && half(),
+                Self::Half | Self::Tiles => extended() && half(),
             }
     }
 
@@ -103,14 +109,15 @@ impl Tier {
                 Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
                 Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
                 Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
+                Self::Tiles => boxed(Avx512::<TILES>::new(), level, weight, parts, float),
             }
         }
     }
 }
 
 /// Name of the kernel for a level.
-pub(super) fn name(level: Level) -> String {
-    format!("exl3 {level}")
+pub(super) fn name(level: Level, float: bool) -> String {
+    format!("exl3 {}{}", level.min(Level::Avx512Vnni), rounding_name(level, float))
 }
 
 fn boxed<S: Isa>(
@@ -129,7 +136,8 @@ fn boxed<S: Isa>(
     };
     Box::new(Exl3Kernel {
         s,
-        level,
+        name: name(level, float),
+        amx: rounding(level, float),
         in_features: weight.in_features,
         out_features: weight.out_features,
         codebook: parts.codebook,
@@ -142,7 +150,8 @@ fn boxed<S: Isa>(
 
 struct Exl3Kernel<S> {
     s: S,
-    level: Level,
+    name: String,
+    amx: Option<Amx>,
     in_features: usize,
     out_features: usize,
     codebook: Codebook,
@@ -167,7 +176,7 @@ thread_local! {
 
 impl<S: Isa> Kernel for Exl3Kernel<S> {
     fn name(&self) -> String {
-        name(self.level)
+        self.name.clone()
     }
 
     fn bytes(&self) -> u64 {
@@ -186,11 +195,59 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         assert_eq!(x.len(), rows * self.in_features, "input fills [rows, in_features]");
         assert_eq!(out.len(), rows * self.out_features, "output fills [rows, out_features]");
         let mut scratch = SCRATCH.take();
+        if let Some(amx) = self.amx.filter(|_| rows >= AMX_ROWS) {
+            let rows = (MAX_SUMS / self.strips.outputs).max(AMX_ROWS);
+            let x = x.chunks(rows * self.in_features);
+            for (x, out) in x.zip(out.chunks_mut(rows * self.out_features)) {
+                self.pass_tiles(amx, x, out, &mut scratch, pool);
+            }
+            return SCRATCH.set(scratch);
+        }
         let row_sums = self.strips.strips() * self.activations.strip_sums();
         let rows = (MAX_SUMS / row_sums).clamp(1, MAX_ROWS);
         let x = x.chunks(rows * self.in_features);
         for (x, out) in x.zip(out.chunks_mut(rows * self.out_features)) {
             self.pass(x, out, &mut scratch, pool);
+        }
+        SCRATCH.set(scratch);
+    }
+
+    fn part_columns(&self) -> Option<usize> {
+        Some(BLOCK)
+    }
+
+    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let mut scratch = SCRATCH.take();
+        let Scratch { x: rotated, sums } = &mut scratch;
+        // Inside a region, so each of these runs on this thread.
+        let alone = Pool::alone();
+        let activations = self.activations;
+        let rotated = self.rotate_in(x, activations, rotated, alone);
+        let words = activations.strip_sums();
+        let width = rows * words;
+        let strips = columns.start / STRIP..columns.end.div_ceil(BLOCK) * (BLOCK / STRIP);
+        let sums = grown(sums, strips.len() * width);
+        self.s.enter(Multiply {
+            strips: &self.strips,
+            codebook: self.codebook,
+            activations,
+            x: rotated,
+            rows,
+            first_strip: strips.start,
+            sums,
+        });
+        let svh = &self.svh[columns.start..];
+        for row in 0..rows {
+            let job = RotateOut {
+                sums,
+                strides: [width, words],
+                first_row: row,
+                activations,
+                svh,
+                out_features: columns.len(),
+                out: out.row(row),
+            };
+            self.s.enter(job);
         }
         SCRATCH.set(scratch);
     }
@@ -201,18 +258,12 @@ impl<S: Isa> Exl3Kernel<S> {
     fn pass(&self, x: &[f32], out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
         let Self { s, activations, .. } = *self;
         let rows = x.len() / self.in_features;
-        let words = activations.row_words(self.strips.inputs);
-        let rotated = grown(&mut scratch.x, rows * words);
-        pool.run_chunks(rotated, ROTATE_ROWS * words, |i, out| {
-            let first = i * ROTATE_ROWS * self.in_features;
-            let x = &x[first..][..out.len() / words * self.in_features];
-            let (in_features, suh) = (self.in_features, &self.suh[..]);
-            s.enter(RotateIn { x, in_features, suh, activations, out });
-        });
-        let rotated = &*rotated;
+        let Scratch { x: rotated, sums } = scratch;
+        let rotated = self.rotate_in(x, activations, rotated, pool);
 
-        let width = rows * activations.strip_sums();
-        let sums = grown(&mut scratch.sums, self.strips.strips() * width);
+        let words = activations.strip_sums();
+        let width = rows * words;
+        let sums = grown(sums, self.strips.strips() * width);
         let strip_weights = self.strips.inputs * STRIP * (rows + DECODE_ROWS) / (1 + DECODE_ROWS);
         let even = self.strips.strips().div_ceil(4 * pool.available_threads());
         let per_task = even.max(TASK_WEIGHTS / strip_weights);
@@ -227,22 +278,69 @@ impl<S: Isa> Exl3Kernel<S> {
                 sums,
             });
         });
-        let sums = &*sums;
+        self.rotate_out(sums, [width, words], activations, out, pool);
+    }
 
+    /// The same on AMX: both factors of the inner product rounded to bf16.
+    fn pass_tiles(&self, amx: Amx, x: &[f32], out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
+        let rows = x.len() / self.in_features;
+        let Scratch { x: rotated, sums } = scratch;
+        let rotated = self.rotate_in(x, Activations::Floats, rotated, pool);
+        // SAFETY: the words are bits of floats.
+        let rotated =
+            unsafe { std::slice::from_raw_parts(rotated.as_ptr().cast::<f32>(), rotated.len()) };
+        let sums = grown(sums, rows * self.strips.outputs);
+        multiply_rounded(amx, self, self.strips.inputs, rotated, sums, pool);
+        // A strip's sums lie as those of integers do.
+        let strides = [STRIP, self.strips.outputs];
+        self.rotate_out(sums, strides, Activations::Integers(Integers::MUL1), out, pool);
+    }
+
+    /// Rotated activations, `[rows, row_words]`, in `out`.
+    fn rotate_in<'a>(
+        &self,
+        x: &[f32],
+        activations: Activations,
+        out: &'a mut Vec<u32>,
+        pool: &Pool,
+    ) -> &'a [u32] {
+        let words = activations.row_words(self.strips.inputs);
+        let rotated = grown(out, x.len() / self.in_features * words);
+        pool.run_chunks(rotated, ROTATE_ROWS * words, |i, out| {
+            let first = i * ROTATE_ROWS * self.in_features;
+            let x = &x[first..][..out.len() / words * self.in_features];
+            let (in_features, suh) = (self.in_features, &self.suh[..]);
+            self.s.enter(RotateIn { x, in_features, suh, activations, out });
+        });
+        rotated
+    }
+
+    /// Sums, `strides` apart from strip to strip and row to row, to outputs.
+    fn rotate_out(
+        &self,
+        sums: &[f32],
+        strides: [usize; 2],
+        activations: Activations,
+        out: &mut [f32],
+        pool: &Pool,
+    ) {
         let out_features = self.out_features;
         pool.run_chunks(out, ROTATE_ROWS * out_features, |i, out| {
             let first_row = i * ROTATE_ROWS;
             let svh = &self.svh[..];
-            s.enter(RotateOut {
-                sums,
-                all_rows: rows,
-                first_row,
-                activations,
-                svh,
-                out_features,
-                out,
-            });
+            let job = RotateOut { sums, strides, first_row, activations, svh, out_features, out };
+            self.s.enter(job);
         });
+    }
+}
+
+impl<S: Isa> Panels for Exl3Kernel<S> {
+    fn fill(&self, _: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+        // A band is a half of a strip; tasks and steps are whole strips.
+        let (strips, codebook, strip) = (&self.strips, self.codebook, bands.start / 2);
+        assert!(bands == (2 * strip..2 * strip + 2) && start.is_multiple_of(amx::GRANULE));
+        let first_block = start / amx::GRANULE;
+        self.s.enter(Fill { strips, codebook, strip, first_block, out });
     }
 }
 

@@ -9,6 +9,7 @@ use super::isa::{Isa, Job};
 use super::layout::{BLOCK, BLOCK_STATES, STRIP, Strips};
 use super::rotate::{Activations, RECORD, SCALE, START};
 use super::states::States;
+use crate::simd::amx::{DEPTH, Tile};
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
 use std::mem::MaybeUninit;
@@ -155,6 +156,58 @@ impl Multiply<'_> {
                                 1
                             }
                         };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of a strip as bf16 tiles: for each half of the columns, pairs of inputs in the order of the
+/// states.
+pub(super) struct Fill<'a> {
+    pub strips: &'a Strips,
+    pub codebook: Codebook,
+    pub strip: usize,
+    pub first_block: usize,
+    /// Tiles of the lower halves, then of the upper ones.
+    pub out: &'a mut [Tile],
+}
+
+impl Job for Fill<'_> {
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) {
+        match self.codebook {
+            Codebook::Mul1(multiplier) => {
+                self.fill(s, Mul1 { product: Product::new(s, multiplier) });
+            }
+            Codebook::Mcg(multiplier) => self.fill(s, Halves::new(s, multiplier)),
+            Codebook::ThreeInst => self.fill(s, ThreeInst::new(s)),
+        }
+    }
+}
+
+impl Fill<'_> {
+    #[inline(always)]
+    fn fill<S: Isa, C: Generator<S>>(self, s: S, codebook: C) {
+        let mut buffer = MaybeUninit::<Buffer>::uninit();
+        let block_states = buffer.as_mut_ptr().cast::<u16>();
+        let (lower, upper) = self.out.split_at_mut(self.out.len() / 2);
+        let tiles = BLOCK / DEPTH;
+        for (i, (lower, upper)) in
+            lower.chunks_exact_mut(tiles).zip(upper.chunks_exact_mut(tiles)).enumerate()
+        {
+            let stored = self.strips.block(self.strip, self.first_block + i);
+            // SAFETY: the buffer holds a block of states, which `states` fills; four tiles of sixteen
+            // rows take its 64 pairs.
+            unsafe {
+                s.enter(States::new(self.strips.rate, stored, block_states));
+                for (half, tiles) in [lower, upper].into_iter().enumerate() {
+                    let out = tiles.as_mut_ptr().cast::<u16>();
+                    for pair in 0..PAIRS {
+                        let states = s.load(block_states.add((2 * pair + half) * STRIP));
+                        let values = s.narrow(codebook.values(s, states));
+                        s.store(out.add(pair * STRIP), values);
                     }
                 }
             }

@@ -204,9 +204,10 @@ fn store_floats<S: Isa>(s: S, a: &[S::F; REGISTERS], out: &mut [u32]) {
 
 /// `y = (sums · P) ∘ svh` for rows of strip sums.
 pub(super) struct RotateOut<'a> {
-    /// `[strips, all rows, strip_sums]`.
+    /// Of every strip and row, `strip_sums` sums.
     pub sums: &'a [f32],
-    pub all_rows: usize,
+    /// From the sums of one strip to those of the next, and of one row to the next.
+    pub strides: [usize; 2],
     /// The rows to write start here.
     pub first_row: usize,
     pub activations: Activations,
@@ -228,7 +229,7 @@ impl Job for RotateOut<'_> {
                 let mut flat = [0.0; BLOCK];
                 for (j, flat) in flat.chunks_exact_mut(STRIP).enumerate() {
                     let strip = band * (BLOCK / STRIP) + j;
-                    let at = (strip * self.all_rows + self.first_row + i) * width;
+                    let at = strip * self.strides[0] + (self.first_row + i) * self.strides[1];
                     gather(self.activations, &self.sums[at..][..width], flat);
                 }
                 let mut v = [s.splat(0.0); REGISTERS];

@@ -67,6 +67,11 @@ const CODEBOOKS: [Codebook; 4] = [
     Codebook::Mul1(0xad39_4c1d),
 ];
 
+/// Whether so many rows go to bf16 tiles.
+fn rounds(tier: Tier, float: bool, rows: usize) -> bool {
+    tier == Tier::Tiles && !float && rows >= AMX_ROWS
+}
+
 /// Tolerances: f32 sums in another order; fp16 rounding of the value and 15-bit activations.
 #[test]
 fn every_level_rate_and_codebook_is_the_matrix_product() {
@@ -120,6 +125,7 @@ fn every_number_of_rows_and_ragged_shape() {
                     kernel.matmul(&x[..rows * k], rows, &mut out, &pool);
                     let error = relative_error(&out, &expected[..rows * n]);
                     // A single weight is a cancelling sum over its whole 128×128 block.
+                    let bound = if rounds(tier, float, rows) { 5e-3 } else { bound };
                     let bound = if n * k == 1 { 10.0 * bound } else { bound };
                     assert!(
                         error < bound,
@@ -144,9 +150,11 @@ fn long_prompts_equal_single_rows() {
             let mut all = vec![f32::NAN; rows * n];
             kernel.matmul(&x, rows, &mut all, &pool);
             for row in [0, 100, MAX_ROWS - 1, MAX_ROWS, rows - 1] {
-                let mut one = vec![f32::NAN; n];
-                kernel.matmul(&x[row * k..][..k], 1, &mut one, &pool);
-                assert_eq!(all[row * n..][..n], one, "{tier:?} row {row} float {float}");
+                // Few rows are multiplied in another way.
+                let copies = if rounds(tier, float, rows) { AMX_ROWS } else { 1 };
+                let mut one = vec![f32::NAN; copies * n];
+                kernel.matmul(&x[row * k..][..k].repeat(copies), copies, &mut one, &pool);
+                assert_eq!(all[row * n..][..n], one[..n], "{tier:?} row {row} float {float}");
             }
         }
     }

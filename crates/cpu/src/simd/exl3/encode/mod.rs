@@ -54,7 +54,7 @@ impl Tiles {
             match level {
                 Level::Scalar => return None,
                 Level::Avx2 => Proof::Avx2(Avx2::new()),
-                Level::Avx512 | Level::Avx512Vnni => Proof::Avx512(Avx512::new()),
+                _ => Proof::Avx512(Avx512::new()),
             }
         };
         Some(Self { proof, plan: Mutex::default(), scratch: Mutex::default() })

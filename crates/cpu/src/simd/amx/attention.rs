@@ -1,0 +1,383 @@
+//! Attention of many query rows: scores and sums as bf16 products, the softmax between them in f32.
+//!
+//! Keys and values of a step of positions are converted to tiles once and used by all rows, 32 at
+//! a time: scores, exponentials, their rounding to bf16, and the product with the values stay in
+//! the first two levels of cache. Queries, keys, values and softmax numerators are rounded to bf16, at most
+//! 2⁻⁸ of each.
+
+use super::pack::{interleave, pack_rows};
+use super::product::{Block, inner};
+use super::{Amx, DEPTH, ROWS, Tile, Tiles};
+use crate::Level;
+use crate::cache::{Elements, Layer};
+use crate::reference::first_visible;
+use crate::simd::avx512::Avx512;
+use crate::simd::elementwise::{exponentials, softcap};
+use crate::simd::float::{Bf16, Element, F16, F32};
+use crate::simd::isa::Isa;
+use marlin_tensor::AttentionParams;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+/// Query rows of a step of the product: two tiles.
+const PAIR: usize = 2 * ROWS;
+/// Positions converted at a time.
+const STEP: usize = 256;
+
+/// Query rows that share a key/value head of one sequence.
+pub(crate) struct Attend<'a> {
+    pub amx: Amx,
+    pub level: Level,
+    pub layer: &'a Layer,
+    pub params: &'a AttentionParams,
+    pub block_table: &'a [u32],
+    pub kv_head: usize,
+    /// Scaled queries, `[rows, key_head_dim]`.
+    pub queries: &'a [f32],
+    /// Position of every row's token.
+    pub positions: &'a [usize],
+}
+
+/// Memory of a call, kept by the thread.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<Tile>,
+    keys: Vec<Tile>,
+    values: Vec<Tile>,
+    weights: Vec<Tile>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+fn grown<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, value);
+    }
+    &mut buffer[..len]
+}
+
+/// Whether a cache layer of this shape can be read as tiles.
+pub(crate) fn fits(layer: &Layer, params: &AttentionParams) -> bool {
+    layer.block_size.is_multiple_of(ROWS)
+        && params.key_head_dim.is_multiple_of(2)
+        && params.value_head_dim.is_multiple_of(ROWS)
+}
+
+impl Attend<'_> {
+    /// Fills `sums: [rows, value_head_dim]` with `Σ e^(score - max) value` and `softmax` with each
+    /// row's largest score and `Σ e^(score - max)`.
+    pub(crate) fn run(&self, sums: &mut [f32], softmax: &mut [(f32, f32)]) {
+        let p = self.params;
+        let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, self.positions.len());
+        let (padded, wide) = (rows.next_multiple_of(PAIR), dv.next_multiple_of(PAIR));
+        let (depth, across) = (dk.div_ceil(DEPTH), wide / ROWS);
+        let mut scratch = SCRATCH.take();
+        let queries = grown(&mut scratch.queries, padded / ROWS * depth, Tile::ZERO);
+        for (i, tiles) in queries.chunks_exact_mut(depth).enumerate() {
+            let x = &self.queries[(i * ROWS * dk).min(rows * dk)..rows.min((i + 1) * ROWS) * dk];
+            // SAFETY: `amx` proves the features; `depth` tiles cover a query.
+            unsafe { pack_rows(self.amx, x, dk, tiles) };
+        }
+        let queries = &*queries;
+        let keys = grown(&mut scratch.keys, STEP / ROWS * depth, Tile::ZERO);
+        let values = grown(&mut scratch.values, STEP / DEPTH * across, Tile::ZERO);
+        let weights = grown(&mut scratch.weights, 2 * STEP / DEPTH, Tile::ZERO);
+        let scores = grown(&mut scratch.scores, PAIR * STEP, 0.0);
+        let totals = grown(&mut scratch.sums, padded * wide, 0.0);
+        totals.fill(0.0);
+        softmax.fill((f32::NEG_INFINITY, 0.0));
+
+        let end = self.positions.iter().max().map_or(0, |p| p + 1);
+        let first = self.positions.iter().min().copied().unwrap_or(0);
+        let begin = first_visible(first, p.window);
+        let tiles = self.amx.configure();
+        for start in (begin / ROWS * ROWS..end).step_by(STEP) {
+            let step = start..end.min(start + STEP);
+            self.fill(&step, depth, across, keys, values);
+            for first in (0..rows).step_by(PAIR) {
+                let last = rows.min(first + PAIR);
+                let seen = self.positions[first..last].iter();
+                let high = seen.clone().max().map_or(0, |p| p + 1).min(step.end);
+                let low = seen.min().map_or(0, |&p| first_visible(p, self.params.window));
+                if high <= step.start || low >= step.end {
+                    continue;
+                }
+                let columns = (high - start).next_multiple_of(DEPTH);
+                let queries = &queries[first / ROWS * depth..][..2 * depth];
+                let scores = &mut scores[..PAIR * columns];
+                for column in (0..columns / ROWS).step_by(2) {
+                    let block = Block {
+                        a: [queries.as_ptr(), queries[depth..].as_ptr()],
+                        b: [keys[column * depth..].as_ptr(), keys[(column + 1) * depth..].as_ptr()],
+                        len: depth,
+                    };
+                    // SAFETY: each pointer has `depth` tiles; scores hold 32 rows of `columns`.
+                    unsafe {
+                        let to = scores.as_mut_ptr().add(column * ROWS);
+                        whole(&tiles, block, 1, to, columns, false);
+                    }
+                }
+                let totals = &mut totals[first * wide..][..PAIR * wide];
+                let softmax = &mut softmax[first..last];
+                self.soften(first..last, &(start..high), scores, columns, totals, softmax);
+                let len = columns / DEPTH;
+                for (half, weights) in weights.chunks_exact_mut(len).take(2).enumerate() {
+                    let x = &scores[half * ROWS * columns..][..ROWS * columns];
+                    // SAFETY: `amx` proves the features; `len` tiles cover the columns.
+                    unsafe { pack_rows(self.amx, x, columns, weights) };
+                }
+                for column in (0..across).step_by(2) {
+                    let block = Block {
+                        a: [weights.as_ptr(), weights[len..].as_ptr()],
+                        b: [values[column..].as_ptr(), values[column + 1..].as_ptr()],
+                        len,
+                    };
+                    // SAFETY: weights have `len` tiles each, values one in every `across`; totals hold
+                    // 32 rows of `wide`.
+                    unsafe {
+                        let to = totals.as_mut_ptr().add(column * ROWS);
+                        whole(&tiles, block, across, to, wide, true);
+                    }
+                }
+            }
+        }
+        drop(tiles);
+        for (to, from) in sums.chunks_exact_mut(dv).zip(totals.chunks_exact(wide)) {
+            to.copy_from_slice(&from[..dv]);
+        }
+        SCRATCH.set(scratch);
+    }
+
+    /// Scores of rows `rows` over `positions` to softmax numerators, zero where a row sees nothing;
+    /// shrinks earlier sums to a new maximum.
+    fn soften(
+        &self,
+        rows: Range<usize>,
+        positions: &Range<usize>,
+        scores: &mut [f32],
+        columns: usize,
+        totals: &mut [f32],
+        softmax: &mut [(f32, f32)],
+    ) {
+        let wide = totals.len() / PAIR;
+        let mut lines = scores.chunks_exact_mut(columns);
+        let mut totals = totals.chunks_exact_mut(wide);
+        for (&position, (max, total)) in self.positions[rows].iter().zip(softmax) {
+            let (Some(line), Some(sums)) = (lines.next(), totals.next()) else { return };
+            let low = first_visible(position, self.params.window);
+            let low = low.clamp(positions.start, positions.end) - positions.start;
+            let high = (position + 1).clamp(positions.start, positions.end) - positions.start;
+            line[..low.min(columns)].fill(0.0);
+            line[high.max(low)..].fill(0.0);
+            if low >= high {
+                continue;
+            }
+            let line = &mut line[low..high];
+            if let Some(cap) = self.params.softcap {
+                softcap(self.level, line, cap);
+            }
+            let (sum, new_max) = exponentials(self.level, line, *max);
+            if new_max > *max {
+                let shrink = (*max - new_max).exp();
+                *total *= shrink;
+                sums.iter_mut().for_each(|s| *s *= shrink);
+                *max = new_max;
+            }
+            *total += sum;
+        }
+        // Rows that do not exist.
+        lines.for_each(|line| line.fill(0.0));
+    }
+
+    /// Keys and values of `step` to tiles.
+    fn fill(
+        &self,
+        step: &Range<usize>,
+        depth: usize,
+        across: usize,
+        keys: &mut [Tile],
+        values: &mut [Tile],
+    ) {
+        // SAFETY: `amx` proves the features; positions up to the step's end have slots.
+        unsafe {
+            match &self.layer.keys {
+                Elements::F32(e) => self.fill_keys::<F32>(e.as_ptr().cast(), step, depth, keys),
+                Elements::F16(e) => self.fill_keys::<F16>(e.as_ptr().cast(), step, depth, keys),
+                Elements::BF16(e) => self.fill_keys::<Bf16>(e.as_ptr().cast(), step, depth, keys),
+            }
+            let stored = match self.layer.is_latent() {
+                true => &self.layer.keys,
+                false => &self.layer.values,
+            };
+            match stored {
+                Elements::F32(e) => {
+                    self.fill_values::<F32>(e.as_ptr().cast(), step, across, values)
+                }
+                Elements::F16(e) => {
+                    self.fill_values::<F16>(e.as_ptr().cast(), step, across, values)
+                }
+                Elements::BF16(e) => {
+                    self.fill_values::<Bf16>(e.as_ptr().cast(), step, across, values)
+                }
+            }
+        }
+    }
+
+    fn slot(&self, position: usize) -> usize {
+        let size = self.layer.block_size;
+        self.block_table[position / size] as usize * size + position % size
+    }
+
+    /// Tiles `[16 positions][depth]`: pairs of columns by position.
+    ///
+    /// # Safety
+    /// `stored` must be the keys of the layer.
+    #[target_feature(
+        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+    )]
+    unsafe fn fill_keys<E: Element>(
+        &self,
+        stored: *const u8,
+        step: &Range<usize>,
+        depth: usize,
+        out: &mut [Tile],
+    ) {
+        let dk = self.params.key_head_dim;
+        // SAFETY: AMX implies the features.
+        let s = unsafe { Avx512::<true>::new() };
+        let used = (step.len()).next_multiple_of(DEPTH) / ROWS;
+        for (i, tiles) in out.chunks_exact_mut(depth).take(used).enumerate() {
+            let position = step.start + i * ROWS;
+            if position >= step.end {
+                tiles.fill(Tile::ZERO);
+                continue;
+            }
+            let slot = self.slot(position);
+            if self.layer.is_latent() {
+                let at = self.layer.at(slot, self.kv_head, dk);
+                for (t, tile) in tiles.iter_mut().enumerate() {
+                    let mut pairs = [_mm512_setzero_ps(); ROWS];
+                    let left = (dk - t * DEPTH).min(DEPTH);
+                    for (r, pairs) in pairs.iter_mut().enumerate() {
+                        // SAFETY: sixteen slots of a block from `slot` on have `dk` columns each; a row
+                        // shorter than a tile is copied first.
+                        *pairs = unsafe {
+                            let mut p = stored.add((at + r * dk + t * DEPTH) * E::BYTES);
+                            let mut tail = [0u8; DEPTH * 4];
+                            if left < DEPTH {
+                                p.copy_to_nonoverlapping(tail.as_mut_ptr(), left * E::BYTES);
+                                p = tail.as_ptr();
+                            }
+                            let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
+                            std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
+                        };
+                    }
+                    s.transpose(&mut pairs);
+                    for (row, pairs) in tile.0.chunks_exact_mut(16).zip(pairs) {
+                        // SAFETY: sixteen words.
+                        unsafe { _mm512_store_ps(row.as_mut_ptr().cast(), pairs) };
+                    }
+                }
+                continue;
+            }
+            let (block, offset) = (slot / self.layer.block_size, slot % self.layer.block_size);
+            let at = self.layer.block_at(block, self.kv_head, dk) + offset;
+            for (t, tile) in tiles.iter_mut().enumerate() {
+                for (r, row) in tile.0.chunks_exact_mut(16).enumerate() {
+                    let column = t * DEPTH + 2 * r;
+                    if column >= dk {
+                        row.fill(0);
+                        continue;
+                    }
+                    // SAFETY: columns `column` and the next exist, sixteen slots from `offset` on too.
+                    unsafe {
+                        let p = stored.add((at + column * self.layer.block_size) * E::BYTES);
+                        let next = p.add(self.layer.block_size * E::BYTES);
+                        let pair = interleave(E::load(s, p), E::load(s, next));
+                        _mm512_store_si512(row.as_mut_ptr().cast(), pair);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tiles `[32 positions][across]`: pairs of positions by column. Positions behind the step are
+    /// zero, whatever lies there.
+    ///
+    /// # Safety
+    /// `stored` must be the values of the layer, or its latent keys.
+    #[target_feature(
+        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
+    )]
+    unsafe fn fill_values<E: Element>(
+        &self,
+        stored: *const u8,
+        step: &Range<usize>,
+        across: usize,
+        out: &mut [Tile],
+    ) {
+        let dv = self.params.value_head_dim;
+        let stride = match self.layer.is_latent() {
+            true => self.params.key_head_dim,
+            false => dv,
+        };
+        // SAFETY: AMX implies the features.
+        let s = unsafe { Avx512::<true>::new() };
+        for pair_of in 0..step.len().next_multiple_of(DEPTH) / 2 {
+            let position = step.start + 2 * pair_of;
+            let (tile, row) = (pair_of / ROWS * across, pair_of % ROWS * 16);
+            let at = |position: usize| self.layer.at(self.slot(position), self.kv_head, stride);
+            let first = (position < step.end).then(|| at(position));
+            let second = (position + 1 < step.end).then(|| at(position + 1));
+            for column in 0..across {
+                let mut values = [s.zero(); 2];
+                for (value, at) in values.iter_mut().zip([first, second]) {
+                    if let Some(at) = at.filter(|_| column * ROWS < dv) {
+                        // SAFETY: sixteen columns of an existing slot.
+                        *value = unsafe { E::load(s, stored.add((at + column * ROWS) * E::BYTES)) };
+                    }
+                }
+                let row = &mut out[tile + column].0[row..row + 16];
+                // SAFETY: sixteen words.
+                unsafe {
+                    let pair = interleave(values[0], values[1]);
+                    _mm512_store_si512(row.as_mut_ptr().cast(), pair);
+                }
+            }
+        }
+    }
+}
+
+/// One block of 32 rows and 32 columns of an output that has room for it; tiles of `b` are `step`
+/// apart.
+///
+/// # Safety
+/// `block` must be valid, and `out` have 32 rows of 32, `stride` elements apart.
+unsafe fn whole(tiles: &Tiles, block: Block, step: usize, out: *mut f32, stride: usize, add: bool) {
+    // SAFETY: the caller's.
+    unsafe {
+        let at = [out, out.add(ROWS), out.add(ROWS * stride), out.add(ROWS * stride + ROWS)];
+        let bytes = stride * size_of::<f32>();
+        if add {
+            tiles.load::<0>(at[0].cast(), bytes);
+            tiles.load::<1>(at[1].cast(), bytes);
+            tiles.load::<2>(at[2].cast(), bytes);
+            tiles.load::<3>(at[3].cast(), bytes);
+        } else {
+            tiles.zero::<0>();
+            tiles.zero::<1>();
+            tiles.zero::<2>();
+            tiles.zero::<3>();
+        }
+        inner::<2, 2>(tiles, block, step);
+        tiles.store::<0>(at[0].cast(), bytes);
+        tiles.store::<1>(at[1].cast(), bytes);
+        tiles.store::<2>(at[2].cast(), bytes);
+        tiles.store::<3>(at[3].cast(), bytes);
+    }
+}

@@ -1,0 +1,182 @@
+//! AMX: products of tiles of 16 rows by 64 bytes, for many rows of activations.
+//!
+//! Weights of any format are decoded to bf16 once per call and cache block ([`Panels`]), activations
+//! are rounded to bf16 and packed ([`Packed`]), and `tdpbf16ps` adds in f32 over the whole depth
+//! ([`multiply`]): no scale is applied to sums, so one loop serves every format. Rounding both
+//! factors to eight bits of mantissa changes a product by at most 2⁻⁷ of itself.
+//!
+//! Rust has no stable intrinsics for AMX; the few instructions are assembler here. The system
+//! saves a thread's tiles and their configuration when it switches threads, once a process has
+//! asked for the right to have them. The compiler itself never uses a tile register.
+
+mod attention;
+mod pack;
+mod panels;
+mod product;
+
+pub(crate) use attention::{Attend, fits};
+pub(crate) use pack::Packed;
+pub(crate) use product::{GRANULE, Panels, multiply};
+
+use crate::Level;
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::sync::OnceLock;
+
+/// Rows of a tile, and rows or columns of a tile of sums.
+pub(crate) const ROWS: usize = 16;
+/// bf16 numbers of a row of a tile: inputs that one product adds up.
+pub(crate) const DEPTH: usize = 32;
+
+/// A tile in memory: 16 rows of 32 bf16. Of activations a row is a token; of weights a row is a pair
+/// of inputs and an element a column's pair, the earlier input in the low half.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct Tile(pub [u32; 256]);
+
+impl Tile {
+    /// Zeros.
+    pub(crate) const ZERO: Self = Self([0; 256]);
+}
+
+/// `arch_prctl` request for the use of an extended processor state.
+const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+/// State component of the tile registers.
+const XTILEDATA: libc::c_long = 18;
+/// Bits of the tile configuration and the tile registers among the states the system saves.
+const XCR0_TILES: u64 = 3 << 17;
+
+/// Whether the processor has AMX for bf16 and int8, the AVX-512 instructions that go with it, and the
+/// system lets this process use the tiles; asks it to, the first time.
+pub(crate) fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
+        let features = [
+            is_x86_feature_detected!("avx512bf16"),
+            is_x86_feature_detected!("avx512vnni"),
+            is_x86_feature_detected!("avx512vbmi"),
+        ];
+        features.iter().all(|&f| f) && has_tiles() && may_use_tiles()
+    })
+}
+
+fn has_tiles() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    const TILE_BF16_INT8: u32 = 1 << 24 | 1 << 22 | 1 << 25;
+    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    // SAFETY: the system uses xsave, so the register can be read.
+    let saved = unsafe { saved_states() };
+    __cpuid_count(7, 0).edx & TILE_BF16_INT8 == TILE_BF16_INT8 && saved & XCR0_TILES == XCR0_TILES
+}
+
+/// # Safety
+/// The processor and the system must support `xsave`.
+#[target_feature(enable = "xsave")]
+unsafe fn saved_states() -> u64 {
+    // SAFETY: the caller's.
+    unsafe { _xgetbv(0) }
+}
+
+fn may_use_tiles() -> bool {
+    if !cfg!(target_os = "linux") {
+        return false;
+    }
+    // SAFETY: a request without pointers; an older kernel refuses it.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
+}
+
+/// Proof that tiles may be used.
+#[derive(Clone, Copy)]
+pub(crate) struct Amx(());
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Amx {
+    /// The proof for `level`, if that has AMX and the machine too.
+    pub(crate) fn new(level: Level) -> Option<Self> {
+        (level >= Level::Amx && is_supported()).then_some(Self(()))
+    }
+
+    /// Configures all eight tiles of this thread as 16 rows of 64 bytes.
+    pub(crate) fn configure(self) -> Tiles {
+        let mut all = Configuration {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        all.row_bytes[..8].fill(64);
+        all.rows[..8].fill(ROWS as u8);
+        // SAFETY: `self` proves the instruction, and the configuration is valid.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const all, options(nostack, readonly)) };
+        Tiles { _thread: std::marker::PhantomData }
+    }
+}
+
+/// The configured tiles of this thread, given back when dropped. Registers are named by constants.
+pub(crate) struct Tiles {
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the value proves that tiles are configured.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+impl Tiles {
+    /// `T = 0`.
+    #[inline(always)]
+    pub(crate) fn zero<const T: u8>(&self) {
+        // SAFETY: the value proves that tiles are configured.
+        unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem)) };
+    }
+
+    /// `T` from 16 rows of 64 bytes, `stride` bytes apart.
+    ///
+    /// # Safety
+    /// The rows must be readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load<const T: u8>(&self, rows: *const u8, stride: usize) {
+        // SAFETY: the value proves that tiles are configured; the caller vouches for the rows.
+        unsafe {
+            asm!("tileloadd tmm{t}, [{p} + {s}*1]", t = const T, p = in(reg) rows, s = in(reg) stride,
+                options(nostack, readonly));
+        }
+    }
+
+    /// `T` to 16 rows of 64 bytes, `stride` bytes apart.
+    ///
+    /// # Safety
+    /// The rows must be writable.
+    #[inline(always)]
+    pub(crate) unsafe fn store<const T: u8>(&self, rows: *mut u8, stride: usize) {
+        // SAFETY: the value proves that tiles are configured; the caller vouches for the rows.
+        unsafe {
+            asm!("tilestored [{p} + {s}*1], tmm{t}", t = const T, p = in(reg) rows, s = in(reg) stride,
+                options(nostack));
+        }
+    }
+
+    /// `C += A · B`, `C` f32, `A` rows of 32 bf16, `B` pairs of bf16.
+    #[inline(always)]
+    pub(crate) fn add_bf16<const C: u8, const A: u8, const B: u8>(&self) {
+        // SAFETY: the value proves that tiles are configured; the instruction touches only them.
+        unsafe {
+            asm!("tdpbf16ps tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem));
+        }
+    }
+}

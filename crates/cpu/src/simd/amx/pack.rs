@@ -1,0 +1,105 @@
+//! Activations as bf16 tiles.
+
+use super::{Amx, DEPTH, ROWS, Tile};
+use crate::Pool;
+use std::arch::x86_64::*;
+use std::cell::Cell;
+
+/// Rows of activations, rounded to the nearest bf16 and zero-padded to whole tiles: for every
+/// sixteen rows, their tiles one after another along the inputs.
+pub(crate) struct Packed {
+    tiles: Vec<Tile>,
+    /// Rows that exist.
+    pub rows: usize,
+    /// Tiles along the inputs.
+    pub depth: usize,
+}
+
+thread_local! {
+    /// Memory of the last call on this thread.
+    static SCRATCH: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+}
+
+impl Packed {
+    /// Packs `x: [rows, columns]`.
+    pub(crate) fn new(amx: Amx, x: &[f32], columns: usize, pool: &Pool) -> Self {
+        let rows = x.len() / columns;
+        let depth = columns.div_ceil(DEPTH);
+        let len = rows.div_ceil(ROWS) * depth;
+        let mut tiles = SCRATCH.take();
+        if tiles.len() < len {
+            tiles.resize(len, Tile::ZERO);
+        }
+        pool.run_chunks(&mut tiles[..len], depth, |i, tiles| {
+            let x = &x[i * ROWS * columns..];
+            let x = &x[..x.len().min(ROWS * columns)];
+            // SAFETY: `amx` proves the features; `tiles` has a tile for every 32 columns.
+            unsafe { pack_rows(amx, x, columns, tiles) };
+        });
+        Self { tiles, rows, depth }
+    }
+
+    /// Sixteens of rows.
+    pub(crate) fn blocks(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+
+    /// The tiles of the `block`th sixteen rows from tile `start` on.
+    pub(crate) fn block(&self, block: usize, start: usize) -> &[Tile] {
+        &self.tiles[block * self.depth + start..(block + 1) * self.depth]
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        SCRATCH.set(std::mem::take(&mut self.tiles));
+    }
+}
+
+/// Packs up to sixteen rows; rows that do not exist become zeros.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16 and BW; `tiles` covers `columns`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn pack_rows(_: Amx, x: &[f32], columns: usize, tiles: &mut [Tile]) {
+    let rows = x.len() / columns;
+    debug_assert!(rows <= ROWS && tiles.len() * DEPTH >= columns);
+    for (i, tile) in tiles.iter_mut().enumerate() {
+        let at = i * DEPTH;
+        let left = (columns - at).min(DEPTH);
+        let mask = u32::MAX >> (DEPTH - left);
+        for (r, out) in tile.0.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            if r >= rows {
+                out.fill(0);
+                continue;
+            }
+            // SAFETY: the masks keep the loads inside row `r`; `out` is one register.
+            unsafe {
+                let x = x.as_ptr().add(r * columns + at);
+                let low = _mm512_maskz_loadu_ps(mask as u16, x);
+                let high = match left > 16 {
+                    true => _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(16)),
+                    false => _mm512_setzero_ps(),
+                };
+                let packed =
+                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
+            }
+        }
+    }
+}
+
+/// `low` and `high` as bf16, the low one in the lower half of every 32-bit lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx512vl")]
+pub(super) fn interleave(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: a change of type only.
+    let (low, high) = unsafe {
+        (
+            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low)),
+            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high)),
+        )
+    };
+    let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+    _mm512_or_si512(high, _mm512_cvtepu16_epi32(low))
+}

@@ -1,0 +1,272 @@
+//! The blocked product of packed activations and a matrix read as panels.
+//!
+//! Two bands of sixteen outputs are decoded for a chunk of the depth and then multiplied with all
+//! rows, 32 at a time: four tiles of sums, two of activations, two of weights, so that every tile
+//! loaded is used twice. A chunk is as deep as keeps its activations in the second-level cache;
+//! sums of later chunks continue in the output.
+
+use super::{Amx, Packed, ROWS, Tile, Tiles};
+use crate::ColumnBand;
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::cell::Cell;
+use std::ops::Range;
+
+/// A matrix that can be read as bf16 tiles of sixteen outputs.
+pub(crate) trait Panels: Sync {
+    /// Fills `out` with the tiles from `start` on, a multiple of [`GRANULE`], along the inputs of
+    /// `bands`, one or two of them, a band after the other. Inputs behind the last are zero; outputs
+    /// behind the last are arbitrary.
+    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]);
+}
+
+/// Bytes of packed activations to keep in the second-level cache.
+const CACHED_BYTES: usize = 1 << 20;
+/// Fewest tiles of depth of a chunk.
+const FEWEST: usize = 16;
+/// Tiles that begin a chunk are a multiple of this: what formats are made of, 128 inputs, or a part
+/// of it.
+pub(crate) const GRANULE: usize = 4;
+/// Bands multiplied together.
+const TOGETHER: usize = 2;
+
+thread_local! {
+    static PANELS: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+}
+
+/// `bands` of `weights` times the sixteens of rows `blocks` of `x`, to `out`, which begins with the
+/// first of either.
+pub(crate) fn multiply(
+    amx: Amx,
+    weights: &dyn Panels,
+    x: &Packed,
+    blocks: Range<usize>,
+    bands: Range<usize>,
+    out: &mut ColumnBand<'_>,
+) {
+    let chunk = CACHED_BYTES / (blocks.len().max(1) * size_of::<Tile>());
+    let chunk = chunk.max(FEWEST).min(x.depth);
+    // Chunks of about one depth.
+    let chunk = x.depth.div_ceil(x.depth.div_ceil(chunk.max(1)).max(1));
+    let chunk = chunk.next_multiple_of(GRANULE);
+    let mut panels = PANELS.take();
+    if panels.len() < TOGETHER * chunk {
+        panels.resize(TOGETHER * chunk, Tile::ZERO);
+    }
+    let tiles = amx.configure();
+    for start in (0..x.depth).step_by(chunk.max(1)) {
+        let len = chunk.min(x.depth - start);
+        for band in bands.clone().step_by(TOGETHER) {
+            let together = TOGETHER.min(bands.end - band);
+            let panels = &mut panels[..together * len];
+            weights.fill(amx, band..band + together, start, panels);
+            let first = band - bands.start;
+            for block in blocks.clone().step_by(2) {
+                let row = (block - blocks.start) * ROWS;
+                let step = Step { tiles: &tiles, x, panels, start, len, block, row, first };
+                match (blocks.end - block, together) {
+                    (2.., 2) => step.run::<2, 2>(out),
+                    (2.., _) => step.run::<2, 1>(out),
+                    (_, 2) => step.run::<1, 2>(out),
+                    _ => step.run::<1, 1>(out),
+                }
+            }
+        }
+    }
+    drop(tiles);
+    PANELS.set(panels);
+}
+
+/// Tiles of one or two sixteens of rows, and of one or two sixteens of columns, to multiply.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub a: [*const Tile; 2],
+    pub b: [*const Tile; 2],
+    /// Tiles of depth.
+    pub len: usize,
+}
+
+/// Adds the products of `M` rows and `N` columns of tiles to registers 0 (row 0, column 0), 1 (0, 1),
+/// 2 (1, 0) and 3 (1, 1). Tiles of `b` are `step` apart.
+///
+/// # Safety
+/// Every pointer in use must have as many tiles as the block is deep.
+#[inline(always)]
+pub(super) unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Block, step: usize) {
+    const STRIDE: usize = 64;
+    let Block { a, b, len } = block;
+    // Every register is loaded again right after its last use, so that little of the order has to be
+    // changed by the processor to keep products going while loads are under way.
+    // SAFETY: the caller's; the last tiles are not followed by more.
+    unsafe {
+        t.load::<4>(a[0].cast(), STRIDE);
+        t.load::<6>(b[0].cast(), STRIDE);
+        if M > 1 {
+            t.load::<5>(a[1].cast(), STRIDE);
+        }
+        if N > 1 {
+            t.load::<7>(b[1].cast(), STRIDE);
+        }
+        for k in 1..=len {
+            let more = k < len;
+            if more && k + 1 < len {
+                prefetch(a[0].add(k + 1));
+                if M > 1 {
+                    prefetch(a[1].add(k + 1));
+                }
+            }
+            t.add_bf16::<0, 4, 6>();
+            if N > 1 {
+                t.add_bf16::<1, 4, 7>();
+            }
+            if more {
+                t.load::<4>(a[0].add(k).cast(), STRIDE);
+            }
+            if M > 1 {
+                t.add_bf16::<2, 5, 6>();
+            }
+            if more {
+                t.load::<6>(b[0].add(k * step).cast(), STRIDE);
+            }
+            if M > 1 && N > 1 {
+                t.add_bf16::<3, 5, 7>();
+            }
+            if more && M > 1 {
+                t.load::<5>(a[1].add(k).cast(), STRIDE);
+            }
+            if more && N > 1 {
+                t.load::<7>(b[1].add(k * step).cast(), STRIDE);
+            }
+        }
+    }
+}
+
+/// Starts to bring a tile into the first-level cache.
+#[inline(always)]
+fn prefetch(tile: *const Tile) {
+    for line in 0..size_of::<Tile>() / 64 {
+        // SAFETY: a hint, which reads nothing, of an instruction every processor of this kind has.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.cast::<i8>().wrapping_add(line * 64)) };
+    }
+}
+
+/// Up to 32 rows times up to 32 outputs over one chunk.
+struct Step<'a> {
+    tiles: &'a Tiles,
+    x: &'a Packed,
+    panels: &'a [Tile],
+    start: usize,
+    len: usize,
+    block: usize,
+    /// First row in the output.
+    row: usize,
+    /// First band in the output.
+    first: usize,
+}
+
+/// Sums on their way to an output that has no room for whole tiles.
+#[repr(align(64))]
+struct Edge([f32; ROWS * ROWS]);
+
+impl Step<'_> {
+    fn run<const M: usize, const N: usize>(&self, out: &mut ColumnBand<'_>) {
+        let t = self.tiles;
+        self.begin::<0>(0, 0, out);
+        if N > 1 {
+            self.begin::<1>(0, 1, out);
+        }
+        if M > 1 {
+            self.begin::<2>(1, 0, out);
+        }
+        if M > 1 && N > 1 {
+            self.begin::<3>(1, 1, out);
+        }
+        let a = self.x.block(self.block, self.start)[..self.len].as_ptr();
+        let b = self.panels[..self.len].as_ptr();
+        let block = Block {
+            a: [
+                a,
+                match M {
+                    1 => a,
+                    _ => self.x.block(self.block + 1, self.start)[..self.len].as_ptr(),
+                },
+            ],
+            b: [
+                b,
+                match N {
+                    1 => b,
+                    _ => self.panels[self.len..2 * self.len].as_ptr(),
+                },
+            ],
+            len: self.len,
+        };
+        // SAFETY: the slices hold `len` tiles.
+        unsafe { inner::<M, N>(t, block, 1) };
+        self.end::<0>(0, 0, out);
+        if N > 1 {
+            self.end::<1>(0, 1, out);
+        }
+        if M > 1 {
+            self.end::<2>(1, 0, out);
+        }
+        if M > 1 && N > 1 {
+            self.end::<3>(1, 1, out);
+        }
+    }
+
+    /// Sums of block `m` and band `n` so far, into register `T`.
+    #[inline(always)]
+    fn begin<const T: u8>(&self, m: usize, n: usize, out: &mut ColumnBand<'_>) {
+        if self.start == 0 {
+            return self.tiles.zero::<T>();
+        }
+        let (row, rows, column) = self.place(m, n);
+        if let Some((sums, stride)) = whole(out, row, rows, column) {
+            // SAFETY: sixteen rows of sixteen sums exist in the output.
+            return unsafe { self.tiles.load::<T>(sums.cast(), stride) };
+        }
+        let mut edge = Edge([0.0; ROWS * ROWS]);
+        for (r, edge) in edge.0.chunks_exact_mut(ROWS).enumerate().take(rows) {
+            let sums = &out.row(row + r)[column..];
+            let width = sums.len().min(ROWS);
+            edge[..width].copy_from_slice(&sums[..width]);
+        }
+        // SAFETY: the edge is one tile.
+        unsafe { self.tiles.load::<T>(edge.0.as_ptr().cast(), 64) };
+    }
+
+    /// Register `T` to the sums of block `m` and band `n`.
+    #[inline(always)]
+    fn end<const T: u8>(&self, m: usize, n: usize, out: &mut ColumnBand<'_>) {
+        let (row, rows, column) = self.place(m, n);
+        if let Some((sums, stride)) = whole(out, row, rows, column) {
+            // SAFETY: sixteen rows of sixteen sums exist in the output.
+            return unsafe { self.tiles.store::<T>(sums.cast(), stride) };
+        }
+        let mut edge = Edge([0.0; ROWS * ROWS]);
+        // SAFETY: the edge is one tile.
+        unsafe { self.tiles.store::<T>(edge.0.as_mut_ptr().cast(), 64) };
+        for (r, edge) in edge.0.chunks_exact(ROWS).enumerate().take(rows) {
+            let sums = &mut out.row(row + r)[column..];
+            let width = sums.len().min(ROWS);
+            sums[..width].copy_from_slice(&edge[..width]);
+        }
+    }
+
+    /// First row of the `m`th block, how many of its rows exist, first column of the `n`th band.
+    fn place(&self, m: usize, n: usize) -> (usize, usize, usize) {
+        let rows = (self.x.rows - (self.block + m) * ROWS).min(ROWS);
+        (self.row + m * ROWS, rows, (self.first + n) * ROWS)
+    }
+}
+
+/// Where a tile of sums lies in `out` and how many bytes its rows are apart, if all of it exists.
+fn whole(
+    out: &mut ColumnBand<'_>,
+    row: usize,
+    rows: usize,
+    column: usize,
+) -> Option<(*mut f32, usize)> {
+    let stride = out.stride() * size_of::<f32>();
+    let sums = &mut out.row(row)[column..];
+    (rows == ROWS && sums.len() >= ROWS).then_some((sums.as_mut_ptr(), stride))
+}
