@@ -13,7 +13,7 @@ use marlin_tensor::{
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Whether matrix kernels may round their inputs to integers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,6 +52,13 @@ pub struct CpuBackend {
     options: CpuOptions,
     pool: Pool,
     arena: Arena,
+    order: Order,
+}
+
+/// The order in which matrices are used, which a model repeats for every token.
+#[derive(Default)]
+struct Order {
+    last: Mutex<Option<Weak<dyn std::any::Any + Send + Sync>>>,
 }
 
 /// Elements below which an operator is not worth a parallel region.
@@ -66,6 +73,8 @@ type Result<T> = std::result::Result<T, BackendError>;
 pub(crate) struct LoadedLinear {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) bias: Option<Vec<f32>>,
+    /// Weights that were read after these.
+    next: Mutex<Vec<(usize, usize)>>,
 }
 
 /// Ids and weights of a [`Routing`], each `[rows, top_k]`.
@@ -101,11 +110,34 @@ impl CpuBackend {
                 what: format!("level {} (this machine has {})", options.level, Level::detect()),
             });
         }
-        Ok(Self { options, pool: Pool::new(options.threads), arena: Arena::default() })
+        let (pool, arena) = (Pool::new(options.threads), Arena::default());
+        Ok(Self { options, pool, arena, order: Order::default() })
     }
 
     fn float_activations(&self, options: LinearOptions) -> bool {
         options.float_activations || self.options.activations == Activations::Float
+    }
+
+    /// Tells the threads what will be read after `weights`, going by the last time, and remembers
+    /// what came before them.
+    fn expect(&self, rows: usize, weights: &[&Linear]) -> Result<()> {
+        let Some(first) = weights.first().filter(|_| rows <= FEW_ROWS) else { return Ok(()) };
+        let mut last = self.order.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = |linear: &LoadedLinear| {
+            linear.next.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        if let Some(before) = last.as_ref().and_then(Weak::upgrade) {
+            let before: &LoadedLinear = open(&before)?;
+            let mut next = before.next.lock().unwrap_or_else(PoisonError::into_inner);
+            next.clear();
+            for weight in weights {
+                let stored = open::<LoadedLinear>(&weight.handle)?.kernel.stored();
+                next.push((stored.as_ptr().addr(), stored.len()));
+            }
+        }
+        self.pool.expect(&lock(open(&first.handle)?));
+        *last = Some(Arc::downgrade(&first.handle));
+        Ok(())
     }
 
     /// Elements of a task of an operator over `[rows, columns]`: whole rows, everything when small.
@@ -211,7 +243,7 @@ impl Backend for CpuBackend {
             in_features: weight.in_features,
             bytes: kernel.bytes() + bias.as_ref().map_or(0, |b| 4 * b.len() as u64),
             kernel: kernel.name(),
-            handle: Arc::new(LoadedLinear { kernel, bias }),
+            handle: Arc::new(LoadedLinear { kernel, bias, next: Mutex::default() }),
         })
     }
 
@@ -316,6 +348,7 @@ impl Backend for CpuBackend {
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
         let (values, linear): (&Buffer, &LoadedLinear) = (open(&x.handle)?, open(&weight.handle)?);
         assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
+        self.expect(x.rows, &[weight])?;
         let mut out = self.arena.take(x.rows * weight.out_features);
         linear.apply(values, x.rows, &mut out, &self.pool)?;
         Ok(tensor(x.rows, weight.out_features, out))
@@ -329,6 +362,7 @@ impl Backend for CpuBackend {
         if x.rows > FEW_ROWS || linears.iter().any(|l| l.kernel.part_columns().is_none()) {
             return weights.iter().map(|w| self.linear(x, w)).collect();
         }
+        self.expect(x.rows, weights)?;
         let mut outs: Vec<Buffer> =
             weights.iter().map(|w| self.arena.take(x.rows * w.out_features)).collect();
         let total: usize = weights.iter().map(|w| w.out_features).sum();

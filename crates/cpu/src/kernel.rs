@@ -25,6 +25,11 @@ pub trait Kernel: Send + Sync {
     /// Splits its work over `pool`; a call from inside a pool task runs on that thread alone.
     fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool);
 
+    /// The stored weights, in the order of the outputs; empty when they do not lie in one piece.
+    fn stored(&self) -> &[u8] {
+        &[]
+    }
+
     /// Columns that [`part`](Self::part) makes multiples of; `None` when it does not exist.
     fn part_columns(&self) -> Option<usize> {
         None

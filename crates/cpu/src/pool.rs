@@ -48,7 +48,69 @@ const RANGES: usize = 8;
 #[repr(align(128))]
 struct Next(AtomicUsize);
 
+/// Matrices that one call reads at most.
+const AHEAD: usize = 4;
+/// Bytes a waiting thread fetches between two looks at the gate.
+const AHEAD_STEP: usize = 2048;
+/// Most bytes it fetches for one call: a part of a second-level cache.
+const AHEAD_BYTES: usize = 512 << 10;
+
+/// Memory that the next region will probably read, as addresses and lengths. Only ever prefetched,
+/// which cannot fail, so it need not exist any more.
+#[derive(Default)]
+struct Ahead {
+    turn: AtomicUsize,
+    ranges: [(AtomicUsize, AtomicUsize); AHEAD],
+}
+
+/// What one thread has fetched of it.
+#[derive(Default)]
+struct Fetched {
+    turn: usize,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// Fetches a little of the share of `thread`; `false` when all of it is.
+    fn fetch(&self, fetched: &mut Fetched, thread: usize, threads: usize) -> bool {
+        let turn = self.turn.load(Ordering::Acquire);
+        if turn != fetched.turn {
+            *fetched = Fetched { turn, bytes: 0 };
+        }
+        let len = |i: usize| self.ranges[i].1.load(Ordering::Relaxed);
+        let total: usize = (0..AHEAD).map(len).sum();
+        let share = total / threads;
+        if fetched.bytes >= share.min(AHEAD_BYTES) {
+            return false;
+        }
+        let mut at = thread * share + fetched.bytes;
+        fetched.bytes += AHEAD_STEP;
+        for (start, len) in &self.ranges {
+            let len = len.load(Ordering::Relaxed);
+            if at < len {
+                prefetch(start.load(Ordering::Relaxed) + at);
+                break;
+            }
+            at -= len;
+        }
+        true
+    }
+}
+
+/// Starts to bring [`AHEAD_STEP`] bytes at `address` into the second-level cache.
+fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..AHEAD_STEP).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let line = std::ptr::without_provenance::<i8>(address + line);
+        // SAFETY: a hint that reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
+    }
+    let _ = address;
+}
+
 struct Shared {
+    ahead: Ahead,
     gate: AtomicU64,
     next: Box<[Next]>,
     threads: usize,
@@ -70,7 +132,8 @@ unsafe impl Send for Shared {}
 /// A fixed set of threads that run parallel regions together with the calling thread.
 pub struct Pool {
     shared: Arc<Shared>,
-    region: Mutex<()>,
+    /// Held by the region that is open; what the caller has fetched ahead.
+    region: Mutex<Fetched>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -80,6 +143,7 @@ impl Pool {
         let threads = threads.max(1);
         let next = (0..threads.min(RANGES)).map(|_| Next(AtomicUsize::new(0))).collect();
         let shared = Arc::new(Shared {
+            ahead: Ahead::default(),
             gate: AtomicU64::new(0),
             next,
             threads,
@@ -97,13 +161,28 @@ impl Pool {
             std::thread::Builder::new().name(name).spawn(move || shared.work(i)).ok()
         };
         let workers = (1..threads).filter_map(spawn).collect();
-        Self { shared, region: Mutex::new(()), workers }
+        Self { shared, region: Mutex::default(), workers }
     }
 
     /// A pool of the calling thread alone.
     pub fn alone() -> &'static Self {
         static ALONE: LazyLock<Pool> = LazyLock::new(|| Pool::new(1));
         &ALONE
+    }
+
+    /// Says what the region after the next one will read, matrix by matrix: threads that wait fetch
+    /// it, each its own share of the rows.
+    pub fn expect(&self, matrices: &[(usize, usize)]) {
+        if self.workers.is_empty() {
+            return;
+        }
+        let ahead = &self.shared.ahead;
+        let none = std::iter::repeat(&(0, 0));
+        for (to, (start, len)) in ahead.ranges.iter().zip(matrices.iter().chain(none)) {
+            to.0.store(*start, Ordering::Relaxed);
+            to.1.store(*len, Ordering::Relaxed);
+        }
+        ahead.turn.fetch_add(1, Ordering::Release);
     }
 
     /// Threads that take part, the caller included.
@@ -122,7 +201,7 @@ impl Pool {
     /// # Panics
     /// When a task panics.
     pub fn run(&self, tasks: usize, run: impl Fn(usize) + Sync) {
-        let region =
+        let mut region =
             match (tasks > 1 && self.available_threads() > 1).then(|| self.region.try_lock()) {
                 Some(Ok(region)) => region,
                 _ => return (0..tasks).for_each(run),
@@ -133,7 +212,7 @@ impl Pool {
         let claimed = catch_unwind(AssertUnwindSafe(|| self.shared.claim(0, run, tasks)));
         IN_REGION.set(false);
         // Unwinding or not, nobody may still be inside when `run` goes out of scope.
-        self.shared.close();
+        self.shared.close(&mut region);
         drop(region);
         let caught = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(payload) = claimed.err().or(caught) {
@@ -299,11 +378,13 @@ impl Shared {
     }
 
     /// Shuts the gate and waits for the workers inside.
-    fn close(&self) {
+    fn close(&self, fetched: &mut Fetched) {
         self.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut backoff = Backoff::default();
         while self.gate.load(Ordering::Acquire) & INSIDE != 0 {
-            backoff.wait();
+            if !self.ahead.fetch(fetched, 0, self.threads) {
+                backoff.wait();
+            }
         }
     }
 
@@ -327,7 +408,8 @@ impl Shared {
     fn work(&self, thread: usize) {
         IN_REGION.set(true);
         let mut seen = 0;
-        while let Some(epoch) = self.enter(seen) {
+        let mut fetched = Fetched::default();
+        while let Some(epoch) = self.enter(seen, thread, &mut fetched) {
             seen = epoch;
             // SAFETY: this thread is counted as inside, so `job` is set and the closure alive.
             let result = unsafe {
@@ -342,7 +424,7 @@ impl Shared {
     }
 
     /// Waits for an open gate of another epoch than `seen` and enters; `None` to end the thread.
-    fn enter(&self, seen: u64) -> Option<u64> {
+    fn enter(&self, seen: u64, thread: usize, fetched: &mut Fetched) -> Option<u64> {
         let mut backoff = Backoff::default();
         loop {
             if self.stop.load(Ordering::Relaxed) {
@@ -359,6 +441,8 @@ impl Shared {
                 if entered.is_ok() {
                     return Some(gate >> 32);
                 }
+            } else if self.ahead.fetch(fetched, thread, self.threads) {
+                continue;
             } else if backoff.wait() > WAIT {
                 self.park(seen);
                 backoff = Backoff::default();

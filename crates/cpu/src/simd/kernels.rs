@@ -147,6 +147,10 @@ impl<F: Format> Kernel for Tiled<F> {
         }
     }
 
+    fn stored(&self) -> &[u8] {
+        self.tiles.stored()
+    }
+
     fn part_columns(&self) -> Option<usize> {
         Some(2 * BAND)
     }
@@ -269,6 +273,10 @@ impl<E: Element> Kernel for Plain<E> {
             let bytes = &self.bytes[columns.start * stride..columns.end * stride];
             float::multiply(self.isa, Rows::<E>::new(bytes, k), x, rows, out);
         });
+    }
+
+    fn stored(&self) -> &[u8] {
+        &self.bytes
     }
 
     fn part_columns(&self) -> Option<usize> {

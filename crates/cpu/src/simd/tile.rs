@@ -175,6 +175,11 @@ impl<F: Format> Tiles<F> {
         self.in_features / GROUP
     }
 
+    /// All bands.
+    pub(crate) fn stored(&self) -> &[u8] {
+        &self.data
+    }
+
     /// Bytes it occupies.
     pub(crate) fn bytes(&self) -> u64 {
         self.data.len() as u64

@@ -63,6 +63,12 @@ impl Strips {
         Self { words, inputs, outputs, rate }
     }
 
+    /// All strips.
+    pub(super) fn stored(&self) -> &[u8] {
+        // SAFETY: the vectors are half-words without padding, read as bytes.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.bytes()) }
+    }
+
     /// Bytes it occupies.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&self.words[..])

@@ -212,6 +212,10 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         SCRATCH.set(scratch);
     }
 
+    fn stored(&self) -> &[u8] {
+        self.strips.stored()
+    }
+
     fn part_columns(&self) -> Option<usize> {
         Some(BLOCK)
     }
