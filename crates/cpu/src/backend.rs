@@ -5,6 +5,7 @@ use crate::frequencies::Frequencies;
 use crate::kernel::Decoded;
 use crate::memory::{Arena, Buffer};
 use crate::moe::Moe;
+use crate::order::{Next, Order};
 use crate::simd::{Attention, Matrix};
 use crate::{Kernel, Level, Pool, reference, simd};
 use marlin_quant::format;
@@ -13,7 +14,7 @@ use marlin_tensor::{
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 
 /// Whether matrix kernels may round their inputs to integers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,12 +56,6 @@ pub struct CpuBackend {
     order: Order,
 }
 
-/// The order in which matrices are used, which a model repeats for every token.
-#[derive(Default)]
-struct Order {
-    last: Mutex<Option<Weak<dyn std::any::Any + Send + Sync>>>,
-}
-
 /// Elements below which an operator is not worth a parallel region.
 const SERIAL: usize = 1 << 15;
 /// Rows up to which the start of a parallel region is a notable part of a product's time.
@@ -74,7 +69,7 @@ pub(crate) struct LoadedLinear {
     pub(crate) kernel: Box<dyn Kernel>,
     pub(crate) bias: Option<Vec<f32>>,
     /// Weights that were read after these.
-    next: Mutex<Vec<(usize, usize)>>,
+    pub(crate) next: Arc<Next>,
 }
 
 /// Ids and weights of a [`Routing`], each `[rows, top_k]`.
@@ -118,26 +113,37 @@ impl CpuBackend {
         options.float_activations || self.options.activations == Activations::Float
     }
 
-    /// Tells the threads what will be read after `weights`, going by the last time, and remembers
-    /// what came before them.
-    fn expect(&self, rows: usize, weights: &[&Linear]) -> Result<()> {
-        let Some(first) = weights.first().filter(|_| rows <= FEW_ROWS) else { return Ok(()) };
-        let mut last = self.order.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let lock = |linear: &LoadedLinear| {
-            linear.next.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        };
-        if let Some(before) = last.as_ref().and_then(Weak::upgrade) {
-            let before: &LoadedLinear = open(&before)?;
-            let mut next = before.next.lock().unwrap_or_else(PoisonError::into_inner);
-            next.clear();
-            for weight in weights {
-                let stored = open::<LoadedLinear>(&weight.handle)?.kernel.stored();
-                next.push((stored.as_ptr().addr(), stored.len()));
-            }
+    /// Few rows times several matrices in one region.
+    fn parts(&self, x: &[f32], rows: usize, linears: &[&LoadedLinear], outs: &mut [Buffer]) {
+        let total: usize = linears.iter().map(|l| l.kernel.out_features()).sum();
+        let columns = total.div_ceil(4 * self.pool.available_threads());
+        let parts = linears.iter().zip(outs).map(|(linear, out)| {
+            let unit = linear.kernel.part_columns().unwrap_or(1);
+            (&mut out[..], linear.kernel.out_features(), columns.next_multiple_of(unit))
+        });
+        self.pool.run_parts(parts.collect(), rows, |i, _, columns, out| {
+            linears[i].kernel.part(x, rows, columns, out);
+        });
+    }
+
+    /// The matrices as tiles, when `rows` are many enough and all of them are.
+    #[cfg(target_arch = "x86_64")]
+    fn tiles<'a>(
+        &self,
+        rows: usize,
+        linears: &[&'a LoadedLinear],
+    ) -> Option<(simd::amx::Amx, Vec<&'a dyn simd::amx::Panels>)> {
+        if rows < simd::AMX_ROWS {
+            return None;
         }
-        self.pool.expect(&lock(open(&first.handle)?));
-        *last = Some(Arc::downgrade(&first.handle));
-        Ok(())
+        let all: Option<Vec<_>> = linears.iter().map(|l| l.kernel.panels()).collect();
+        let (amx, panels): (Vec<_>, Vec<_>) = all?.into_iter().unzip();
+        Some((*amx.first()?, panels))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn tiles(&self, _: usize, _: &[&LoadedLinear]) -> Option<std::convert::Infallible> {
+        None
     }
 
     /// Elements of a task of an operator over `[rows, columns]`: whole rows, everything when small.
@@ -243,7 +249,7 @@ impl Backend for CpuBackend {
             in_features: weight.in_features,
             bytes: kernel.bytes() + bias.as_ref().map_or(0, |b| 4 * b.len() as u64),
             kernel: kernel.name(),
-            handle: Arc::new(LoadedLinear { kernel, bias, next: Mutex::default() }),
+            handle: Arc::new(LoadedLinear { kernel, bias, next: Arc::default() }),
         })
     }
 
@@ -348,7 +354,7 @@ impl Backend for CpuBackend {
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
         let (values, linear): (&Buffer, &LoadedLinear) = (open(&x.handle)?, open(&weight.handle)?);
         assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
-        self.expect(x.rows, &[weight])?;
+        self.order.expect(&self.pool, x.rows, &[linear]);
         let mut out = self.arena.take(x.rows * weight.out_features);
         linear.apply(values, x.rows, &mut out, &self.pool)?;
         Ok(tensor(x.rows, weight.out_features, out))
@@ -358,22 +364,23 @@ impl Backend for CpuBackend {
         let values: &Buffer = open(&x.handle)?;
         let linears = weights.iter().map(|w| open::<LoadedLinear>(&w.handle));
         let linears: Vec<&LoadedLinear> = linears.collect::<Result<_>>()?;
-        // One region for all is shorter than one each.
-        if x.rows > FEW_ROWS || linears.iter().any(|l| l.kernel.part_columns().is_none()) {
+        let few = x.rows <= FEW_ROWS && linears.iter().all(|l| l.kernel.part_columns().is_some());
+        let tiles = self.tiles(x.rows, &linears);
+        if !few && tiles.is_none() {
             return weights.iter().map(|w| self.linear(x, w)).collect();
         }
-        self.expect(x.rows, weights)?;
+        // One region for all is shorter than one each.
+        self.order.expect(&self.pool, x.rows, &linears);
         let mut outs: Vec<Buffer> =
             weights.iter().map(|w| self.arena.take(x.rows * w.out_features)).collect();
-        let total: usize = weights.iter().map(|w| w.out_features).sum();
-        let columns = total.div_ceil(4 * self.pool.available_threads());
-        let parts = linears.iter().zip(&mut outs).map(|(linear, out)| {
-            let unit = linear.kernel.part_columns().unwrap_or(1);
-            (&mut out[..], linear.kernel.out_features(), columns.next_multiple_of(unit))
-        });
-        self.pool.run_parts(parts.collect(), |i, columns, out| {
-            linears[i].kernel.part(values, x.rows, columns, out);
-        });
+        match tiles {
+            #[cfg(target_arch = "x86_64")]
+            Some((amx, panels)) => {
+                let outs = outs.iter_mut().map(|out| &mut out[..]).collect();
+                simd::multiply_rounded(amx, &panels, values, x.columns, outs, &self.pool);
+            }
+            _ => self.parts(values, x.rows, &linears, &mut outs),
+        }
         for (linear, out) in linears.iter().zip(&mut outs) {
             linear.finish(out)?;
         }
@@ -476,16 +483,8 @@ impl Backend for CpuBackend {
         let values = v.map(|v| open::<Buffer>(&v.handle)).transpose()?;
         {
             let mut layer = paged.layers[layer].write().unwrap_or_else(|e| e.into_inner());
-            let value_columns = layer.spec.num_kv_heads * layer.spec.value_head_dim;
-            for (row, &slot) in batch.slot_mapping.iter().enumerate() {
-                let v = values.map(|v| &v[row * value_columns..][..value_columns]);
-                layer.write(
-                    self.options.level,
-                    slot as usize,
-                    &keys[row * k.columns..][..k.columns],
-                    v,
-                );
-            }
+            let values = values.map(|v| &v[..]);
+            layer.write(self.options.level, &batch.slot_mapping, keys, values);
         }
         let layer = paged.layers[layer].read().unwrap_or_else(|e| e.into_inner());
         self.create(q.rows, params.num_heads * params.value_head_dim, |out| {

@@ -7,9 +7,10 @@
 
 use crate::Level;
 use crate::memory::{available_bytes, zeroed};
-use crate::simd::{narrow_f16, widen_bf16, widen_f16};
+use crate::simd::{narrow_f16, transpose_f16, widen_bf16, widen_f16};
 use half::{bf16, f16};
 use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
+use std::ops::Range;
 use std::sync::RwLock;
 
 /// Elements of one cache array; halves as bit patterns, so that zeros come unmapped from the system.
@@ -130,19 +131,55 @@ impl Layer {
         (self.block_at(block, head, self.spec.key_head_dim) + offset, self.block_size)
     }
 
-    /// Stores row `row` of `k` and `v` (flattened heads) at `slot`.
-    pub(crate) fn write(&mut self, level: Level, slot: usize, k: &[f32], v: Option<&[f32]>) {
-        let (dk, dv) = (self.spec.key_head_dim, self.spec.value_head_dim);
-        for head in 0..self.spec.num_kv_heads {
+    /// Stores rows of `k` and `v` (flattened heads) at `slots`, one each.
+    pub(crate) fn write(&mut self, level: Level, slots: &[u32], k: &[f32], v: Option<&[f32]>) {
+        let mut row = 0;
+        while row < slots.len() {
+            // Rows that lie side by side in one block.
+            let first = slots[row] as usize;
+            let room = self.block_size - first % self.block_size;
+            let follow = slots[row..].iter().take(room).enumerate();
+            let rows = follow.take_while(|&(i, &slot)| slot as usize == first + i).count();
+            self.write_run(level, first, row..row + rows, k, v);
+            row += rows;
+        }
+    }
+
+    /// Stores rows `rows` of `k` and `v` from `slot` on, all in one block.
+    fn write_run(
+        &mut self,
+        level: Level,
+        slot: usize,
+        rows: Range<usize>,
+        k: &[f32],
+        v: Option<&[f32]>,
+    ) {
+        let (dk, dv, heads) =
+            (self.spec.key_head_dim, self.spec.value_head_dim, self.spec.num_kv_heads);
+        for head in 0..heads {
             let (at, stride) = self.key_at(slot, head);
-            let key = &k[head * dk..][..dk];
-            match stride {
-                1 => self.keys.write(level, at, key),
-                _ => self.keys.scatter(at, stride, key),
+            let column = head * dk;
+            match &mut self.keys {
+                Elements::F16(keys) if stride > 1 => {
+                    let k = &k[rows.start * heads * dk + column..];
+                    let (shape, to) = ((rows.len(), dk), &mut keys[at..]);
+                    transpose_f16(level, k, heads * dk, shape, to, stride);
+                }
+                keys => {
+                    for (i, row) in rows.clone().enumerate() {
+                        let key = &k[row * heads * dk + column..][..dk];
+                        match stride {
+                            1 => keys.write(level, at + i * dk, key),
+                            _ => keys.scatter(at + i, stride, key),
+                        }
+                    }
+                }
             }
             if let Some(v) = v {
-                let at = self.at(slot, head, dv);
-                self.values.write(level, at, &v[head * dv..][..dv]);
+                for (i, row) in rows.clone().enumerate() {
+                    let at = self.at(slot + i, head, dv);
+                    self.values.write(level, at, &v[(row * heads + head) * dv..][..dv]);
+                }
             }
         }
     }

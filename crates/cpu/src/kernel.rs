@@ -1,5 +1,7 @@
 //! A loaded matrix that multiplies, and the fallback that serves every format.
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd::amx::{Amx, Panels};
 use crate::simd::{Matrix, products};
 use crate::{ColumnBand, Level, Pool};
 use marlin_quant::{WeightFormat, format};
@@ -28,6 +30,12 @@ pub trait Kernel: Send + Sync {
     /// The stored weights, in the order of the outputs; empty when they do not lie in one piece.
     fn stored(&self) -> &[u8] {
         &[]
+    }
+
+    /// The weights as bf16 tiles, where many rows may be multiplied so.
+    #[cfg(target_arch = "x86_64")]
+    fn panels(&self) -> Option<(Amx, &dyn Panels)> {
+        None
     }
 
     /// Columns that [`part`](Self::part) makes multiples of; `None` when it does not exist.

@@ -17,6 +17,7 @@ mod kernel;
 mod level;
 mod memory;
 mod moe;
+mod order;
 mod pool;
 mod reference;
 pub mod simd;

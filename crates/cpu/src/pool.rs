@@ -11,6 +11,9 @@
 //! enters by a compare-exchange that increments the count of an open gate; the closure is
 //! therefore alive for as long as anyone is inside. Idle workers spin, then yield, then park.
 
+mod ahead;
+
+use ahead::{Ahead, Fetched};
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
@@ -47,67 +50,6 @@ const RANGES: usize = 8;
 /// The next task of a range, alone in its cache lines.
 #[repr(align(128))]
 struct Next(AtomicUsize);
-
-/// Matrices that one call reads at most.
-const AHEAD: usize = 4;
-/// Bytes a waiting thread fetches between two looks at the gate.
-const AHEAD_STEP: usize = 2048;
-/// Most bytes it fetches for one call: a part of a second-level cache.
-const AHEAD_BYTES: usize = 512 << 10;
-
-/// Memory that the next region will probably read, as addresses and lengths. Only ever prefetched,
-/// which cannot fail, so it need not exist any more.
-#[derive(Default)]
-struct Ahead {
-    turn: AtomicUsize,
-    ranges: [(AtomicUsize, AtomicUsize); AHEAD],
-}
-
-/// What one thread has fetched of it.
-#[derive(Default)]
-struct Fetched {
-    turn: usize,
-    bytes: usize,
-}
-
-impl Ahead {
-    /// Fetches a little of the share of `thread`; `false` when all of it is.
-    fn fetch(&self, fetched: &mut Fetched, thread: usize, threads: usize) -> bool {
-        let turn = self.turn.load(Ordering::Acquire);
-        if turn != fetched.turn {
-            *fetched = Fetched { turn, bytes: 0 };
-        }
-        let len = |i: usize| self.ranges[i].1.load(Ordering::Relaxed);
-        let total: usize = (0..AHEAD).map(len).sum();
-        let share = total / threads;
-        if fetched.bytes >= share.min(AHEAD_BYTES) {
-            return false;
-        }
-        let mut at = thread * share + fetched.bytes;
-        fetched.bytes += AHEAD_STEP;
-        for (start, len) in &self.ranges {
-            let len = len.load(Ordering::Relaxed);
-            if at < len {
-                prefetch(start.load(Ordering::Relaxed) + at);
-                break;
-            }
-            at -= len;
-        }
-        true
-    }
-}
-
-/// Starts to bring [`AHEAD_STEP`] bytes at `address` into the second-level cache.
-fn prefetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..AHEAD_STEP).step_by(64) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let line = std::ptr::without_provenance::<i8>(address + line);
-        // SAFETY: a hint that reads nothing, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
-    }
-    let _ = address;
-}
 
 struct Shared {
     ahead: Ahead,
@@ -176,13 +118,7 @@ impl Pool {
         if self.workers.is_empty() {
             return;
         }
-        let ahead = &self.shared.ahead;
-        let none = std::iter::repeat(&(0, 0));
-        for (to, (start, len)) in ahead.ranges.iter().zip(matrices.iter().chain(none)) {
-            to.0.store(*start, Ordering::Relaxed);
-            to.1.store(*len, Ordering::Relaxed);
-        }
-        ahead.turn.fetch_add(1, Ordering::Release);
+        self.shared.ahead.set(matrices);
     }
 
     /// Threads that take part, the caller included.
@@ -249,59 +185,47 @@ impl Pool {
         run: impl Fn(Range<usize>, &mut ColumnBand<'_>) + Sync,
     ) {
         let rows = out.len() / columns.max(1);
-        self.run_grid(out, columns, rows, band, |_, columns, band| run(columns, band));
-    }
-
-    /// Cuts `out: [rows, columns]` into blocks of `height` rows and `band` columns and calls
-    /// `run(rows of the block, columns of the block, block)` for each, row by row of blocks. The
-    /// first row of a block is its row 0.
-    pub fn run_grid(
-        &self,
-        out: &mut [f32],
-        columns: usize,
-        height: usize,
-        band: usize,
-        run: impl Fn(Range<usize>, Range<usize>, &mut ColumnBand<'_>) + Sync,
-    ) {
-        let rows = out.len() / columns.max(1);
         assert_eq!(out.len(), rows * columns, "output fills [rows, columns]");
-        let (height, band) = (height.max(1), band.max(1));
-        let across = columns.div_ceil(band);
         let base = Pointer(out.as_mut_ptr());
-        self.run(rows.div_ceil(height) * across, |i| {
-            let (down, across) = (i / across, i % across);
-            let range = across * band..columns.min((across + 1) * band);
-            let height = down * height..rows.min((down + 1) * height);
-            // SAFETY: a pointer into the output, or to its end where it is empty.
-            let base = unsafe { base.get().add(height.start * columns) };
-            let rows = height.len();
-            let mut part = ColumnBand { base, rows, columns, range: range.clone(), _out: &() };
-            run(height, range, &mut part);
+        self.run(columns.div_ceil(band.max(1)), |i| {
+            let range = i * band..columns.min((i + 1) * band);
+            let mut part =
+                ColumnBand { base: base.get(), rows, columns, range: range.clone(), _out: &() };
+            run(range, &mut part);
         });
     }
 
-    /// Cuts the columns of several matrices, each `(out: [rows, columns], columns, band)`, into bands of
-    /// `band` columns and calls `run(matrix, columns of the band, band)` for each.
+    /// Cuts several matrices of as many rows, each `(out: [rows, columns], columns, band)`, into
+    /// blocks of `height` rows and `band` columns and calls `run(matrix, rows of the block, columns of
+    /// the block, block)` for each, rows outermost. The first row of a block is its row 0.
     pub fn run_parts(
         &self,
         outs: Vec<(&mut [f32], usize, usize)>,
-        run: impl Fn(usize, Range<usize>, &mut ColumnBand<'_>) + Sync,
+        height: usize,
+        run: impl Fn(usize, Range<usize>, Range<usize>, &mut ColumnBand<'_>) + Sync,
     ) {
+        let rows = outs.first().map_or(0, |(out, columns, _)| out.len() / columns.max(&1));
         let mut tasks = Vec::new();
         let mut matrices = Vec::with_capacity(outs.len());
-        for (i, (out, columns, band)) in outs.into_iter().enumerate() {
-            let rows = out.len() / columns.max(1);
+        for (out, columns, band) in outs {
             assert_eq!(out.len(), rows * columns, "output fills [rows, columns]");
-            tasks.extend((0..columns).step_by(band.max(1)).map(|at| (i, at)));
-            matrices.push((Pointer(out.as_mut_ptr()), rows, columns, band.max(1)));
+            matrices.push((Pointer(out.as_mut_ptr()), columns, band.max(1)));
+        }
+        for top in (0..rows).step_by(height.max(1)) {
+            for (i, (_, columns, band)) in matrices.iter().enumerate() {
+                tasks.extend((0..*columns).step_by(*band).map(|left| (i, top, left)));
+            }
         }
         self.run(tasks.len(), |task| {
-            let (i, start) = tasks[task];
-            let (base, rows, columns, band) = &matrices[i];
-            let range = start..*columns.min(&(start + band));
-            let (base, rows, columns) = (base.get(), *rows, *columns);
+            let (i, top, left) = tasks[task];
+            let (base, columns, band) = &matrices[i];
+            let range = left..*columns.min(&(left + band));
+            let height = top..rows.min(top + height);
+            // SAFETY: a pointer to an existing row of the matrix.
+            let base = unsafe { base.get().add(top * columns) };
+            let (rows, columns) = (height.len(), *columns);
             let mut part = ColumnBand { base, rows, columns, range: range.clone(), _out: &() };
-            run(i, range, &mut part);
+            run(i, height, range, &mut part);
         });
     }
 }

@@ -1,6 +1,6 @@
 //! [`Kernel`]s: a stored matrix, the level it is multiplied at, and how the work is cut.
 
-use super::amx::{self, Amx, Packed, Panels};
+use super::amx::{self, Amx, Packed, Panels, Tile};
 use super::float::{self, Element, F32, Rows};
 use super::integer::{self, Blocks};
 use super::isa::{FloatIsa, IntegerIsa};
@@ -26,7 +26,7 @@ fn columns_per_task(columns: usize, unit: usize, pool: &Pool) -> usize {
 }
 
 /// Rows from which decoding weights to bf16 tiles pays.
-pub(super) const AMX_ROWS: usize = 16;
+pub(crate) const AMX_ROWS: usize = 16;
 
 /// Rows for which a thread may decode weights that others decode too.
 const ROWS_OF_A_THREAD: usize = 128;
@@ -51,28 +51,32 @@ pub(super) fn rounding_name(level: Level, float_activations: bool) -> String {
     }
 }
 
-/// `out = x Wᵀ` on tiles.
-pub(super) fn multiply_rounded(
+/// `out = x Wᵀ` on tiles, for several matrices over one input of `columns` columns.
+pub(crate) fn multiply_rounded(
     amx: Amx,
-    weights: &dyn Panels,
-    columns: usize,
+    weights: &[&dyn Panels],
     x: &[f32],
-    out: &mut [f32],
+    columns: usize,
+    outs: Vec<&mut [f32]>,
     pool: &Pool,
 ) {
     let x = &Packed::new(amx, x, columns, pool);
-    let n = out.len() / x.rows;
     // Threads keep to rows of their own, which are then in their cache, if these are so many that
     // decoding the weights for each does not matter.
     let threads = pool.available_threads();
     let groups = (x.rows / ROWS_OF_A_THREAD).clamp(1, threads);
     let height = x.rows.div_ceil(groups).next_multiple_of(2 * amx::ROWS);
-    let tasks = (4 * threads).div_ceil(groups);
-    let width = n.div_ceil(if threads == 1 { 1 } else { tasks }).next_multiple_of(2 * BAND);
-    pool.run_grid(out, n, height, width, |rows, columns, out| {
+    let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(groups) };
+    let total: usize = outs.iter().map(|out| out.len() / x.rows).sum();
+    let width = total.div_ceil(tasks).next_multiple_of(2 * BAND);
+    let sized = outs.into_iter().map(|out| {
+        let n = out.len() / x.rows;
+        (out, n, width)
+    });
+    pool.run_parts(sized.collect(), height, |i, rows, columns, out| {
         let blocks = rows.start / amx::ROWS..rows.end.div_ceil(amx::ROWS);
         let bands = columns.start / BAND..columns.end.div_ceil(BAND);
-        amx::multiply(amx, weights, x, blocks, bands, out);
+        amx::multiply(amx, weights[i], x, blocks, bands, out);
     });
 }
 
@@ -141,10 +145,14 @@ impl<F: Format> Kernel for Tiled<F> {
                     rows * self.tiles.in_features,
                     "input fills [rows, in_features]"
                 );
-                multiply_rounded(amx, &self.tiles, self.tiles.in_features, x, out, pool);
+                multiply_rounded(amx, &[&self.tiles], x, self.tiles.in_features, vec![out], pool);
             }
             None => multiply_tiles(&self.tiles, self.path, x, rows, out, pool),
         }
+    }
+
+    fn panels(&self) -> Option<(Amx, &dyn Panels)> {
+        self.amx.map(|amx| (amx, &self.tiles as &dyn Panels))
     }
 
     fn stored(&self) -> &[u8] {
@@ -237,6 +245,10 @@ impl<E: Element> Plain<E> {
         fits.then_some(Self { bytes, out_features, in_features, isa, amx, name, element })
     }
 
+    fn rows(&self) -> Rows<'_, E> {
+        Rows::new(&self.bytes, self.in_features)
+    }
+
     /// Name of its path.
     pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
         let many = rounding_name(level, float_activations);
@@ -265,7 +277,7 @@ impl<E: Element> Kernel for Plain<E> {
         let (n, k) = (self.out_features, self.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         if let Some(amx) = self.amx.filter(|_| rows >= AMX_ROWS) {
-            return multiply_rounded(amx, &Rows::<E>::new(&self.bytes, k), k, x, out, pool);
+            return multiply_rounded(amx, &[&self.rows()], x, k, vec![out], pool);
         }
         let width = columns_per_task(n, 2 * BAND, pool);
         pool.run_columns(out, n, width, |columns, out| {
@@ -273,6 +285,10 @@ impl<E: Element> Kernel for Plain<E> {
             let bytes = &self.bytes[columns.start * stride..columns.end * stride];
             float::multiply(self.isa, Rows::<E>::new(bytes, k), x, rows, out);
         });
+    }
+
+    fn panels(&self) -> Option<(Amx, &dyn Panels)> {
+        self.amx.map(|amx| (amx, self as &dyn Panels))
     }
 
     fn stored(&self) -> &[u8] {
@@ -287,6 +303,12 @@ impl<E: Element> Kernel for Plain<E> {
         let stride = self.in_features * E::BYTES;
         let bytes = &self.bytes[columns.start * stride..columns.end * stride];
         float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);
+    }
+}
+
+impl<E: Element> Panels for Plain<E> {
+    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+        Panels::fill(&self.rows(), amx, bands, start, out);
     }
 }
 

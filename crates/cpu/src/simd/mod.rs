@@ -44,6 +44,7 @@ mod dense;
 mod elementwise;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod exl3;
+mod scatter;
 mod vector;
 
 pub(crate) use attention::Attention;
@@ -51,6 +52,9 @@ pub(crate) use dense::{Matrix, products};
 pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
+#[cfg(target_arch = "x86_64")]
+pub(crate) use kernels::{AMX_ROWS, multiply_rounded};
+pub(crate) use scatter::transpose_f16;
 
 use crate::{Kernel, Level};
 use marlin_tensor::Weight;

@@ -32,7 +32,7 @@ pub(crate) const DEPTH: usize = 32;
 /// of inputs and an element a column's pair, the earlier input in the low half.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-pub(crate) struct Tile(pub [u32; 256]);
+pub struct Tile(pub [u32; 256]);
 
 impl Tile {
     /// Zeros.
@@ -89,7 +89,7 @@ fn may_use_tiles() -> bool {
 
 /// Proof that tiles may be used.
 #[derive(Clone, Copy)]
-pub(crate) struct Amx(());
+pub struct Amx(());
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]

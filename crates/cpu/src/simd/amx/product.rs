@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 /// A matrix that can be read as bf16 tiles of sixteen outputs.
-pub(crate) trait Panels: Sync {
+pub trait Panels: Sync {
     /// Fills `out` with the tiles from `start` on, a multiple of [`GRANULE`], along the inputs of
     /// `bands`, one or two of them, a band after the other. Inputs behind the last are zero; outputs
     /// behind the last are arbitrary.

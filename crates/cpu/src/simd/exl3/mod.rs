@@ -294,7 +294,8 @@ impl<S: Isa> Exl3Kernel<S> {
         let rotated =
             unsafe { std::slice::from_raw_parts(rotated.as_ptr().cast::<f32>(), rotated.len()) };
         let sums = grown(sums, rows * self.strips.outputs);
-        multiply_rounded(amx, self, self.strips.inputs, rotated, sums, pool);
+        multiply_rounded(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
+        let sums = &scratch.sums[..];
         // A strip's sums lie as those of integers do.
         let strides = [STRIP, self.strips.outputs];
         self.rotate_out(sums, strides, Activations::Integers(Integers::MUL1), out, pool);
