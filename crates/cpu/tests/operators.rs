@@ -343,6 +343,41 @@ fn attention() {
     }
 }
 
+/// Queries, keys, values and softmax numerators in bf16: errors of 2⁻⁸ of values within ±1, and of
+/// scores up to about 8.
+#[test]
+fn attention_on_tiles() {
+    if !Level::Amx.is_supported() {
+        eprintln!("skipped: no AMX on this machine");
+        return;
+    }
+    let row = Row { heads: (4, 2), dims: (32, 32), tolerance: 2e-2, ..PLAIN };
+    for threads in [1, 3] {
+        let options = CpuOptions { threads, level: Level::Amx, activations: Activations::Auto };
+        let b = CpuBackend::new(options).unwrap();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let row = Row { dtype, ..row };
+            // From the start, ragged, late in a context of several steps, and beside short ones.
+            check_attention(&b, &row, &[1], &[40], 16);
+            check_attention(&b, &Row { heads: (9, 3), dims: (64, 64), ..row }, &[5], &[77], 32);
+            check_attention(&b, &row, &[530, 3, 20], &[45, 1, 16], 32);
+            check_attention(&b, &Row { window: Some(100), ..row }, &[530], &[40], 16);
+            check_attention(
+                &b,
+                &Row { window: Some(7), softcap: Some(1.5), ..row },
+                &[9],
+                &[90],
+                16,
+            );
+            let latent = Row { heads: (6, 1), dims: (48, 32), latent: true, ..row };
+            check_attention(&b, &latent, &[300], &[50], 32);
+            // Neither dimension is a whole number of tiles; then one that tiles cannot hold.
+            check_attention(&b, &Row { dims: (50, 80), ..row }, &[30], &[33], 16);
+            check_attention(&b, &Row { dims: (50, 81), ..row }, &[30], &[33], 16);
+        }
+    }
+}
+
 /// Prefills `cached` tokens of each sequence, then attends with `rows` more.
 fn check_attention(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], block_size: usize) {
     let ((heads, kv_heads), (dk, dv)) = (row.heads, row.dims);

@@ -1,7 +1,7 @@
 //! Integer kernels: quantized activations times repacked blocks.
 //!
-//! One row: a group's columns are unpacked into registers and multiplied at once. More rows: a
-//! chunk of a band is unpacked into cache, then read as the same kind of [`Source`] by the same
+//! Few rows: a group's columns are unpacked into registers and multiplied with all of them at once. More
+//! rows: a chunk of a band is unpacked into cache, then read as the same kind of [`Source`] by the same
 //! inner loop, rows outermost. That loop knows of a format only whether it has offsets, how many
 //! scales a group has and how large quants are, so it is compiled once for many formats.
 
@@ -22,14 +22,23 @@ const CACHED_ROW_BYTES: usize = 768 << 10;
 /// Fewest of them, so that unpacking a band stays a small part of the work.
 const FEWEST_ROWS: usize = 64;
 
+/// Rows up to which unpacking in registers, once for eight of them, beats unpacking into cache.
+const FEW_ROWS: usize = 8;
+
 /// A repacked matrix without its format.
 pub(crate) trait Blocks: Sync {
     /// Shape of the format.
     fn layout(&self) -> &'static Layout;
     /// Groups per row.
     fn groups(&self) -> usize;
-    /// `out = bands · x` for the one row of `x`; `out` starts with the first band.
-    fn one_row(&self, isa: IntegerIsa, x: &Quantized, bands: Range<usize>, out: &mut [f32]);
+    /// `out = bands · x` for up to [`FEW_ROWS`] rows; `out` starts with the first band.
+    fn few_rows(
+        &self,
+        isa: IntegerIsa,
+        x: &Quantized,
+        bands: Range<usize>,
+        out: &mut ColumnBand<'_>,
+    );
     /// Unpacks groups `groups` (at most [`CHUNK`]) of band `band`.
     fn unpack(&self, isa: IntegerIsa, band: usize, groups: Range<usize>, out: &mut Unpacked);
 }
@@ -43,9 +52,15 @@ impl<F: Format> Blocks for Tiles<F> {
         Tiles::groups(self)
     }
 
-    fn one_row(&self, isa: IntegerIsa, x: &Quantized, bands: Range<usize>, out: &mut [f32]) {
-        assert!(x.rows() == 1 && x.groups() == Tiles::groups(self));
-        isa.enter(OneRow { tiles: self, x, bands, out });
+    fn few_rows(
+        &self,
+        isa: IntegerIsa,
+        x: &Quantized,
+        bands: Range<usize>,
+        out: &mut ColumnBand<'_>,
+    ) {
+        assert!(x.rows() <= FEW_ROWS && x.groups() == Tiles::groups(self));
+        isa.enter(Few { tiles: self, x, bands, out });
     }
 
     fn unpack(&self, isa: IntegerIsa, band: usize, groups: Range<usize>, out: &mut Unpacked) {
@@ -63,8 +78,8 @@ pub(crate) fn multiply(
     bands: Range<usize>,
     out: &mut ColumnBand<'_>,
 ) {
-    if x.rows() == 1 {
-        return weights.one_row(isa, x, bands, out.row(0));
+    if x.rows() <= FEW_ROWS {
+        return weights.few_rows(isa, x, bands, out);
     }
     let block = (CACHED_ROW_BYTES / x.row_bytes()).max(FEWEST_ROWS).next_multiple_of(8);
     let mut sums = vec![0.0f32; block.min(x.rows()) * BAND];
@@ -88,32 +103,53 @@ pub(crate) fn multiply(
     }
 }
 
-/// [`Blocks::one_row`].
-struct OneRow<'a, F> {
+/// [`Blocks::few_rows`].
+struct Few<'a, 'b, F> {
     tiles: &'a Tiles<F>,
     x: &'a Quantized,
     bands: Range<usize>,
-    out: &'a mut [f32],
+    out: &'a mut ColumnBand<'b>,
 }
 
-impl<F: Format> Job for OneRow<'_, F> {
+impl<F: Format> Job for Few<'_, '_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(self, s: S) {
-        let groups = self.tiles.groups();
-        for (band, out) in self.bands.zip(self.out.chunks_mut(BAND)) {
-            let tile = self.tiles.band(band);
-            let mut sums = [0.0; BAND];
-            // SAFETY: `one_row` checked the groups; `sums` holds a band.
-            unsafe {
-                match F::LAYOUT.subs() {
-                    1 => few_rows::<S, _, 1, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
-                    _ => few_rows::<S, _, 2, 1>(s, tile, 0, groups, self.x, 0, &mut sums),
-                }
+    fn run<S: Isa>(mut self, s: S) {
+        for band in self.bands.clone() {
+            let mut row = 0;
+            while row < self.x.rows() {
+                row += match self.x.rows() - row {
+                    // More sums than eight registers wide would not fit the registers.
+                    8.. if S::LANES == BAND => self.rows::<S, 8>(s, band, row),
+                    4.. => self.rows::<S, 4>(s, band, row),
+                    2.. => self.rows::<S, 2>(s, band, row),
+                    _ => self.rows::<S, 1>(s, band, row),
+                };
             }
-            out.copy_from_slice(&sums[..out.len()]);
         }
+    }
+}
+
+impl<F: Format> Few<'_, '_, F> {
+    /// Rows `row .. row + R` of one band; returns `R`.
+    #[inline(always)]
+    fn rows<S: Isa, const R: usize>(&mut self, s: S, band: usize, row: usize) -> usize {
+        let (groups, tile) = (self.tiles.groups(), self.tiles.band(band));
+        let mut sums = [[0.0; BAND]; R];
+        // SAFETY: `few_rows` checked the groups, the caller the rows; `sums` holds `R` bands.
+        unsafe {
+            let sums = sums.as_flattened_mut();
+            match F::LAYOUT.subs() {
+                1 => few_rows::<S, _, 1, R>(s, tile, 0, groups, self.x, row, sums),
+                _ => few_rows::<S, _, 2, R>(s, tile, 0, groups, self.x, row, sums),
+            }
+        }
+        let at = (band - self.bands.start) * BAND;
+        for (r, sums) in sums.iter().enumerate() {
+            write_band(&mut self.out.row(row + r)[at..], sums);
+        }
+        R
     }
 }
 
