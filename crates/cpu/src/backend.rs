@@ -2,7 +2,7 @@
 
 use crate::cache::PagedCache;
 use crate::frequencies::Frequencies;
-use crate::kernel::Decoded;
+use crate::kernel::{Decoded, Inputs, Prepared};
 use crate::memory::{Arena, Buffer};
 use crate::moe::Moe;
 use crate::order::{Next, Order};
@@ -59,7 +59,7 @@ pub struct CpuBackend {
 /// Elements below which an operator is not worth a parallel region.
 const SERIAL: usize = 1 << 15;
 /// Rows up to which the start of a parallel region is a notable part of a product's time.
-const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 8;
 
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
@@ -121,8 +121,13 @@ impl CpuBackend {
             let unit = linear.kernel.part_columns().unwrap_or(1);
             (&mut out[..], linear.kernel.out_features(), columns.next_multiple_of(unit))
         });
+        let mut prepared: Vec<Prepared> = Vec::with_capacity(linears.len());
+        for linear in linears {
+            prepared.push(linear.kernel.prepare(x, rows, prepared.last()));
+        }
         self.pool.run_parts(parts.collect(), rows, |i, _, columns, out| {
-            linears[i].kernel.part(x, rows, columns, out);
+            let inputs = Inputs { x, rows, prepared: &prepared[i] };
+            linears[i].kernel.part(inputs, columns, out);
         });
     }
 

@@ -6,8 +6,23 @@ use crate::simd::{Matrix, products};
 use crate::{ColumnBand, Level, Pool};
 use marlin_quant::{WeightFormat, format};
 use marlin_tensor::{BackendError, Weight};
+use std::any::Any;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+
+/// Inputs in a kernel's own form.
+pub type Prepared = Arc<dyn Any + Send + Sync>;
+
+/// Few rows of inputs, as they are and prepared.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// `[rows, in_features]`.
+    pub x: &'a [f32],
+    /// Rows.
+    pub rows: usize,
+    /// What [`Kernel::prepare`] made of them.
+    pub prepared: &'a Prepared,
+}
 
 /// One matrix `W [out_features, in_features]` prepared for multiplication.
 pub trait Kernel: Send + Sync {
@@ -43,10 +58,17 @@ pub trait Kernel: Send + Sync {
         None
     }
 
+    /// The few rows of `x` as [`part`](Self::part) reads them, or `ready` if they are that already,
+    /// prepared by another kernel.
+    fn prepare(&self, x: &[f32], rows: usize, ready: Option<&Prepared>) -> Prepared {
+        let _ = (x, rows, ready);
+        Arc::new(())
+    }
+
     /// Columns `columns` of [`matmul`](Self::matmul) for few rows, on this thread; the first is a multiple of
     /// [`part_columns`](Self::part_columns). `out` begins with it.
-    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
-        let _ = (x, rows, columns, out);
+    fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let _ = (inputs, columns, out);
         unreachable!("a kernel without parts")
     }
 

@@ -24,6 +24,6 @@ pub mod simd;
 
 pub use backend::{Activations, CpuBackend, CpuOptions};
 pub use encoder::CpuEncoder;
-pub use kernel::Kernel;
+pub use kernel::{Inputs, Kernel, Prepared};
 pub use level::{Level, UnknownLevel};
 pub use pool::{ColumnBand, Pool};

@@ -6,7 +6,7 @@ use crate::backend::LoadedLinear;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows up to which reading the weights is what takes the time.
-const FEW_ROWS: usize = 4;
+const FEW_ROWS: usize = 8;
 
 /// Address and length of the weights that were read after a matrix.
 pub(crate) type Next = Mutex<Vec<(usize, usize)>>;

@@ -26,7 +26,7 @@ const STEP_ELEMENTS: usize = 1 << 14;
 /// Fewest positions that a part is worth.
 const PART: usize = 64;
 /// Multiplications below which a second thread costs more than it brings.
-const WORTH_A_THREAD: usize = 1 << 17;
+const WORTH_A_THREAD: usize = 1 << 15;
 
 /// Rows of a tile on AMX.
 #[cfg(target_arch = "x86_64")]

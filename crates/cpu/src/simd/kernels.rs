@@ -6,14 +6,15 @@ use super::integer::{self, Blocks};
 use super::isa::{FloatIsa, IntegerIsa};
 use super::panel::{self, Bands};
 use super::quantized::Quantized;
-use super::tile::{BAND, Format, Tiles};
+use super::tile::{BAND, Format, Layout, Tiles};
+use crate::kernel::{Inputs, Prepared};
 use crate::{ColumnBand, Kernel, Level, Pool};
 use bytes::Bytes;
 use marlin_quant::WeightFormat;
 use marlin_tensor::Weight;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Columns per task: whole units of `unit`, several tasks a thread so that a slow one is not
 /// waited for, one task where nobody helps.
@@ -163,8 +164,30 @@ impl<F: Format> Kernel for Tiled<F> {
         Some(2 * BAND)
     }
 
-    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
-        multiply_part(&self.tiles, self.path, x, rows, columns, out);
+    fn prepare(&self, x: &[f32], _: usize, ready: Option<&Prepared>) -> Prepared {
+        prepare(self.path, &F::LAYOUT, x, self.tiles.in_features, ready)
+    }
+
+    fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        multiply_part(&self.tiles, self.path, inputs, columns, out);
+    }
+}
+
+/// [`Kernel::prepare`] of tiles.
+fn prepare(
+    path: Path,
+    layout: &Layout,
+    x: &[f32],
+    columns: usize,
+    ready: Option<&Prepared>,
+) -> Prepared {
+    let Path::Integer(isa) = path else { return Arc::new(()) };
+    let quantized = |ready: &&Prepared| {
+        ready.downcast_ref::<Quantized>().is_some_and(|q| q.suits(isa, columns, layout))
+    };
+    match ready.filter(quantized) {
+        Some(ready) => Arc::clone(ready),
+        None => Arc::new(Quantized::new(isa, x, columns, layout, Pool::alone())),
     }
 }
 
@@ -172,18 +195,16 @@ impl<F: Format> Kernel for Tiled<F> {
 fn multiply_part(
     weights: &dyn Repacked,
     path: Path,
-    x: &[f32],
-    rows: usize,
+    inputs: Inputs<'_>,
     columns: Range<usize>,
     out: &mut ColumnBand<'_>,
 ) {
     let bands = columns.start / BAND..columns.end.div_ceil(BAND);
     match path {
-        Path::Float(isa) => panel::multiply(isa, weights, x, rows, bands, out),
+        Path::Float(isa) => panel::multiply(isa, weights, inputs.x, inputs.rows, bands, out),
         Path::Integer(isa) => {
-            let k = weights.in_features();
-            let x = Quantized::new(isa, x, k, weights.layout(), Pool::alone());
-            integer::multiply(isa, weights, &x, bands, out);
+            let x = inputs.prepared.downcast_ref().expect("inputs this kernel prepared");
+            integer::multiply(isa, weights, x, bands, out);
         }
     }
 }
@@ -299,7 +320,8 @@ impl<E: Element> Kernel for Plain<E> {
         Some(BAND)
     }
 
-    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+    fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let Inputs { x, rows, .. } = inputs;
         let stride = self.in_features * E::BYTES;
         let bytes = &self.bytes[columns.start * stride..columns.end * stride];
         float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);

@@ -22,11 +22,20 @@ pub(crate) struct Quantized {
     words: Vec<u32>,
     row_words: usize,
     subs: usize,
+    zero: i32,
 }
 
 /// Words of a record.
 const fn record(subs: usize) -> usize {
     SCALE + 1 + 2 * subs
+}
+
+/// What sums are of. Where bytes are multiplied as signed numbers their zero of 128 is already gone.
+fn zero(isa: IntegerIsa, layout: &Layout) -> i32 {
+    match layout.quant_bits == 8 && isa.signed_bytes() {
+        true => layout.zero - 128,
+        false => layout.zero,
+    }
 }
 
 impl Quantized {
@@ -38,19 +47,19 @@ impl Quantized {
         layout: &Layout,
         pool: &Pool,
     ) -> Self {
-        let subs = layout.subs();
+        let (subs, zero) = (layout.subs(), zero(isa, layout));
         let row_words = columns / GROUP * record(subs);
         let mut words = vec![0; x.len() / columns * row_words];
-        // Where bytes are multiplied as signed numbers their zero of 128 is already gone.
-        let zero = match layout.quant_bits == 8 && isa.signed_bytes() {
-            true => layout.zero - 128,
-            false => layout.zero,
-        };
         pool.run_chunks(&mut words, ROWS_PER_TASK * row_words, |i, piece| {
             let x = &x[i * ROWS_PER_TASK * columns..][..piece.len() / row_words * columns];
             isa.enter(Quantize { x, zero, subs, out: piece });
         });
-        Self { words, row_words, subs }
+        Self { words, row_words, subs, zero }
+    }
+
+    /// Whether these are rows of `columns` for weights of `layout`.
+    pub(crate) fn suits(&self, isa: IntegerIsa, columns: usize, layout: &Layout) -> bool {
+        (self.subs, self.zero, self.groups()) == (layout.subs(), zero(isa, layout), columns / GROUP)
     }
 
     /// Bytes per row.

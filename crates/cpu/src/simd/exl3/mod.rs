@@ -26,6 +26,7 @@ mod tests;
 
 use super::amx::{self, Amx, Panels, Tile};
 use super::kernels::{AMX_ROWS, multiply_rounded, rounding, rounding_name};
+use crate::kernel::{Inputs, Prepared};
 use crate::{ColumnBand, Kernel, Level, Pool};
 use avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
 use isa::Isa;
@@ -37,6 +38,7 @@ use multiply::{Fill, Multiply};
 use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
@@ -220,17 +222,21 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         Some(BLOCK)
     }
 
-    fn part(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+    fn prepare(&self, x: &[f32], _: usize, _: Option<&Prepared>) -> Prepared {
+        let mut rotated = Vec::new();
+        self.rotate_in(x, self.activations, &mut rotated, Pool::alone());
+        Arc::new(rotated)
+    }
+
+    fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let Inputs { rows, prepared, .. } = inputs;
+        let rotated: &Vec<u32> = prepared.downcast_ref().expect("inputs this kernel prepared");
         let mut scratch = SCRATCH.take();
-        let Scratch { x: rotated, sums } = &mut scratch;
-        // Inside a region, so each of these runs on this thread.
-        let alone = Pool::alone();
         let activations = self.activations;
-        let rotated = self.rotate_in(x, activations, rotated, alone);
         let words = activations.strip_sums();
         let width = rows * words;
         let strips = columns.start / STRIP..columns.end.div_ceil(BLOCK) * (BLOCK / STRIP);
-        let sums = grown(sums, strips.len() * width);
+        let sums = grown(&mut scratch.sums, strips.len() * width);
         self.s.enter(Multiply {
             strips: &self.strips,
             codebook: self.codebook,
