@@ -56,7 +56,7 @@ fn main() {
         for (n, k) in [(576, 1536), (2048, 8192)] {
             let weight = weight(id, n, k);
             let copies = ((working_set << 20) / weight.bytes()).clamp(1, 64);
-            for level in [Level::Avx2, Level::Avx512Vnni] {
+            for level in [Level::Avx2, Level::Avx512Vnni, Level::Neon, Level::NeonDotprod] {
                 if only.is_some_and(|only| only != level) {
                     continue;
                 }

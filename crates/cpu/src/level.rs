@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What the code may use; each level includes the ones before it.
+/// What the code may use; each level includes the ones before it that are of the same architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// The reference operators, no intrinsics.
@@ -14,6 +14,10 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI (`vpdpbusd`).
     Avx512Vnni,
+    /// NEON, which every 64-bit Arm processor has.
+    Neon,
+    /// NEON with products of bytes (`sdot`).
+    NeonDotprod,
 }
 
 /// A level name that does not exist.
@@ -31,7 +35,8 @@ impl std::error::Error for UnknownLevel {}
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 6] =
+        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Neon, Self::NeonDotprod];
 
     /// The highest level this machine supports.
     pub fn detect() -> Self {
@@ -58,12 +63,28 @@ impl Level {
                 Self::Avx2 => avx2(),
                 Self::Avx512 => avx2() && avx512(),
                 Self::Avx512Vnni => avx2() && avx512() && is_x86_feature_detected!("avx512vnni"),
+                Self::Neon | Self::NeonDotprod => false,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as detected;
+            match self {
+                Self::Scalar => true,
+                Self::Neon => detected!("neon"),
+                Self::NeonDotprod => detected!("neon") && detected!("dotprod"),
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Scalar
         }
+    }
+
+    /// The level without what only products of integers use.
+    pub(crate) fn float(self) -> Self {
+        self.min(if self >= Self::Neon { Self::Neon } else { Self::Avx512 })
     }
 }
 
@@ -74,6 +95,8 @@ impl fmt::Display for Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
         })
     }
 }

@@ -7,25 +7,29 @@
 //!
 //! With integer activations the inner product is exact integer arithmetic: the codebook `mul1` is
 //! affine in a byte sum (only the fp16 rounding of the value is skipped, 2⁻¹² relative), and the
-//! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with AVX-512
-//! FP16. Without that, and when activations must stay float, values are decoded to exactly the
+//! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with arithmetic
+//! in fp16. Without that, and when activations must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
 //!
 //! [`encode`] goes the other way, values to rings.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod encode;
 mod isa;
 mod layout;
 mod multiply;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod rotate;
 mod states;
 #[cfg(test)]
 mod tests;
+mod tier;
 
 use crate::{Kernel, Level, Pool};
-use avx512::{Avx512, BASE, EXTENDED, HALF};
 use isa::Isa;
 use layout::{STRIP, Strips};
 use marlin_quant::exl3::hadamard::BLOCK_SCALE;
@@ -34,6 +38,7 @@ use marlin_tensor::Weight;
 use multiply::Multiply;
 use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
+use tier::Tier;
 
 /// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
@@ -51,61 +56,6 @@ pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn
     let parts = Exl3Parts::of(weight).ok()?;
     let tier = Tier::ALL.into_iter().rfind(|t| t.level() <= level && t.is_supported())?;
     Some(tier.load(level, weight, &parts, float))
-}
-
-/// What the code may use; each tier includes the ones before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tier {
-    Avx2,
-    Avx512,
-    /// VNNI and VBMI2.
-    Extended,
-    /// FP16.
-    Half,
-}
-
-impl Tier {
-    const ALL: [Self; 4] = [Self::Avx2, Self::Avx512, Self::Extended, Self::Half];
-
-    /// The lowest level that may use it.
-    fn level(self) -> Level {
-        match self {
-            Self::Avx2 => Level::Avx2,
-            Self::Avx512 => Level::Avx512,
-            Self::Extended | Self::Half => Level::Avx512Vnni,
-        }
-    }
-
-    fn is_supported(self) -> bool {
-        let extended = || is_x86_feature_detected!("avx512vbmi2");
-        let half = || is_x86_feature_detected!("avx512fp16");
-        self.level().is_supported()
-            && match self {
-                Self::Avx2 | Self::Avx512 => true,
-                Self::Extended => extended(),
-                Self::Half => extended() && half(),
-            }
-    }
-
-    /// The kernel of a supported tier.
-    fn load(
-        self,
-        level: Level,
-        weight: &Weight,
-        parts: &Exl3Parts,
-        float: bool,
-    ) -> Box<dyn Kernel> {
-        assert!(self.is_supported(), "{self:?} was not detected");
-        // SAFETY: the features of a supported tier are present.
-        unsafe {
-            match self {
-                Self::Avx2 => boxed(avx2::Avx2::new(), level, weight, parts, float),
-                Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
-                Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
-                Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
-            }
-        }
-    }
 }
 
 /// Name of the kernel for a level.
