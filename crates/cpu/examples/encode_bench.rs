@@ -44,7 +44,7 @@ fn main() {
     let tiles = arguments.first().map_or(24, |n| n.parse().expect("a number of tiles"));
     let only: Option<f64> = arguments.get(1).and_then(|rate| rate.parse().ok());
     let level = |name: &String| vec![name.parse::<Level>().expect("a level")];
-    let levels = arguments.get(2).map_or(vec![Level::Avx2, Level::Avx512], level);
+    let levels = arguments.get(2).map_or(vec![Level::Avx2, Level::Avx512, Level::Neon], level);
     let start = Instant::now();
     let source = gaussian(tiles * TILE);
     println!("{tiles} tiles, 1 thread; 1000 weights/s on a core: median of {RUNS} (min-max)");

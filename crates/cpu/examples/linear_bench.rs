@@ -56,7 +56,7 @@ fn main() {
         for (n, k) in [(576, 1536), (2048, 8192)] {
             let weight = weight(id, n, k);
             let copies = ((working_set << 20) / weight.bytes()).clamp(1, 64);
-            for level in [Level::Avx512Vnni, Level::Amx] {
+            for level in Level::ALL.into_iter().filter(|&l| l > Level::Scalar && l.is_supported()) {
                 if only.is_some_and(|only| only != level) {
                     continue;
                 }

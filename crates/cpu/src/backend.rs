@@ -132,7 +132,6 @@ impl CpuBackend {
     }
 
     /// The matrices as tiles, when `rows` are many enough and all of them are.
-    #[cfg(target_arch = "x86_64")]
     fn tiles<'a>(
         &self,
         rows: usize,
@@ -144,11 +143,6 @@ impl CpuBackend {
         let all: Option<Vec<_>> = linears.iter().map(|l| l.kernel.panels()).collect();
         let (amx, panels): (Vec<_>, Vec<_>) = all?.into_iter().unzip();
         Some((*amx.first()?, panels))
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn tiles(&self, _: usize, _: &[&LoadedLinear]) -> Option<std::convert::Infallible> {
-        None
     }
 
     /// Elements of a task of an operator over `[rows, columns]`: whole rows, everything when small.
@@ -379,12 +373,11 @@ impl Backend for CpuBackend {
         let mut outs: Vec<Buffer> =
             weights.iter().map(|w| self.arena.take(x.rows * w.out_features)).collect();
         match tiles {
-            #[cfg(target_arch = "x86_64")]
             Some((amx, panels)) => {
                 let outs = outs.iter_mut().map(|out| &mut out[..]).collect();
                 simd::multiply_rounded(amx, &panels, values, x.columns, outs, &self.pool);
             }
-            _ => self.parts(values, x.rows, &linears, &mut outs),
+            None => self.parts(values, x.rows, &linears, &mut outs),
         }
         for (linear, out) in linears.iter().zip(&mut outs) {
             linear.finish(out)?;

@@ -4,7 +4,7 @@ use crate::{Level, Pool};
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, ReferenceEncoder, TileEncoder};
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::simd::exl3::encode::Tiles;
 
 /// Tiles of one task: some milliseconds, and a whole number of the groups kernels work on.
@@ -18,7 +18,7 @@ const TASK_TILES: usize = 4;
 pub struct CpuEncoder {
     level: Level,
     pool: Pool,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     tiles: Option<Tiles>,
 }
 
@@ -27,9 +27,9 @@ impl CpuEncoder {
     /// caller of [`encode`](TileEncoder::encode) being one of them.
     pub fn new(level: Level, threads: usize) -> Self {
         Self {
-            level: if level.is_supported() { level.min(Level::Avx512) } else { Level::Scalar },
+            level: if level.is_supported() { level.float() } else { Level::Scalar },
             pool: Pool::new(threads),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             tiles: Tiles::new(level),
         }
     }
@@ -45,7 +45,7 @@ impl TileEncoder for CpuEncoder {
         assert_eq!(tiles.len(), states.len(), "one state per value");
         let ((tiles, rest), (states, _)) = (tiles.as_chunks::<TILE>(), states.as_chunks_mut());
         assert!(rest.is_empty(), "whole tiles");
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(kernel) = &self.tiles {
             let plan = kernel.plan(rate, codebook);
             self.pool.run_chunks(states, TASK_TILES, |i, states| {

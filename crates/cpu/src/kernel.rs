@@ -1,6 +1,5 @@
 //! A loaded matrix that multiplies, and the fallback that serves every format.
 
-#[cfg(target_arch = "x86_64")]
 use crate::simd::amx::{Amx, Panels};
 use crate::simd::{Matrix, products};
 use crate::{ColumnBand, Level, Pool};
@@ -48,7 +47,6 @@ pub trait Kernel: Send + Sync {
     }
 
     /// The weights as bf16 tiles, where many rows may be multiplied so.
-    #[cfg(target_arch = "x86_64")]
     fn panels(&self) -> Option<(Amx, &dyn Panels)> {
         None
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What the code may use; each level includes the ones before it.
+/// What the code may use; each level includes the ones before it that are of the same architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// The reference operators, no intrinsics.
@@ -16,6 +16,10 @@ pub enum Level {
     Avx512Vnni,
     /// The same with AVX-512 BF16 and VBMI, and AMX tiles of bf16 and int8.
     Amx,
+    /// NEON, which every 64-bit Arm processor has.
+    Neon,
+    /// NEON with products of bytes (`sdot`).
+    NeonDotprod,
 }
 
 /// A level name that does not exist.
@@ -33,8 +37,15 @@ impl std::error::Error for UnknownLevel {}
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Self; 5] =
-        [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Amx];
+    pub const ALL: [Self; 7] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Amx,
+        Self::Neon,
+        Self::NeonDotprod,
+    ];
 
     /// The highest level this machine supports.
     pub fn detect() -> Self {
@@ -63,12 +74,33 @@ impl Level {
                 Self::Avx512 => avx2() && avx512(),
                 Self::Avx512Vnni => vnni(),
                 Self::Amx => vnni() && crate::simd::amx::is_supported(),
+                Self::Neon | Self::NeonDotprod => false,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as detected;
+            match self {
+                Self::Scalar => true,
+                Self::Neon => detected!("neon"),
+                Self::NeonDotprod => detected!("neon") && detected!("dotprod"),
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Scalar
         }
+    }
+
+    /// The level without tiles, which few rows do not use.
+    pub(crate) fn without_tiles(self) -> Self {
+        if self == Self::Amx { Self::Avx512Vnni } else { self }
+    }
+
+    /// The level without what only products of integers use.
+    pub(crate) fn float(self) -> Self {
+        self.min(if self >= Self::Neon { Self::Neon } else { Self::Avx512 })
     }
 }
 
@@ -80,6 +112,8 @@ impl fmt::Display for Level {
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Amx => "amx",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
         })
     }
 }

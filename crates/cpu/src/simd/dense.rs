@@ -1,7 +1,7 @@
 //! Products of dense f32 matrices that fit in cache: attention scores and sums, per-head
 //! matrices, decoded bands of weights.
 // Other processors run the scalar bodies until someone writes their registers.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 // Loops over registers read like the formula: every index names a row or a column of the block.
 #![allow(clippy::needless_range_loop)]
 

@@ -1,6 +1,6 @@
 //! Vectorised norms, activations, sums and conversions.
 // Other processors run the scalar bodies until someone writes their registers.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
 use super::vector::{Binary, Lanes, Work, exp, map, run};
 use crate::{Level, reference};

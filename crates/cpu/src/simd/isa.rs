@@ -4,17 +4,25 @@
 //! [`Isa::enter`] inlines it into one function compiled for the level's features. A value of an
 //! `Isa` type proves that the processor has those features, so only memory accesses are unsafe.
 
+#[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
 use crate::Level;
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use super::neon::{FloatIsa, IntegerIsa};
+
 /// What a float kernel runs on. A value proves that the processor supports it.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(crate) enum FloatIsa {
     Avx2(Avx2),
     Avx512(Avx512<false>),
 }
 
+#[cfg(target_arch = "x86_64")]
 impl FloatIsa {
     /// The one for `level`; `None` for the scalar level and where the processor lacks it.
     pub(crate) fn new(level: Level) -> Option<Self> {
@@ -24,7 +32,7 @@ impl FloatIsa {
         // SAFETY: the level is supported, and levels include the ones before.
         unsafe {
             match level {
-                Level::Scalar => None,
+                Level::Scalar | Level::Neon | Level::NeonDotprod => None,
                 Level::Avx2 => Some(Self::Avx2(Avx2::new())),
                 _ => Some(Self::Avx512(Avx512::new())),
             }
@@ -33,7 +41,7 @@ impl FloatIsa {
 
     /// Level it is named after.
     pub(crate) fn level(level: Level) -> Level {
-        level.min(Level::Avx512)
+        level.float()
     }
 
     /// Runs `job`.
@@ -54,12 +62,14 @@ impl FloatIsa {
 }
 
 /// What an integer kernel runs on. A value proves that the processor supports it.
+#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(crate) enum IntegerIsa {
     Avx2(Avx2),
     Vnni(Avx512<true>),
 }
 
+#[cfg(target_arch = "x86_64")]
 impl IntegerIsa {
     /// The one for `level`; `None` for the scalar level and where the processor lacks it.
     pub(crate) fn new(level: Level) -> Option<Self> {
@@ -69,7 +79,7 @@ impl IntegerIsa {
         // SAFETY: the level is supported, and levels include the ones before.
         unsafe {
             match level {
-                Level::Scalar => None,
+                Level::Scalar | Level::Neon | Level::NeonDotprod => None,
                 Level::Avx2 | Level::Avx512 => Some(Self::Avx2(Avx2::new())),
                 Level::Avx512Vnni | Level::Amx => Some(Self::Vnni(Avx512::new())),
             }
@@ -78,7 +88,7 @@ impl IntegerIsa {
 
     /// Level it is named after: AVX-512 without VNNI multiplies bytes no faster than AVX2.
     pub(crate) fn level(level: Level) -> Level {
-        if level == Level::Avx512 { Level::Avx2 } else { level.min(Level::Avx512Vnni) }
+        if level == Level::Avx512 { Level::Avx2 } else { level.without_tiles() }
     }
 
     /// Runs `job`.

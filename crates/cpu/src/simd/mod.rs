@@ -1,6 +1,6 @@
 //! Matrix kernels of single formats and vectorised operators, chosen at run time by [`Level`].
 //!
-//! * `isa`: what a kernel may use of a processor; `avx2`, `avx512`: the two implementations.
+//! * `isa`: what a kernel may use of a processor; `avx2`, `avx512`, `neon`: the implementations.
 //! * `tile`: block-quantized weights repacked for sixteen output rows at a time; `block/`: how the
 //!   blocks of each format come apart, the only code a new block format needs.
 //!   They lie in memory of their own (`region`).
@@ -13,36 +13,41 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_amx.rs"]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod float;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod kernels;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod panel;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod quantized;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod region;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests;
 
 mod attention;
 mod dense;
 mod elementwise;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) mod exl3;
 mod scatter;
 mod vector;
@@ -52,22 +57,39 @@ pub(crate) use dense::{Matrix, products};
 pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use kernels::{AMX_ROWS, multiply_rounded};
 pub(crate) use scatter::transpose_f16;
+
+/// Without kernels there is nothing to multiply on tiles.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) const AMX_ROWS: usize = usize::MAX;
+
+/// Never called: there is no [`amx::Amx`].
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) fn multiply_rounded(
+    amx: amx::Amx,
+    _: &[&dyn amx::Panels],
+    _: &[f32],
+    _: usize,
+    _: Vec<&mut [f32]>,
+    _: &crate::Pool,
+) {
+    match amx {}
+}
 
 use crate::{Kernel, Level};
 use marlin_tensor::Weight;
 
 /// One line of the list of kernels.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 struct Entry {
     format: &'static str,
     load: fn(&Weight, Level, bool) -> Option<Box<dyn Kernel>>,
     name: fn(Level, bool) -> String,
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn tiled<F: tile::Format>() -> Entry {
     Entry {
         format: F::ID,
@@ -78,7 +100,7 @@ fn tiled<F: tile::Format>() -> Entry {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn plain<E: float::Element>() -> Entry {
     Entry {
         format: E::ID,
@@ -90,7 +112,7 @@ fn plain<E: float::Element>() -> Entry {
 }
 
 /// Every format with a kernel of its own.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn entries() -> [Entry; 18] {
     [
         plain::<float::F32>(),
@@ -117,7 +139,7 @@ fn entries() -> [Entry; 18] {
 /// The fastest kernel for `weight` at `level`, or `None` when it has to be decoded on the fly.
 /// With `float_activations` the inputs must not be quantized.
 pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Box<dyn Kernel>> {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if level > Level::Scalar && level.is_supported() {
         return match entries().iter().find(|e| e.format == weight.format) {
             Some(entry) => (entry.load)(weight, level, float_activations),
@@ -130,7 +152,7 @@ pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Bo
 
 /// Name of the kernel that [`load`] would choose for a weight of `format`, where there is one.
 pub fn kernel_name(format: &str, level: Level, float_activations: bool) -> Option<String> {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if level > Level::Scalar && level.is_supported() {
         return Some(match entries().iter().find(|e| e.format == format) {
             Some(entry) => (entry.name)(level, float_activations),

@@ -4,7 +4,10 @@
 //! and inlined by [`run`] into one function per level compiled for that level's instructions;
 //! its `scalar` body is the reference.
 // Other processors run the scalar bodies until someone writes their registers.
-#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use crate::Level;
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +36,10 @@ pub(crate) fn run(level: Level, work: impl Work) {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         _ => unsafe { enter_avx512(work) },
-        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        _ => unsafe { neon::enter(work) },
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         _ => work.scalar(),
     }
 }

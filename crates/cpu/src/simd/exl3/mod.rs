@@ -7,28 +7,33 @@
 //!
 //! With integer activations the inner product is exact integer arithmetic: the codebook `mul1` is
 //! affine in a byte sum (only the fp16 rounding of the value is skipped, 2⁻¹² relative), and the
-//! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with AVX-512
-//! FP16. Many rows go to the tiles of AMX, rounded to bf16. Without that, and when activations must stay float, values are decoded to exactly the
+//! values of `mcg` and `3inst` are fixed-point numbers of 16 bits, cheap to make with arithmetic
+//! in fp16. Many rows go to the tiles of AMX, rounded to bf16. Without that, and when activations
+//! must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
 //!
 //! [`encode`] goes the other way, values to rings.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod encode;
 mod isa;
 mod layout;
 mod multiply;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod rotate;
 mod states;
 #[cfg(test)]
 mod tests;
+mod tier;
 
 use super::amx::{self, Amx, Panels, Tile};
 use super::kernels::{AMX_ROWS, multiply_rounded, rounding, rounding_name};
 use crate::kernel::{Inputs, Prepared};
 use crate::{ColumnBand, Kernel, Level, Pool};
-use avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
 use isa::Isa;
 use layout::{BLOCK, STRIP, Strips};
 use marlin_quant::exl3::hadamard::BLOCK_SCALE;
@@ -39,6 +44,7 @@ use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
+use tier::Tier;
 
 /// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
@@ -58,68 +64,9 @@ pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn
     Some(tier.load(level, weight, &parts, float))
 }
 
-/// What the code may use; each tier includes the ones before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tier {
-    Avx2,
-    Avx512,
-    /// VNNI and VBMI2.
-    Extended,
-    /// FP16.
-    Half,
-    /// BF16 and AMX.
-    Tiles,
-}
-
-impl Tier {
-    const ALL: [Self; 5] = [Self::Avx2, Self::Avx512, Self::Extended, Self::Half, Self::Tiles];
-
-    /// The lowest level that may use it.
-    fn level(self) -> Level {
-        match self {
-            Self::Avx2 => Level::Avx2,
-            Self::Avx512 => Level::Avx512,
-            Self::Extended | Self::Half => Level::Avx512Vnni,
-            Self::Tiles => Level::Amx,
-        }
-    }
-
-    fn is_supported(self) -> bool {
-        let extended = || is_x86_feature_detected!("avx512vbmi2");
-        let half = || is_x86_feature_detected!("avx512fp16");
-        self.level().is_supported()
-            && match self {
-                Self::Avx2 | Self::Avx512 => true,
-                Self::Extended => extended(),
-                Self::Half | Self::Tiles => extended() && half(),
-            }
-    }
-
-    /// The kernel of a supported tier.
-    fn load(
-        self,
-        level: Level,
-        weight: &Weight,
-        parts: &Exl3Parts,
-        float: bool,
-    ) -> Box<dyn Kernel> {
-        assert!(self.is_supported(), "{self:?} was not detected");
-        // SAFETY: the features of a supported tier are present.
-        unsafe {
-            match self {
-                Self::Avx2 => boxed(avx2::Avx2::new(), level, weight, parts, float),
-                Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
-                Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
-                Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
-                Self::Tiles => boxed(Avx512::<TILES>::new(), level, weight, parts, float),
-            }
-        }
-    }
-}
-
 /// Name of the kernel for a level.
 pub(super) fn name(level: Level, float: bool) -> String {
-    format!("exl3 {}{}", level.min(Level::Avx512Vnni), rounding_name(level, float))
+    format!("exl3 {}{}", level.without_tiles(), rounding_name(level, float))
 }
 
 fn boxed<S: Isa>(

@@ -2,25 +2,33 @@
 //!
 //! * `step`: one position of the ring, where all the time goes.
 //! * `tile`: the order of the steps, and the walk back; values in fixed point.
-//! * `isa`: what a step may use of a processor; `avx2`, `avx512`: the two implementations.
+//! * `isa`: what a step may use of a processor; `avx2`, `avx512`, `neon`: the implementations.
 //!
 //! Costs are fixed-point numbers less the smallest of their position. A tile whose errors do not
 //! fit, because its values lie far outside the codebook, is encoded again with coarser numbers.
 
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod step;
 #[cfg(test)]
 mod tests;
 mod tile;
 
 use crate::Level;
+#[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
 use isa::Isa;
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, ReferenceEncoder, TileEncoder as _};
+#[cfg(target_arch = "aarch64")]
+use neon::Neon;
 use std::sync::{Arc, Mutex, PoisonError};
 use step::GROUP;
 use tile::{LEVELS, Scratch};
@@ -30,8 +38,12 @@ pub(crate) use tile::Plan;
 /// An instruction set, proven to be there.
 #[derive(Clone, Copy)]
 enum Proof {
+    #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 /// The encoder of one level, for one thread at a time or for many.
@@ -51,10 +63,14 @@ impl Tiles {
         }
         // SAFETY: the level is supported, and levels include the ones before.
         let proof = unsafe {
-            match level {
-                Level::Scalar => return None,
+            match level.float() {
+                #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => Proof::Avx2(Avx2::new()),
-                _ => Proof::Avx512(Avx512::new()),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => Proof::Avx512(Avx512::new()),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => Proof::Neon(Neon::new()),
+                _ => return None,
             }
         };
         Some(Self { proof, plan: Mutex::default(), scratch: Mutex::default() })
@@ -67,8 +83,12 @@ impl Tiles {
             Some(plan) if plan.key() == (rate, codebook) => plan.clone(),
             _ => {
                 let lanes = match self.proof {
+                    #[cfg(target_arch = "x86_64")]
                     Proof::Avx2(_) => Avx2::LANES,
+                    #[cfg(target_arch = "x86_64")]
                     Proof::Avx512(_) => Avx512::LANES,
+                    #[cfg(target_arch = "aarch64")]
+                    Proof::Neon(_) => Neon::LANES,
                 };
                 last.insert(Arc::new(Plan::new(rate, codebook, lanes))).clone()
             }
@@ -80,8 +100,12 @@ impl Tiles {
         let free = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = free().pop().unwrap_or_default();
         match self.proof {
+            #[cfg(target_arch = "x86_64")]
             Proof::Avx2(s) => encode(s, plan, tiles, states, &mut scratch),
+            #[cfg(target_arch = "x86_64")]
             Proof::Avx512(s) => encode(s, plan, tiles, states, &mut scratch),
+            #[cfg(target_arch = "aarch64")]
+            Proof::Neon(s) => encode(s, plan, tiles, states, &mut scratch),
         }
         free().push(scratch);
     }

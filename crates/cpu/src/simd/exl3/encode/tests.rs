@@ -192,8 +192,12 @@ fn steps_are_exact() {
                 tops = enter(Step { bits: (e, c), square, values, targets, floors, old, new });
             };
             match Tiles::new(level).unwrap().proof {
+                #[cfg(target_arch = "x86_64")]
                 Proof::Avx2(s) => run(Avx2::LANES, &|step| s.enter(step)),
+                #[cfg(target_arch = "x86_64")]
                 Proof::Avx512(s) => run(Avx512::LANES, &|step| s.enter(step)),
+                #[cfg(target_arch = "aarch64")]
+                Proof::Neon(s) => run(Neon::LANES, &|step| s.enter(step)),
             }
             assert!(found == expected, "{level} {e} {c} {square:?}");
             assert_eq!(tops, expected.each_ref().map(|costs| *costs.iter().min().unwrap()));

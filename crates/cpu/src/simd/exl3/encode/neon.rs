@@ -1,0 +1,116 @@
+//! NEON: two registers used as one of 16 costs.
+
+use super::isa::{Isa, Job};
+use std::arch::aarch64::*;
+
+/// Proof of NEON.
+#[derive(Clone, Copy)]
+pub(super) struct Neon(());
+
+impl Neon {
+    /// A proof.
+    ///
+    /// # Safety
+    /// The processor must have the feature.
+    pub(super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn enter<J: Job>(s: Neon, job: J) -> J::Output {
+    job.run(s)
+}
+
+/// Methods of one intrinsic expression.
+macro_rules! values {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` proves the features; registers only, no memory.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// A register.
+type V = [uint16x8_t; 2];
+
+impl Isa for Neon {
+    const LANES: usize = 16;
+    type V = V;
+
+    #[inline(always)]
+    fn enter<J: Job>(self, job: J) -> J::Output {
+        // SAFETY: `self` proves the features.
+        unsafe { enter(self, job) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const u16) -> V {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe { [vld1q_u16(p), vld1q_u16(p.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut u16, v: V) {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe {
+            vst1q_u16(p, v[0]);
+            vst1q_u16(p.add(8), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn repeat<const E: usize>(self, p: *const u16) -> V {
+        // SAFETY: the caller vouches for `16 >> E` numbers, at least one.
+        let v = unsafe {
+            match E {
+                1 => vld1q_u16(p),
+                2 => vreinterpretq_u16_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned())),
+                3 => vreinterpretq_u16_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned())),
+                _ => vdupq_n_u16(p.read()),
+            }
+        };
+        [v; 2]
+    }
+
+    #[inline(always)]
+    fn interleave<const E: usize>(self, v: V) -> V {
+        // SAFETY: `self` proves the features; registers only, no memory.
+        unsafe {
+            match E {
+                1 => [vzip1q_u16(v[0], v[1]), vzip2q_u16(v[0], v[1])],
+                2 => {
+                    let (low, high) = (vzip1q_u16(v[0], v[1]), vzip2q_u16(v[0], v[1]));
+                    [vzip1q_u16(low, high), vzip2q_u16(low, high)]
+                }
+                3 => [vuzp1q_u16(v[0], v[1]), vuzp2q_u16(v[0], v[1])],
+                _ => v,
+            }
+        }
+    }
+
+    values! {
+        fn splat(v: u16) -> V = [vdupq_n_u16(v); 2];
+        fn sub_signed(a: V, b: V) -> V = [0, 1].map(|i| {
+            let (a, b) = (vreinterpretq_s16_u16(a[i]), vreinterpretq_s16_u16(b[i]));
+            vreinterpretq_u16_s16(vqsubq_s16(a, b))
+        });
+        fn square_high(a: V) -> V = a.map(|a| {
+            let a = vreinterpretq_s16_u16(a);
+            // Of the lowest number the instruction makes one less.
+            let lowest = vceqq_s16(a, vdupq_n_s16(i16::MIN));
+            vsubq_u16(vreinterpretq_u16_s16(vqrdmulhq_s16(a, a)), lowest)
+        });
+        fn square_low(a: V) -> V = a.map(|a| {
+            let a = vreinterpretq_u16_s16(vabsq_s16(vreinterpretq_s16_u16(a)));
+            let a = vminq_u16(a, vdupq_n_u16(255));
+            vmulq_u16(a, a)
+        });
+        fn add(a: V, b: V) -> V = [vqaddq_u16(a[0], b[0]), vqaddq_u16(a[1], b[1])];
+        fn sub(a: V, b: V) -> V = [vsubq_u16(a[0], b[0]), vsubq_u16(a[1], b[1])];
+        fn min(a: V, b: V) -> V = [vminq_u16(a[0], b[0]), vminq_u16(a[1], b[1])];
+        fn min_lane(v: V) -> u16 = vminvq_u16(vminq_u16(v[0], v[1]));
+    }
+}

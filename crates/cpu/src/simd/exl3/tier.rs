@@ -1,0 +1,109 @@
+//! The instruction sets that a kernel is compiled for.
+
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
+use super::boxed;
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
+use crate::{Kernel, Level};
+use marlin_quant::exl3::Exl3Parts;
+use marlin_tensor::Weight;
+
+/// What the code may use; each tier includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg(target_arch = "x86_64")]
+pub(super) enum Tier {
+    Avx2,
+    Avx512,
+    /// VNNI and VBMI2.
+    Extended,
+    /// FP16.
+    Half,
+    /// BF16 and AMX.
+    Tiles,
+}
+
+/// What the code may use; each tier includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg(target_arch = "aarch64")]
+pub(super) enum Tier {
+    Neon,
+    /// FP16.
+    Half,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Tier {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Avx2, Self::Avx512, Self::Extended, Self::Half, Self::Tiles];
+
+    /// The lowest level that may use it.
+    pub(super) fn level(self) -> Level {
+        match self {
+            Self::Avx2 => Level::Avx2,
+            Self::Avx512 => Level::Avx512,
+            Self::Extended | Self::Half => Level::Avx512Vnni,
+            Self::Tiles => Level::Amx,
+        }
+    }
+
+    pub(super) fn is_supported(self) -> bool {
+        let extended = || is_x86_feature_detected!("avx512vbmi2");
+        let half = || is_x86_feature_detected!("avx512fp16");
+        self.level().is_supported()
+            && match self {
+                Self::Avx2 | Self::Avx512 => true,
+                Self::Extended => extended(),
+                Self::Half | Self::Tiles => extended() && half(),
+            }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Tier {
+    pub(super) const ALL: [Self; 2] = [Self::Neon, Self::Half];
+
+    /// The lowest level that may use it.
+    pub(super) fn level(self) -> Level {
+        Level::Neon
+    }
+
+    pub(super) fn is_supported(self) -> bool {
+        let half = || std::arch::is_aarch64_feature_detected!("fp16");
+        self.level().is_supported() && (self == Self::Neon || half())
+    }
+}
+
+impl Tier {
+    /// The kernel of a supported tier.
+    pub(super) fn load(
+        self,
+        level: Level,
+        weight: &Weight,
+        parts: &Exl3Parts,
+        float: bool,
+    ) -> Box<dyn Kernel> {
+        assert!(self.is_supported(), "{self:?} was not detected");
+        // SAFETY: the features of a supported tier are present.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            match self {
+                Self::Avx2 => boxed(Avx2::new(), level, weight, parts, float),
+                Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
+                Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
+                Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
+                Self::Tiles => boxed(Avx512::<TILES>::new(), level, weight, parts, float),
+            }
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            match self {
+                Self::Neon => boxed(Neon::<false>::new(), level, weight, parts, float),
+                Self::Half => boxed(Neon::<true>::new(), level, weight, parts, float),
+            }
+        }
+    }
+}

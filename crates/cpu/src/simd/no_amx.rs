@@ -1,0 +1,70 @@
+//! What `amx` is on processors that have no tiles: nothing that could be used.
+#![cfg_attr(not(target_arch = "aarch64"), allow(dead_code))]
+
+#[cfg(target_arch = "aarch64")]
+use super::float::{Element, Rows};
+#[cfg(target_arch = "aarch64")]
+use super::tile::{Format, Tiles};
+use crate::{ColumnBand, Level, Pool};
+use std::ops::Range;
+
+pub(crate) const ROWS: usize = 16;
+pub(crate) const DEPTH: usize = 32;
+pub(crate) const GRANULE: usize = 4;
+
+/// A tile in memory.
+#[derive(Clone, Copy)]
+pub struct Tile(#[allow(dead_code)] pub [u32; 256]);
+
+/// Proof of what does not exist.
+#[derive(Clone, Copy)]
+pub enum Amx {}
+
+impl Amx {
+    pub(crate) fn new(_: Level) -> Option<Self> {
+        None
+    }
+}
+
+pub trait Panels: Sync {
+    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]);
+}
+
+#[cfg(target_arch = "aarch64")]
+impl<F: Format> Panels for Tiles<F> {
+    fn fill(&self, amx: Amx, _: Range<usize>, _: usize, _: &mut [Tile]) {
+        match amx {}
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl<E: Element> Panels for Rows<'_, E> {
+    fn fill(&self, amx: Amx, _: Range<usize>, _: usize, _: &mut [Tile]) {
+        match amx {}
+    }
+}
+
+pub(crate) struct Packed {
+    pub rows: usize,
+}
+
+impl Packed {
+    pub(crate) fn new(amx: Amx, _: &[f32], _: usize, _: &Pool) -> Self {
+        match amx {}
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.rows.div_ceil(ROWS)
+    }
+}
+
+pub(crate) fn multiply(
+    amx: Amx,
+    _: &dyn Panels,
+    _: &Packed,
+    _: Range<usize>,
+    _: Range<usize>,
+    _: &mut ColumnBand<'_>,
+) {
+    match amx {}
+}
