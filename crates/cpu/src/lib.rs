@@ -18,6 +18,7 @@ mod level;
 mod memory;
 mod moe;
 mod pool;
+pub mod probe;
 mod reference;
 pub mod simd;
 
