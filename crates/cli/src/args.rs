@@ -1,8 +1,10 @@
 //! Command-line arguments. Names are a contract: scripts call them.
 
+pub mod bench;
 pub mod quantize;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use marlin_tensor::DType;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -52,7 +54,7 @@ pub enum Command {
     )]
     Eval(Eval),
     /// Measure speed.
-    Bench(Bench),
+    Bench(bench::Bench),
     /// Make a quantized model.
     Quantize(quantize::Quantize),
     /// Download a model into the cache shared with other programs.
@@ -134,6 +136,17 @@ pub enum CacheType {
     Bf16,
     /// Single precision.
     F32,
+}
+
+impl CacheType {
+    /// As tensors call it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+            Self::F32 => DType::F32,
+        }
+    }
 }
 
 /// How tokens are chosen. What is left out comes from the model's generation_config.json.
@@ -387,33 +400,6 @@ standard error; KL divergence is in nats per token.")]
         #[command(flatten)]
         device: DeviceArgs,
     },
-}
-
-/// Arguments of `bench`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  marlin bench
-  marlin bench -m model.gguf -p 512 -n 128 -r 5 --threads 2 --json")]
-pub struct Bench {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Prompt tokens (repeatable, comma-separated); 0 skips.
-    #[arg(short = 'p', long, value_delimiter = ',', default_value = "512")]
-    pub prompt: Vec<usize>,
-    /// Tokens to generate (repeatable, comma-separated); 0 skips.
-    #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
-    pub generate: Vec<usize>,
-    /// Measured runs of each test, after one that is not counted.
-    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub repetitions: u16,
-    /// Sequences at once (comma-separated).
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    pub batch: Vec<usize>,
-    /// A JSON list.
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub device: DeviceArgs,
 }
 
 /// Arguments of `pull`.

@@ -1,6 +1,6 @@
 //! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
 
-use crate::args::{ActivationsArg, CacheType, ContextArgs, DeviceArgs, SamplingArgs};
+use crate::args::{ActivationsArg, ContextArgs, DeviceArgs, SamplingArgs};
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
@@ -10,7 +10,7 @@ use marlin_engine::{
 };
 use marlin_models::Model;
 use marlin_quant::exl3::TileEncoder;
-use marlin_tensor::{Backend, DType};
+use marlin_tensor::Backend;
 use marlin_text::{ChatTemplate, Tokenizer};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -20,7 +20,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// The instruction set to use: the best there is, or what `MARLIN_CPU` says.
-fn level() -> Result<Level> {
+pub fn level() -> Result<Level> {
     let Ok(name) = std::env::var("MARLIN_CPU") else { return Ok(Level::detect()) };
     let level: Level = name.parse().map_err(|e| exit::usage(format!("MARLIN_CPU: {e}")))?;
     match level.is_supported() {
@@ -138,11 +138,7 @@ impl Session {
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         let options = EngineOptions {
             max_context: Some(max_context),
-            cache_dtype: match context.cache_type {
-                CacheType::F16 => DType::F16,
-                CacheType::Bf16 => DType::BF16,
-                CacheType::F32 => DType::F32,
-            },
+            cache_dtype: context.cache_type.dtype(),
             ..EngineOptions::default()
         };
         let engine = Engine::new(Arc::new(model), &options)?;

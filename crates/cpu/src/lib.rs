@@ -19,6 +19,7 @@ mod memory;
 mod moe;
 mod order;
 mod pool;
+pub mod probe;
 mod reference;
 pub mod simd;
 

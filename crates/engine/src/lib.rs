@@ -14,9 +14,10 @@
 //!   how a prompt was chunked, or whether a sequence was preempted cannot change its tokens.
 //! * [`GenerationConfig`]: defaults from `generation_config.json`.
 //! * [`evaluate`]: perplexity, KL divergence, raw logits, multiple choice.
+//! * [`profile`]: the time of every operator, as a table and as a trace.
 //!
 //! Everything goes through [`LanguageModel`], so the tests here need no weights. No text, no
-//! threads, no clock: stop strings, streams and deadlines belong to the layers above.
+//! threads, no clock but the profiler's: stop strings, streams and deadlines belong to the layers above.
 
 mod block_manager;
 mod engine;
@@ -24,6 +25,7 @@ mod error;
 pub mod evaluate;
 mod generation_config;
 mod model;
+pub mod profile;
 mod request;
 mod sampler;
 mod scheduler;

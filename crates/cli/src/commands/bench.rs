@@ -1,12 +1,19 @@
 //! `marlin bench`: prompt and generation speed in the shape of llama-bench.
 
-use crate::args::{ActivationsArg, Bench};
+mod memory;
+mod ops;
+mod profile;
+
+use crate::args::ActivationsArg;
+use crate::args::bench::{Bench, Speed, What};
 use crate::{console, loaded, locate};
 use anyhow::{Result, ensure};
+use marlin_engine::profile::Profiler;
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, DType};
+use marlin_tensor::{Backend, Batch, Cache, DType};
 use serde::Serialize;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 const BLOCK_SIZE: usize = 16;
@@ -24,12 +31,31 @@ struct Row {
     gigabytes_per_second: f64,
     device: String,
     activations: &'static str,
+    /// With `--profile`: the time of every operator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Vec<profile::Row>>,
+}
+
+/// Runs one kind of measurement.
+pub fn run(args: &Bench) -> Result<ExitCode> {
+    match &args.what {
+        None => speed(&args.speed),
+        Some(What::Ops(args)) => ops::run(args),
+        Some(What::Memory(args)) => memory::run(args),
+    }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs every test and prints a table.
-pub fn run(args: &Bench) -> Result<ExitCode> {
+fn speed(args: &Speed) -> Result<()> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
-    let model = loaded::load(&checkpoint, loaded::backend(&args.device, ActivationsArg::Auto)?)?;
+    let trace = args.profile.as_deref().map(profile::create).transpose()?;
+    let mut backend = loaded::backend(&args.device, ActivationsArg::Auto)?;
+    let profiler = args.profile.as_ref().map(|_| Arc::new(Profiler::new(backend.clone())));
+    if let Some(profiler) = &profiler {
+        backend = profiler.clone() as Arc<dyn Backend>;
+    }
+    let model = loaded::load(&checkpoint, backend)?;
     let threads = loaded::threads(&args.device);
     let model_bytes = checkpoint.tensor_bytes();
     let limit = model.spec().max_position_embeddings;
@@ -47,12 +73,13 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
         ensure!(batch > 0, "--batch must be at least 1");
         for &(prefill, tokens) in &tests {
             ensure!(tokens <= limit, "{tokens} tokens do not fit the model's context of {limit}");
-            let bench = Test { model: &model, batch, tokens, prefill };
+            let profiler = profiler.as_deref();
+            let bench = Test { model: &model, batch, tokens, prefill, profiler };
             let row = bench.measure(usize::from(args.repetitions))?;
             let passes = if prefill { 1.0 } else { tokens as f64 };
             let seconds = (batch * tokens) as f64 / row.0;
             let row = Row {
-                test: format!("{}{tokens}", if prefill { "pp" } else { "tg" }),
+                test: bench.name(),
                 batch,
                 threads,
                 tokens_per_second: row.0,
@@ -61,6 +88,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
                 gigabytes_per_second: passes * model_bytes as f64 / seconds / 1e9,
                 device: model.backend().name(),
                 activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
+                profile: None,
             };
             if !args.json {
                 console::line(&format!(
@@ -75,6 +103,19 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
             rows.push(row);
         }
     }
+    if let (Some(path), Some(file), Some(profiler)) = (&args.profile, trace, &profiler) {
+        let profile = profiler.take();
+        profile::write(&profile, file, path)?;
+        for row in &mut rows {
+            row.profile = Some(profile::rows(&profile, &pass_name(&row.test, row.batch)));
+        }
+        if !args.json {
+            rows.iter().try_for_each(|row| {
+                let rows = row.profile.as_deref().unwrap_or_default();
+                profile::print(&pass_name(&row.test, row.batch), rows)
+            })?;
+        }
+    }
     if args.json {
         console::json(&rows)?;
     } else {
@@ -84,7 +125,12 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
             model.backend().name()
         ));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// `tg128`, or `tg128x8` for eight sequences at once.
+fn pass_name(test: &str, batch: usize) -> String {
+    if batch == 1 { test.to_owned() } else { format!("{test}x{batch}") }
 }
 
 struct Test<'a> {
@@ -92,9 +138,14 @@ struct Test<'a> {
     batch: usize,
     tokens: usize,
     prefill: bool,
+    profiler: Option<&'a Profiler>,
 }
 
 impl Test<'_> {
+    fn name(&self) -> String {
+        format!("{}{}", if self.prefill { "pp" } else { "tg" }, self.tokens)
+    }
+
     /// Median and standard deviation of tokens per second.
     fn measure(&self, repetitions: usize) -> Result<(f64, f64)> {
         let blocks = self.tokens.div_ceil(BLOCK_SIZE);
@@ -103,12 +154,16 @@ impl Test<'_> {
         let tables: Vec<Vec<u32>> = (0..self.batch)
             .map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect())
             .collect();
-        self.once(&cache, &tables)?;
+        self.once(&cache, &tables, None)?;
         let mut speeds = Vec::with_capacity(repetitions);
         for _ in 0..repetitions {
             let start = Instant::now();
-            self.once(&cache, &tables)?;
+            self.once(&cache, &tables, None)?;
             speeds.push((self.batch * self.tokens) as f64 / start.elapsed().as_secs_f64());
+        }
+        // A run of its own: the speeds above are without the profiler's clock.
+        if let Some(profiler) = self.profiler {
+            self.once(&cache, &tables, Some(profiler))?;
         }
         speeds.sort_by(f64::total_cmp);
         let middle = speeds.len() / 2;
@@ -122,7 +177,7 @@ impl Test<'_> {
         Ok((median, variance.sqrt()))
     }
 
-    fn once(&self, cache: &Cache, tables: &[Vec<u32>]) -> Result<()> {
+    fn once(&self, cache: &Cache, tables: &[Vec<u32>], profiler: Option<&Profiler>) -> Result<()> {
         let vocab = self.model.spec().vocab_size as u64;
         let token = |s: usize, i: usize| {
             // Any tokens will do; a fixed sequence makes runs alike.
@@ -138,6 +193,11 @@ impl Test<'_> {
             let logits = self.model.forward(&batch, cache)?;
             self.model.backend().download(&logits)?;
             Ok(())
+        };
+        let name = pass_name(&self.name(), self.batch);
+        let step = |start, count| match profiler {
+            Some(profiler) => profiler.pass(&name, || step(start, count)),
+            None => step(start, count),
         };
         if self.prefill {
             step(0, self.tokens)
