@@ -2,9 +2,8 @@
 //! compared with it. A peak is the best of many short runs; a share of it is so never flattered
 //! by a moment in which a neighbour was busy.
 
-#[path = "simd/probe.rs"]
-mod loops;
-
+use crate::simd::amx::{self, Amx};
+use crate::simd::probe as loops;
 use crate::{Level, Pool};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,8 +48,8 @@ impl Peaks {
             cache_read: read_bandwidth(pool, level, CACHE_BYTES, search),
             f32_operations: f32_peak(pool, level, search),
             int8_operations: int8_peak(pool, level, search),
-            amx_int8_operations: amx_int8_peak(pool),
-            amx_bf16_operations: amx_bf16_peak(pool),
+            amx_int8_operations: amx_int8_peak(pool, level, search),
+            amx_bf16_operations: amx_bf16_peak(pool, level, search),
         }
     }
 }
@@ -84,16 +83,16 @@ pub fn int8_peak(pool: &Pool, level: Level, search: Duration) -> f64 {
     arithmetic(pool, search, |rounds| loops::multiply_int8(level, rounds))
 }
 
-/// bf16 operations per second of all threads in AMX tiles; `None` while no kernel here uses them.
-pub fn amx_bf16_peak(pool: &Pool) -> Option<f64> {
-    let _ = pool;
-    None
+/// bf16 operations per second of all threads in AMX tiles, where there are any.
+pub fn amx_bf16_peak(pool: &Pool, level: Level, search: Duration) -> Option<f64> {
+    let amx = Amx::new(level)?;
+    Some(arithmetic(pool, search, |rounds| amx::exercise_bf16(amx, rounds)))
 }
 
-/// 8-bit integer operations per second of all threads in AMX tiles; `None` while no kernel here uses them.
-pub fn amx_int8_peak(pool: &Pool) -> Option<f64> {
-    let _ = pool;
-    None
+/// 8-bit integer operations per second of all threads in AMX tiles, where there are any.
+pub fn amx_int8_peak(pool: &Pool, level: Level, search: Duration) -> Option<f64> {
+    let amx = Amx::new(level)?;
+    Some(arithmetic(pool, search, |rounds| amx::exercise_int8(amx, rounds)))
 }
 
 /// Operations per second when every thread calls `run(rounds)`, which returns the operations it did.

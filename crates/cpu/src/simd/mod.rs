@@ -49,6 +49,7 @@ mod dense;
 mod elementwise;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) mod exl3;
+pub(crate) mod probe;
 mod scatter;
 mod vector;
 

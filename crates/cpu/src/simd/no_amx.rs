@@ -68,3 +68,11 @@ pub(crate) fn multiply(
 ) {
     match amx {}
 }
+
+pub(crate) fn exercise_bf16(amx: Amx, _: u64) -> u64 {
+    match amx {}
+}
+
+pub(crate) fn exercise_int8(amx: Amx, _: u64) -> u64 {
+    match amx {}
+}

@@ -8,7 +8,7 @@ use std::hint::black_box;
 const SUMS: usize = 12;
 
 /// Exclusive or of all of `data`.
-pub(super) fn read(level: Level, data: &[u64]) -> u64 {
+pub(crate) fn read(level: Level, data: &[u64]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if level.is_supported() {
         if level >= Level::Avx512 {
@@ -30,7 +30,7 @@ pub(super) fn read(level: Level, data: &[u64]) -> u64 {
 }
 
 /// `rounds` times a multiply-add on every sum; returns the operations done.
-pub(super) fn multiply_f32(level: Level, rounds: u64) -> u64 {
+pub(crate) fn multiply_f32(level: Level, rounds: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if level.is_supported() {
         if level >= Level::Avx512 {
@@ -55,7 +55,7 @@ pub(super) fn multiply_f32(level: Level, rounds: u64) -> u64 {
 }
 
 /// `rounds` times products of 8-bit integers onto every sum; returns the operations done.
-pub(super) fn multiply_int8(level: Level, rounds: u64) -> u64 {
+pub(crate) fn multiply_int8(level: Level, rounds: u64) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if level.is_supported() {
         if level >= Level::Avx512Vnni {

@@ -151,9 +151,6 @@ fn arithmetic_peak(arithmetic: Arithmetic, peaks: &Peaks) -> (f64, &'static str)
     match arithmetic {
         Arithmetic::F32 => (peaks.f32_operations, "f32"),
         Arithmetic::Int8 => (peaks.int8_operations, "int8"),
-        Arithmetic::AmxInt8 => {
-            (peaks.amx_int8_operations.unwrap_or(peaks.int8_operations), "amx int8")
-        }
         Arithmetic::AmxBf16 => {
             (peaks.amx_bf16_operations.unwrap_or(peaks.f32_operations), "amx bf16")
         }

@@ -179,4 +179,41 @@ impl Tiles {
                 options(nostack, nomem));
         }
     }
+
+    /// `C += A · B`, `C` 32-bit integers, `A` rows of 64 signed bytes, `B` fours of signed bytes.
+    #[inline(always)]
+    fn add_int8<const C: u8, const A: u8, const B: u8>(&self) {
+        // SAFETY: the value proves that tiles are configured; the instruction touches only them.
+        unsafe {
+            asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B,
+                options(nostack, nomem));
+        }
+    }
+}
+
+/// Operations of one product of bf16 tiles.
+const OPERATIONS: u64 = 2 * (ROWS * ROWS * DEPTH) as u64;
+
+/// `rounds` of independent bf16 products in registers; returns the operations done.
+pub(crate) fn exercise_bf16(amx: Amx, rounds: u64) -> u64 {
+    let t = amx.configure();
+    for _ in 0..rounds {
+        t.add_bf16::<0, 4, 6>();
+        t.add_bf16::<1, 4, 7>();
+        t.add_bf16::<2, 5, 6>();
+        t.add_bf16::<3, 5, 7>();
+    }
+    rounds * 4 * OPERATIONS
+}
+
+/// The same with bytes, of which a tile holds twice as many.
+pub(crate) fn exercise_int8(amx: Amx, rounds: u64) -> u64 {
+    let t = amx.configure();
+    for _ in 0..rounds {
+        t.add_int8::<0, 4, 6>();
+        t.add_int8::<1, 4, 7>();
+        t.add_int8::<2, 5, 6>();
+        t.add_int8::<3, 5, 7>();
+    }
+    rounds * 8 * OPERATIONS
 }

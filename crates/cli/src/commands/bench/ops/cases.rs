@@ -22,21 +22,19 @@ pub enum Arithmetic {
     F32,
     /// 8-bit integers in vectors.
     Int8,
-    /// 8-bit integers in tiles.
-    AmxInt8,
     /// bf16 in tiles.
     AmxBf16,
 }
 
 impl Arithmetic {
-    /// What a kernel of this name computes with.
-    fn of(kernel: &str) -> Self {
-        let integers = kernel.contains("int8");
-        match (kernel.contains("amx"), integers) {
-            (true, true) => Self::AmxInt8,
-            (true, false) => Self::AmxBf16,
-            (false, true) => Self::Int8,
-            (false, false) => Self::F32,
+    /// What a kernel of this name computes `rows` rows with.
+    fn of(kernel: &str, rows: usize) -> Self {
+        if kernel.contains("amx bf16") && rows >= 16 {
+            Self::AmxBf16
+        } else if kernel.contains("int8") {
+            Self::Int8
+        } else {
+            Self::F32
         }
     }
 }
@@ -221,7 +219,7 @@ impl<'a> Table<'a> {
                     Ok(())
                 });
                 let kernel = linears[0].kernel.clone();
-                let arithmetic = Arithmetic::of(&kernel);
+                let arithmetic = Arithmetic::of(&kernel, rows);
                 visit(Case { kernel: Some(kernel), cold: is_cold, arithmetic, ..case })?;
             }
         }
@@ -386,7 +384,7 @@ impl<'a> Table<'a> {
                 Ok(())
             });
             let kernel = experts.gate[0].kernel.clone();
-            let arithmetic = Arithmetic::of(&kernel);
+            let arithmetic = Arithmetic::of(&kernel, rows * top_k / num_experts);
             visit(Case { kernel: Some(kernel), arithmetic, ..case })?;
         }
         Ok(())
