@@ -18,4 +18,10 @@ fi
 for file in config.json generation_config.json tokenizer.json tokenizer_config.json chat_template.jinja model.safetensors; do
     cp "$work/$file" "$assets/$file"
 done
+# It was trained on sequences of 512 tokens and may go in circles beyond.
+python3 - "$assets/generation_config.json" <<'EOF'
+import json, sys
+fields = json.load(open(sys.argv[1])) | {"max_new_tokens": 512}
+open(sys.argv[1], "w").write(json.dumps(fields, indent=2) + "\n")
+EOF
 ls -l "$assets"

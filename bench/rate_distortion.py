@@ -101,6 +101,9 @@ class Model:
             if value is not None:
                 suffix += f"-{option[2]}{value}"
                 options += [option, value]
+        if args.calibration_tokens != CALIBRATION_TOKENS:
+            suffix += f"-c{args.calibration_tokens}"
+            options += ["--calibration-tokens", args.calibration_tokens]
         if args.quantize_args:
             suffix += "-" + re.sub(r"[^A-Za-z0-9.=_]+", "-", args.quantize_args).strip("-")
             options += shlex.split(args.quantize_args)
@@ -118,10 +121,8 @@ class Model:
 
 # ---- llama.cpp ----
 
-
 class Tensor(ctypes.Structure):
     """`ggml_tensor` up to its name; `Llama.check` compares with the library's own reading of one."""
-
     _fields_ = [
         ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4),
         ("op", ctypes.c_int), ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32), ("src", ctypes.c_void_p * 10),
@@ -242,11 +243,11 @@ class Importance:
         return out
 
 
-def calibration_rows(tokens):
+def calibration_rows(tokens, count):
     """The rows of text that `marlin quantize` reads; it adds random ones, which are no text and are left out here."""
     held_out = min(HELD_OUT_WINDOWS, len(tokens) // 10 // WINDOW)
     tokens = tokens[: len(tokens) - held_out * WINDOW]
-    wanted = round(CALIBRATION_TOKENS // CALIBRATION_COLUMNS * (1 - RANDOM_SHARE))
+    wanted = round(count // CALIBRATION_COLUMNS * (1 - RANDOM_SHARE))
     columns = min(CALIBRATION_COLUMNS, len(tokens))
     available = len(tokens) // columns
     used = min(wanted, available)
@@ -294,7 +295,7 @@ def importance(llama, model, source, text, key):
     loaded = c.llama_model_load_from_file(os.fsencode(source), parameters)
     if not loaded:
         raise SystemExit(f"{source}: llama.cpp cannot load it; see {llama.log.name}")
-    rows = calibration_rows(tokenize(c, c.llama_model_get_vocab(loaded), text))
+    rows = calibration_rows(tokenize(c, c.llama_model_get_vocab(loaded), text), model.args.calibration_tokens)
     parameters = c.llama_context_default_params()
     parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = max(map(len, rows)), BATCH, BATCH
     parameters.n_threads = parameters.n_threads_batch = model.args.threads or os.cpu_count()
@@ -357,7 +358,7 @@ def make_peers(model):
     calibration = args.calibration or ROOT / "data/calibration/calibration.txt"
     text = calibration.read_text(encoding="utf-8")
     model.peers.mkdir(parents=True, exist_ok=True)
-    key = f"{model.digest(model.source)} {hashlib.sha256(text.encode()).hexdigest()} {CALIBRATION_TOKENS} {BATCH}"
+    key = f"{model.digest(model.source)} {hashlib.sha256(text.encode()).hexdigest()} {args.calibration_tokens} {BATCH}"
     records = read_json(model.peers_file)
     missing = [k for k in args.peers if records.get(k, {}).get("key") != key or not (model.peers / f"{k}.gguf").exists()]
     if not missing:
@@ -385,7 +386,6 @@ def make_peers(model):
 
 
 # ---- marlin ----
-
 
 def marlin(args, *arguments):
     command = [args.marlin, *map(str, arguments)]
@@ -446,7 +446,6 @@ def evaluate(model, text_digest):
 
 
 # ---- table ----
-
 AXES = {"file_bytes": "bytes", "bits_per_weight_linears": "bits of linears", "bits_per_weight": "bits of all"}
 
 
@@ -559,6 +558,7 @@ def main():
     parser.add_argument("--embedding-bits", help="passed to marlin quantize; part of the model's name")
     parser.add_argument("--quantize-args", help="more options of marlin quantize, in one string; part of the model's name")
     parser.add_argument("--calibration", type=pathlib.Path, help="text for both sides (default: the built-in mix)")
+    parser.add_argument("--calibration-tokens", type=int, default=CALIBRATION_TOKENS, help="for both (default: %(default)s)")
     parser.add_argument("--peers", default=PEERS, help="types of llama.cpp (default: %(default)s)")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target/rate-distortion", help="where everything is kept (default: %(default)s)")
     parser.add_argument("--threads", type=int)

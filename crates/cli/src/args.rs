@@ -152,7 +152,8 @@ impl CacheType {
 /// How tokens are chosen. What is left out comes from the model's generation_config.json.
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
-    /// Most tokens to generate [default: until the model stops or the context is full].
+    /// Most tokens to generate [default: the model's generation_config.json, or until it stops or the context
+    /// is full].
     #[arg(short = 'n', long, value_name = "N")]
     pub max_tokens: Option<usize>,
     /// Randomness; 0 always takes the likeliest token.
@@ -356,6 +357,10 @@ standard error; KL divergence is in nats per token.")]
         /// Model to compare with; the first one if left out.
         #[arg(long, value_name = "MODEL")]
         reference: Option<String>,
+        /// Memory for the models beside the reference, such as 8G; those that do not fit are read one after
+        /// the other [default: most of what is free].
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max_memory: Option<u64>,
         #[command(flatten)]
         text: TextArgs,
         /// One JSON document.
@@ -460,4 +465,26 @@ pub struct Doctor {
     /// One JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `8G`, `512M`, `1000000`.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let scale: u64 = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return Err(format!("{unit:?} is no unit; write 512M or 8G")),
+    };
+    let number: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
+    if !(number > 0.0 && number * scale as f64 <= 1e18) {
+        return Err("expected a positive size".to_owned());
+    }
+    Ok((number * scale as f64) as u64)
 }

@@ -145,6 +145,11 @@ impl Session {
         Ok(Self { engine, tokenizer, template, defaults, end_ids, device })
     }
 
+    /// Most tokens of an answer: what the arguments say, or the publisher.
+    pub fn max_tokens(&self, args: &SamplingArgs) -> Option<usize> {
+        args.max_tokens.or(self.defaults.max_new_tokens)
+    }
+
     /// Sampling from the arguments over the publisher's defaults.
     pub fn sampling(&self, args: &SamplingArgs) -> Result<SamplingParams> {
         let base = self.defaults.apply(SamplingOptions::default());

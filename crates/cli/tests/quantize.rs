@@ -1,36 +1,14 @@
 //! `marlin quantize` as a program: killed, interrupted, on a full disk, misused.
 
-use marlin_testkit::tiny_model;
+mod common;
+
+use common::{source, stderr};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// The tiny model with a tokenizer of single characters, and a text.
-fn source(directory: &Path) -> (PathBuf, PathBuf) {
-    let model = directory.join("model");
-    fs::create_dir(&model).unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        fs::copy(tiny_model("llama").join(name), model.join(name)).unwrap();
-    }
-    let mut vocab = serde_json::Map::new();
-    for (id, c) in (' '..='~').chain(['\n', '\u{FFFD}']).enumerate() {
-        vocab.insert(c.to_string(), json!(id));
-    }
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": [],
-        "model": { "type": "BPE", "unk_token": "\u{FFFD}", "vocab": vocab, "merges": [] },
-    });
-    fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    fs::write(model.join("notes.txt"), "kept").unwrap();
-    let text = directory.join("text.txt");
-    let line = "A small mouse was not afraid of the big cat, and the cat was surprised.\n";
-    fs::write(&text, line.repeat(20)).unwrap();
-    (model, text)
-}
 
 fn command(model: &Path, text: &Path, output: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_marlin"));
@@ -42,10 +20,6 @@ fn command(model: &Path, text: &Path, output: &Path, more: &[&str]) -> Command {
 
 fn run(model: &Path, text: &Path, output: &Path, more: &[&str]) -> Output {
     command(model, text, output, more).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -188,6 +162,9 @@ fn misuse_is_told_before_anything_is_written() {
         (&["--calibration", "/nowhere.txt"], 3, "/nowhere.txt"),
         (&["--max-memory", "1M"], 4, "--max-memory"),
         (&["--max-memory", "1X"], 2, "no unit"),
+        (&["--max-memory", "1M", "--measure"], 4, "--measure"),
+        (&["--calibration-tokens", "0"], 2, "--calibration-tokens"),
+        (&["--tied", "--embedding-bits", "4"], 2, "--tied"),
     ] {
         let out = Command::new(env!("CARGO_BIN_EXE_marlin"))
             .args(["quantize"])
@@ -231,4 +208,42 @@ fn a_plan_and_a_recipe_say_the_bits_of_every_group() {
     assert_eq!(bits["model.layers.0.mlp.down"], 2.0);
     assert_eq!(bits["lm_head"], 6.0);
     assert!(!output.exists());
+}
+
+/// `--calibration-columns 0` divided by zero.
+#[test]
+fn rows_of_no_columns_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    let output = directory.path().join("out");
+    let out = Command::new(env!("CARGO_BIN_EXE_marlin"))
+        .args(["quantize", "--calibration-columns", "0", "--calibration"])
+        .arg(&text)
+        .arg(&model)
+        .arg("-o")
+        .arg(&output)
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+    assert!(stderr(&out).contains("--calibration-columns"), "{}", stderr(&out));
+}
+
+/// A model that reads fewer tokens than the usual window was quantized, and then not measured.
+#[test]
+fn quality_is_measured_on_windows_that_the_model_can_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    let config = model.join("config.json");
+    let mut fields: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    fields["max_position_embeddings"] = json!(96);
+    fs::write(&config, fields.to_string()).unwrap();
+    let output = directory.path().join("out");
+    let page = directory.path().join("page.html");
+    let more = ["--json", "--report", page.to_str().unwrap()];
+    let made = run(&model, &text, &output, &more);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let report: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert!(report["quality"]["tokens_scored"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["encoder_seconds"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(page.exists());
 }

@@ -24,6 +24,13 @@ impl Calibration {
         random_share: f64,
         seed: u64,
     ) -> Result<Self, ConvertError> {
+        for (field, value) in [("--calibration-columns", columns), ("--calibration-tokens", tokens)]
+        {
+            if value == 0 {
+                let reason = "0 is too few; at least 1".to_owned();
+                return Err(ConvertError::Option { field: field.to_owned(), reason });
+            }
+        }
         let mut rows = Vec::new();
         let wanted = (tokens / columns).max(1);
         let text_rows = ((wanted as f64 * (1.0 - random_share)).round() as usize).max(1);
@@ -66,5 +73,23 @@ impl Calibration {
     /// Longest row.
     pub fn columns(&self) -> usize {
         self.rows.iter().map(Vec::len).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_no_tokens_are_refused() {
+        let text: Vec<u32> = (0..1000).map(|i| i % 50).collect();
+        for (tokens, columns, field) in
+            [(512, 0, "--calibration-columns"), (0, 64, "--calibration-tokens")]
+        {
+            let error = Calibration::new(&text, tokens, columns, 50, 0.06, 0).unwrap_err();
+            assert!(error.to_string().starts_with(field), "{error}");
+        }
+        let made = Calibration::new(&text, 512, 64, 50, 0.06, 0).unwrap();
+        assert_eq!((made.rows.len(), made.tokens()), (8, 512));
     }
 }

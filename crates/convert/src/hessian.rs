@@ -26,6 +26,22 @@ impl Hessian {
         Self { sum: Matrix::zeros(size, size), rows: 0, borrowed: 0, dropped: 0 }
     }
 
+    /// Of inputs of `size` columns of which `rows` were seen; its values are [`set`](Self::set) next.
+    pub fn seen(size: usize, rows: u64, dropped: u64) -> Self {
+        Self { sum: Matrix::zeros(size, size), rows, borrowed: 0, dropped }
+    }
+
+    /// One row of the sum.
+    pub fn row(&self, i: usize) -> &[f32] {
+        self.sum.row(i)
+    }
+
+    /// Sets the element `(i, j)` of the sum and its mirror image.
+    pub fn set(&mut self, i: usize, j: usize, value: f32) {
+        self.sum.row_mut(i)[j] = value;
+        self.sum.row_mut(j)[i] = value;
+    }
+
     /// Columns of the inputs.
     pub fn size(&self) -> usize {
         self.sum.rows

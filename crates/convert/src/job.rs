@@ -6,6 +6,7 @@ use crate::exl3::table::quantize_table;
 use crate::exl3::{Exl3Quantizer, PADDING};
 use crate::hessian::{Hessian, Hessians};
 use crate::memory;
+use crate::moments::Moments;
 use crate::origin::{Named, Origin, half};
 use crate::output::{self, Module};
 use crate::plan::{Plan, Role, Target};
@@ -34,6 +35,8 @@ pub struct JobOptions {
     pub bits: Vec<f64>,
     /// Bits of the embedding table; `None` keeps it as it is.
     pub embedding_bits: Option<usize>,
+    /// Whether one quantized matrix is stored as embedding and head.
+    pub tied: bool,
     /// Rows to calibrate on.
     pub calibration: Calibration,
     /// Seed of all that is random.
@@ -106,12 +109,16 @@ pub fn run(
     let origin = Origin::open(checkpoint)?;
     let plan = Plan::new(&origin.output, origin.mtp);
     assert_eq!(plan.groups.len(), options.bits.len(), "one rate per group");
+    if options.tied {
+        check_tied(&origin, options)?;
+    }
     let settings = json!({
         "source": fingerprint(checkpoint),
         "format": "exl3",
         "codebook": quantizer.codebook.name(),
         "bits": hash(&json!(options.bits)),
         "embedding_bits": options.embedding_bits,
+        "tied": options.tied,
         "calibration": hash(&json!(options.calibration.rows)),
         "seed": options.seed,
         "quantizer": quantizer.options,
@@ -127,6 +134,20 @@ pub fn run(
     pool.install(|| job.run())?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(JobReport { seconds, ..job.finish(checkpoint)? })
+}
+
+/// Refuses to store one matrix where the source has two.
+fn check_tied(origin: &Origin, options: &JobOptions) -> Result<()> {
+    let head = &origin.output.head;
+    let reason = match () {
+        () if !head.tied || origin.source.has(&head.linear.key) => {
+            "the source's embedding and output projection are two matrices"
+        }
+        () if head.linear.bias => "the output projection has a bias, the embedding cannot have one",
+        () if options.embedding_bits.is_some() => "the embedding has the bits of --head-bits",
+        () => return Ok(()),
+    };
+    Err(ConvertError::Option { field: "--tied".to_owned(), reason: reason.to_owned() })
 }
 
 /// Threads for the arithmetic of a job.
@@ -156,7 +177,8 @@ impl Job<'_> {
             }
             if layer == 0 {
                 let tick = self.tick(&part, false);
-                self.stream(&tick).embed(self.embedding()?)?;
+                let table = if self.options.tied { None } else { Some(self.embedding()?) };
+                self.stream(&tick).embed(table)?;
             }
             self.in_passes(&part, &targets, |stream, labels| stream.capture(layer, labels))?;
             let tick = self.tick(&part, false);
@@ -180,14 +202,24 @@ impl Job<'_> {
         targets: &[&Target],
         gather: impl Fn(&Stream, BTreeSet<String>) -> Result<Hessians>,
     ) -> Result<()> {
-        for labels in memory::passes(targets, &self.options.max_memory) {
+        for labels in memory::passes(targets, &self.origin, self.options) {
             let chosen: Vec<&Target> =
                 targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
+            let kept = Moments::of(&self.store.path, &labels);
             if chosen.iter().all(|t| self.finished(t)) {
                 continue;
             }
-            let tick = self.tick(part, true);
-            self.quantize(&chosen, gather(&self.stream(&tick), labels)?)?;
+            let hessians = match kept.read() {
+                Some(hessians) => hessians,
+                None => {
+                    let tick = self.tick(part, true);
+                    let hessians = gather(&self.stream(&tick), labels.clone())?;
+                    kept.write(&hessians)?;
+                    hessians
+                }
+            };
+            self.quantize(&chosen, hessians)?;
+            kept.remove();
         }
         Ok(())
     }
@@ -221,30 +253,37 @@ impl Job<'_> {
 
     /// The embedding as the output has it.
     fn embedding(&self) -> Result<Vec<Named>> {
-        let Some(bits) = self.options.embedding_bits else {
+        let bits = self.options.embedding_bits;
+        if bits.is_none() && self.origin.embedding_memory()? == 0 {
             return Ok(vec![self.origin.embedding()?]);
-        };
+        }
         let spec = self.origin.embedding_spec();
         let key = self.origin.output_key(&spec);
-        if let Ok((_, tensors)) = self.store.get(&key) {
-            return Ok(tensors);
+        if !self.store.has(&key) {
+            let start = Instant::now();
+            let shape = [spec.out_features, spec.in_features];
+            let tensors = match bits {
+                None => vec![self.origin.embedding()?],
+                Some(bits) => {
+                    let seed = self.options.seed ^ fnv(key.as_bytes());
+                    let read = |rows| self.origin.rows(&spec, rows);
+                    let encoder = self.quantizer.encoder.as_ref();
+                    named(&key, quantize_table(shape, &read, bits, encoder, seed)?, None)
+                }
+            };
+            let mut report = TensorReport::uncalibrated(&key, shape, bits.unwrap_or(16) as f64);
+            report.seconds = start.elapsed().as_secs_f64();
+            self.store.put(&report, &tensors)?;
         }
-        let start = Instant::now();
-        let table = self.origin.matrix(&spec)?;
-        let seed = self.options.seed ^ fnv(key.as_bytes());
-        let parts = quantize_table(&table, bits, self.quantizer.encoder.as_ref(), seed)?;
-        let mut report = TensorReport::uncalibrated(&key, [table.rows, table.columns], bits as f64);
-        report.seconds = start.elapsed().as_secs_f64();
-        let tensors = named(&key, parts, None);
-        self.store.put(&report, &tensors)?;
-        Ok(tensors)
+        // As a mapped file: the system takes its memory back when it needs some.
+        Ok(self.store.get(&key)?.1)
     }
 
     /// Quantizes what is not finished of `targets`, a few at a time.
     fn quantize(&self, targets: &[&Target], mut hessians: Hessians) -> Result<()> {
         let notes = pool_starved(&mut hessians);
         let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
-        let jobs = memory::jobs(targets, self.options);
+        let jobs = memory::jobs(targets, &self.origin, self.options);
         for some in pending.chunks(jobs) {
             self.check()?;
             some.par_iter().try_for_each(|target| {
@@ -285,6 +324,11 @@ impl Job<'_> {
         Ok(tensors)
     }
 
+    /// Whether `target` is stored as the embedding.
+    fn is_table(&self, target: &Target) -> bool {
+        self.options.tied && target.is_head()
+    }
+
     /// Every module of the output in the order of the model.
     fn modules(&self) -> Result<Vec<Module>> {
         let mut modules: Vec<Module> = Vec::new();
@@ -294,8 +338,17 @@ impl Job<'_> {
                 modules.push((key, vec![(name, tensor)]));
             }
         };
-        let key = self.origin.output_key(&self.origin.embedding_spec());
-        modules.push((key, self.embedding()?));
+        let table = self.origin.output_key(&self.origin.embedding_spec());
+        match self.options.tied {
+            true => {
+                let head = self.origin.output_key(&self.origin.output.head.linear);
+                let tensors = self.store.get(&head)?.1.into_iter();
+                let renamed = |(name, t): Named| (name.replacen(&head, &table, 1), t);
+                let tensors = tensors.map(renamed).collect();
+                modules.push((table, tensors));
+            }
+            false => modules.push((table, self.embedding()?)),
+        }
         let packed = |modules: &mut Vec<Module>, target: &Target| -> Result<()> {
             let key = self.origin.output_key(&target.spec);
             let tensors = self.store.get(&key)?.1;
@@ -314,7 +367,9 @@ impl Job<'_> {
         }
         plain(&mut modules, vec![self.origin.norm(&ours.norm, &theirs.norm)?]);
         for target in self.plan.targets_of(self.plan.layers) {
-            packed(&mut modules, target)?;
+            if !self.is_table(target) {
+                packed(&mut modules, target)?;
+            }
         }
         if let (true, Some(ours), Some(theirs)) = (self.origin.mtp, &ours.mtp, &theirs.mtp) {
             for (ours, theirs) in [
@@ -336,8 +391,14 @@ impl Job<'_> {
         let modules = self.modules()?;
         output::clear(output)?;
         let file_bytes = output::write_tensors(output, &modules, output::SHARD_BYTES)?;
-        let keys = self.plan.targets.iter().map(|t| self.origin.output_key(&t.spec));
-        let tensors = keys.map(|key| Ok(self.store.get(&key)?.0)).collect::<Result<Vec<_>>>()?;
+        let tensors = self.plan.targets.iter().map(|target| {
+            let mut report = self.store.get(&self.origin.output_key(&target.spec))?.0;
+            if self.is_table(target) {
+                report.key.clone_from(&modules[0].0);
+            }
+            Ok(report)
+        });
+        let tensors = tensors.collect::<Result<Vec<_>>>()?;
         let report = JobReport::new(&self.plan, tensors, &modules, file_bytes);
         let quantization = self.quantization_config(&report);
         let storage = output::tensor_storage(&quantization, &modules);
@@ -364,7 +425,7 @@ impl Job<'_> {
         }
         // Last: a directory with a configuration is a finished model.
         let mut config = self.origin.config.clone();
-        config["tie_word_embeddings"] = json!(false);
+        config["tie_word_embeddings"] = json!(self.options.tied);
         if config.get("architectures").is_none()
             && let Some(class) = output::class_name(&self.origin.output.model_type)
         {
@@ -426,7 +487,7 @@ impl Job<'_> {
         if labels.len() != self.plan.targets.len() {
             return Err(fault("config.json", "another model"));
         }
-        for target in &plan.targets {
+        for target in plan.targets.iter().filter(|t| !self.is_table(t)) {
             source.linear(&target.spec)?;
         }
         Ok(())

@@ -18,6 +18,7 @@ pub mod job;
 pub mod matrix;
 pub mod measure;
 pub mod memory;
+pub mod moments;
 pub mod origin;
 pub mod output;
 pub mod plan;

@@ -47,6 +47,12 @@ impl Matrix {
         &mut self.data[i * self.columns..][..self.columns]
     }
 
+    /// Rows `rows` as a matrix of their own.
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Self {
+        let data = self.data[rows.start * self.columns..rows.end * self.columns].to_vec();
+        Self { rows: rows.len(), columns: self.columns, data }
+    }
+
     /// The same values in the upper left corner of `[rows, columns]`, zero elsewhere.
     pub fn padded(&self, rows: usize, columns: usize) -> Self {
         let mut out = Self::zeros(rows, columns);

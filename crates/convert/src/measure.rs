@@ -74,7 +74,7 @@ impl Probe<'_> {
             directory: self.directory,
             tick: &silent,
         };
-        stream.embed(vec![self.origin.embedding()?])?;
+        stream.embed(None)?;
         let mut found = Vec::new();
         for layer in 0..self.plan.layers {
             let targets = self.plan.targets_of(layer);

@@ -1,30 +1,45 @@
-//! What a job needs of memory and disk, and how it is cut to fit.
+//! What a job needs of memory and disk, and how it is cut to fit. Mapped files (the source, finished
+//! matrices) are not counted: the system takes their pages back when it needs room.
 
 use crate::error::ConvertError;
 use crate::exl3::PADDING;
+use crate::exl3::panels::PANEL;
 use crate::job::JobOptions;
+use crate::moments::{LIMIT, file_bytes};
 use crate::origin::Origin;
-use crate::plan::{Plan, Target};
-use std::collections::BTreeSet;
+use crate::plan::{Plan, Role, Target};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, ConvertError>;
 
-/// Copies of a matrix that exist at once while it is quantized, f32.
+/// Copies of a panel of a matrix that exist at once while it is quantized, f32.
 const COPIES: u64 = 8;
 /// Bytes per element of the Hessian while it is factored: f32 forms and the f64 factor.
-const HESSIAN_BYTES: u64 = 36;
-/// Bytes for everything else: code, buffers, a row of activations.
-const BASE: u64 = 96 << 20;
+const HESSIAN_BYTES: u64 = 44;
+/// Bytes for everything else: code, calibration tokens, buffers.
+const BASE: u64 = 24 << 20;
+/// Bytes that a tokenizer takes per token, while the calibration text is read.
+const TOKEN: u64 = 512;
+/// Bytes that a thread of the encoder works in.
+const THREAD: u64 = 4 << 20;
+/// Rows of activations that exist at once, in units of the widest input or output of a block.
+const WIDTHS: u64 = 6;
 
 fn padded(n: usize) -> u64 {
     n.next_multiple_of(PADDING) as u64
 }
 
-/// Bytes while `target` is quantized.
+/// Bytes that are taken whatever is at work.
+fn base(origin: &Origin, options: &JobOptions) -> u64 {
+    BASE + TOKEN * origin.output.vocab_size as u64 + THREAD * options.threads as u64
+}
+
+/// Bytes while `target` is quantized: a panel of it as floats, the codes of all of it twice (at most a byte a
+/// weight), and what is made of the moments.
 fn quantizing(target: &Target) -> u64 {
     let (n, k) = (padded(target.spec.out_features), padded(target.spec.in_features));
-    COPIES * 4 * n * k + HESSIAN_BYTES * k * k
+    COPIES * 4 * n.min(PANEL as u64) * k + 2 * n * k + HESSIAN_BYTES * k * k
 }
 
 /// Bytes of the moments of one label.
@@ -32,40 +47,88 @@ fn moments(target: &Target) -> u64 {
     4 * (target.spec.in_features as u64).pow(2)
 }
 
-/// Bytes of the targets' weights as they are loaded to run.
-fn loaded(targets: &[&Target]) -> u64 {
-    targets.iter().map(|t| 4 * t.spec.out_features as u64 * t.spec.in_features as u64).sum()
+/// Bytes of a block as it runs: its weights as they are loaded, and one row of text.
+fn running(targets: &[&Target], options: &JobOptions) -> u64 {
+    // The head's inputs are gathered without it.
+    let blocks = || targets.iter().filter(|t| !t.is_head());
+    let weights: u64 = blocks().map(|t| 4 * t.weights()).sum();
+    let widest = blocks().map(|t| t.spec.out_features.max(t.spec.in_features)).max();
+    let columns = options.calibration.columns() as u64;
+    weights + WIDTHS * 4 * columns * widest.unwrap_or(0) as u64
 }
 
-/// Bytes that `layer`'s targets take at the least: one matrix at a time, one label at a time.
-fn least(targets: &[&Target]) -> u64 {
+/// Bytes that `targets` take at the least: one matrix at a time, one label at a time.
+fn least(targets: &[&Target], origin: &Origin, options: &JobOptions) -> u64 {
     let one = |f: fn(&Target) -> u64| targets.iter().map(|t| f(t)).max().unwrap_or(0);
-    BASE + one(moments) + one(quantizing).max(loaded(targets))
+    base(origin, options) + one(moments) + one(quantizing).max(running(targets, options))
 }
 
 /// Refuses a job that cannot stay under its limit.
 ///
 /// # Errors
-/// When the largest block or matrix does not fit.
+/// When the largest block or matrix, or the embedding, does not fit.
 pub fn check(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
     let Some(allowed_bytes) = options.max_memory else { return Ok(()) };
-    for layer in 0..=plan.layers {
-        let targets = plan.targets_of(layer);
-        let needed_bytes = least(&targets);
-        if needed_bytes > allowed_bytes {
-            let what = match layer == plan.layers {
-                true => format!("the head of {}", origin.output.model_type),
-                false => format!("layer {layer}"),
-            };
-            return Err(ConvertError::Memory { what, needed_bytes, allowed_bytes });
+    let fits = |what: &str, needed_bytes: u64| match needed_bytes > allowed_bytes {
+        true => Err(ConvertError::Memory { what: what.to_owned(), needed_bytes, allowed_bytes }),
+        false => Ok(()),
+    };
+    let spec = &origin.output;
+    let columns = spec.hidden_size as u64;
+    let table = match options.embedding_bits {
+        _ if options.tied => 0,
+        None => origin.embedding_memory()?,
+        Some(bits) => {
+            spec.vocab_size as u64 * padded(spec.hidden_size + 128) * (bits as u64 + 1) / 4
+        }
+    };
+    fits("the embedding", base(origin, options) + table + 3 * 4 * PANEL as u64 * columns)?;
+    for layer in 0..plan.layers {
+        fits(&format!("layer {layer}"), least(&plan.targets_of(layer), origin, options))?;
+    }
+    for (role, what) in [(Role::Head, "the head"), (Role::Prediction, "the prediction layer")] {
+        let targets = plan.targets_with(role);
+        if !targets.is_empty() {
+            fits(what, least(&targets, origin, options))?;
         }
     }
     Ok(())
 }
 
+/// Refuses to measure sensitivities within `max_memory` when the source, the probe's logits (`probe_bytes`)
+/// and a block at work do not fit together.
+///
+/// # Errors
+/// When they do not fit.
+pub fn check_measure(
+    plan: &Plan,
+    origin: &Origin,
+    probe_bytes: u64,
+    max_memory: Option<u64>,
+) -> Result<()> {
+    let Some(allowed_bytes) = max_memory else { return Ok(()) };
+    let source = origin.source.checkpoint().tensor_bytes();
+    let block = (0..plan.layers).map(|layer| {
+        let targets = plan.targets_of(layer);
+        let weights: u64 = targets.iter().map(|t| 4 * t.weights()).sum();
+        weights + targets.iter().map(|t| quantizing(t) + moments(t)).sum::<u64>()
+    });
+    let needed_bytes = BASE
+        + TOKEN * origin.output.vocab_size as u64
+        + source
+        + probe_bytes
+        + block.max().unwrap_or(0);
+    if needed_bytes > allowed_bytes {
+        let what = "--measure, which holds the whole source,".to_owned();
+        return Err(ConvertError::Memory { what, needed_bytes, allowed_bytes });
+    }
+    Ok(())
+}
+
 /// Labels whose moments are gathered together, in passes that fit.
-pub fn passes(targets: &[&Target], max_memory: &Option<u64>) -> Vec<BTreeSet<String>> {
-    let room = max_memory.map_or(u64::MAX, |m| m.saturating_sub(BASE + loaded(targets)));
+pub fn passes(targets: &[&Target], origin: &Origin, options: &JobOptions) -> Vec<BTreeSet<String>> {
+    let used = base(origin, options) + running(targets, options);
+    let room = options.max_memory.map_or(u64::MAX, |m| m.saturating_sub(used));
     let mut passes: Vec<BTreeSet<String>> = Vec::new();
     let mut filled = 0;
     for target in targets {
@@ -89,7 +152,7 @@ pub fn passes(targets: &[&Target], max_memory: &Option<u64>) -> Vec<BTreeSet<Str
 }
 
 /// Matrices that may be quantized at once.
-pub fn jobs(targets: &[&Target], options: &JobOptions) -> usize {
+pub fn jobs(targets: &[&Target], origin: &Origin, options: &JobOptions) -> usize {
     let Some(allowed) = options.max_memory else { return options.jobs.max(1) };
     let labels: BTreeSet<&str> = targets.iter().map(|t| t.spec.label.as_str()).collect();
     let kept: u64 = labels
@@ -97,7 +160,7 @@ pub fn jobs(targets: &[&Target], options: &JobOptions) -> usize {
         .filter_map(|l| targets.iter().find(|t| t.spec.label == *l))
         .map(|t| moments(t))
         .sum();
-    let room = allowed.saturating_sub(BASE + kept);
+    let room = allowed.saturating_sub(base(origin, options) + kept);
     let one = targets.iter().map(|t| quantizing(t)).max().unwrap_or(1);
     options.jobs.clamp(1, (room / one.max(1)).max(1) as usize)
 }
@@ -130,11 +193,25 @@ pub fn disk_bytes(plan: &Plan, origin: &Origin, options: &JobOptions) -> u64 {
         .map(|(g, bits)| (g.weights as f64 * bits / 8.0) as u64 + 2 * g.channels)
         .sum();
     let spec = &origin.output;
-    let table = (spec.vocab_size * spec.hidden_size) as u64
-        * options.embedding_bits.map_or(16, |b| b as u64 + 1)
-        / 8;
+    let table_bits = match options.embedding_bits {
+        _ if options.tied => 0,
+        Some(bits) => bits as u64 + 1,
+        None => 16,
+    };
+    let table = (spec.vocab_size * spec.hidden_size) as u64 * table_bits / 8;
     let states = (options.calibration.tokens() * spec.hidden_size * 4) as u64;
-    2 * (packed + table) + 2 * states + (16 << 20)
+    2 * (packed + table) + 2 * states + kept_moments(plan) + (16 << 20)
+}
+
+/// Most bytes of moments on disk: those of one block.
+fn kept_moments(plan: &Plan) -> u64 {
+    let of_layer = |layer| {
+        let targets = plan.targets_of(layer);
+        let sizes: BTreeMap<&str, usize> =
+            targets.iter().map(|t| (t.spec.label.as_str(), t.spec.in_features)).collect();
+        sizes.into_values().map(|size| file_bytes(size as u64)).sum::<u64>()
+    };
+    (0..=plan.layers).map(of_layer).max().unwrap_or(0).min(LIMIT)
 }
 
 fn folder_bytes(path: &Path) -> u64 {

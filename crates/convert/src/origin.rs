@@ -5,7 +5,9 @@
 //! store `kv_b` in halves; all of that is undone here.
 
 use crate::error::ConvertError;
+use crate::exl3::panels::PANEL;
 use crate::matrix::Matrix;
+use bytes::Bytes;
 use half::{bf16, f16};
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_models::{
@@ -14,6 +16,7 @@ use marlin_models::{
 use marlin_tensor::{DType, HostTensor, RopeStyle};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -99,18 +102,32 @@ impl<'a> Origin<'a> {
     /// # Errors
     /// When it is missing or does not decode.
     pub fn matrix(&self, spec: &LinearSpec) -> Result<Matrix> {
+        self.rows(spec, 0..spec.out_features)
+    }
+
+    /// Rows `rows` of the matrix of `spec`, in the output's order.
+    ///
+    /// # Errors
+    /// When it is missing or does not decode.
+    pub fn rows(&self, spec: &LinearSpec, rows: Range<usize>) -> Result<Matrix> {
         let head = &self.output.head;
         let tied = head.tied && spec.key == head.linear.key && !self.source.has(&spec.key);
         let weight = match tied {
             true => self.source.linear(&self.embedding_spec())?,
             false => self.source.linear(spec)?,
         };
-        let values = marlin_quant::decode(&weight)?;
-        let matrix = Matrix::new(spec.out_features, spec.in_features, values);
-        Ok(match self.permuted_heads(&spec.key) {
-            Some(heads) => unpermute(&matrix, heads),
-            None => matrix,
-        })
+        let decode = |rows: Range<usize>| -> Result<Matrix> {
+            let mut out = Matrix::zeros(rows.len(), spec.in_features);
+            let format = marlin_quant::format(weight.format);
+            format.decode_rows(&weight, rows, &mut out.data)?;
+            Ok(out)
+        };
+        let Some(heads) = self.permuted_heads(&spec.key) else { return decode(rows) };
+        // Rows move within their head.
+        let d = spec.out_features / heads;
+        let (first, last) = (rows.start / d * d, rows.end.div_ceil(d) * d);
+        let whole = unpermute(&decode(first..last)?, (last - first) / d);
+        Ok(whole.part(rows.start - first..rows.end - first))
     }
 
     /// The bias of `spec`, in the output's order, if it has one.
@@ -214,15 +231,50 @@ impl<'a> Origin<'a> {
         if self.is_gguf() { key.to_owned() } else { self.source.parameter_name(key) }
     }
 
-    /// The embedding table as it is kept when it is not quantized.
+    /// The embedding table as it is kept when it is not quantized: the source's own bytes where they are
+    /// already of the type, otherwise converted some rows at a time.
     ///
     /// # Errors
     /// When it is missing.
     pub fn embedding(&self) -> Result<Named> {
         let spec = self.embedding_spec();
         let name = format!("{}.weight", self.output_key(&spec));
-        let table = self.matrix(&spec)?;
-        Ok((name, self.plain(vec![table.rows, table.columns], &table.data)))
+        let (rows, columns) = (spec.out_features, spec.in_features);
+        let shape = vec![rows, columns];
+        let dtype = if self.bf16 { DType::BF16 } else { DType::F16 };
+        if let Some(bytes) = self.embedding_bytes(&spec, dtype)? {
+            return Ok((name, HostTensor::new(dtype, shape, bytes)?));
+        }
+        let mut bytes = Vec::with_capacity(rows * columns * 2);
+        for first in (0..rows).step_by(PANEL) {
+            let some = self.rows(&spec, first..rows.min(first + PANEL))?;
+            bytes.extend_from_slice(self.plain(vec![some.data.len()], &some.data).bytes());
+        }
+        Ok((name, HostTensor::new(dtype, shape, bytes.into())?))
+    }
+
+    /// The table's bytes in the source, if they are of `dtype`.
+    fn embedding_bytes(&self, spec: &LinearSpec, dtype: DType) -> Result<Option<Bytes>> {
+        let weight = self.source.linear(spec)?;
+        Ok(match &weight.parts[..] {
+            [(_, t)]
+                if t.dtype() == dtype && t.shape() == [spec.out_features, spec.in_features] =>
+            {
+                Some(t.bytes().clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// Bytes that the embedding takes in memory when it is kept: none when the source's own are used.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn embedding_memory(&self) -> Result<u64> {
+        let spec = self.embedding_spec();
+        let dtype = if self.bf16 { DType::BF16 } else { DType::F16 };
+        let own = self.embedding_bytes(&spec, dtype)?.is_some();
+        Ok(if own { 0 } else { 2 * (spec.out_features * spec.in_features) as u64 })
     }
 
     /// In the element type of the output's unquantized tensors: bf16 if the source has any, else fp16.

@@ -30,9 +30,16 @@ pub struct Target {
     pub spec: LinearSpec,
     /// Index into [`Plan::groups`].
     pub group: usize,
+    /// What its group does.
+    pub role: Role,
 }
 
 impl Target {
+    /// Whether it is the output projection.
+    pub fn is_head(&self) -> bool {
+        self.role == Role::Head
+    }
+
     /// Weights of the matrix, padding not counted.
     pub fn weights(&self) -> u64 {
         self.spec.out_features as u64 * self.spec.in_features as u64
@@ -133,7 +140,7 @@ impl Plan {
             weights: linears.iter().map(|l| size(l).iter().product::<u64>()).sum(),
             channels: linears.iter().map(|l| size(l).iter().sum::<u64>()).sum(),
         });
-        self.targets.extend(linears.iter().map(|l| Target { spec: (*l).clone(), group }));
+        self.targets.extend(linears.iter().map(|l| Target { spec: (*l).clone(), group, role }));
     }
 
     /// Weights of all matrices, padding not counted.

@@ -7,13 +7,19 @@ use crate::origin::Origin;
 use crate::report::fnv;
 use marlin_models::LinearSpec;
 use marlin_tensor::Weight;
+use std::ops::Range;
+
+/// Reads some rows of a matrix as floats.
+pub type ReadRows<'a> = dyn Fn(Range<usize>) -> Result<Matrix, ConvertError> + Sync + 'a;
 
 /// What a quantizer is told about one matrix.
 pub struct LinearInput<'a> {
     /// Checkpoint key.
     pub key: &'a str,
     /// `[out_features, in_features]`.
-    pub weight: &'a Matrix,
+    pub shape: [usize; 2],
+    /// Reads rows of the weight; a large one is never held whole.
+    pub rows: &'a ReadRows<'a>,
     /// Second moments of the inputs, `[in_features, in_features]`, when they are known.
     pub hessian: Option<&'a Matrix>,
     /// Why there are none, for the report.
@@ -47,6 +53,9 @@ pub struct TensorReport {
     pub fallback: Option<String>,
     /// Time it took.
     pub seconds: f64,
+    /// Seconds in the encoder, those of all threads added up.
+    #[serde(default)]
+    pub encoder_seconds: f64,
 }
 
 impl TensorReport {
@@ -68,6 +77,7 @@ impl TensorReport {
             calibration_rows: 0,
             fallback: Some("a table has no inputs".to_owned()),
             seconds: 0.0,
+            encoder_seconds: 0.0,
         }
     }
 }
@@ -89,7 +99,8 @@ pub fn quantize_linear(
     let mean = hessian.and_then(Hessian::mean);
     let input = LinearInput {
         key: &key,
-        weight: &origin.matrix(spec)?,
+        shape: [spec.out_features, spec.in_features],
+        rows: &|rows| origin.rows(spec, rows),
         hessian: mean.as_ref(),
         why_uncalibrated: "no calibration token reached it",
         calibration_rows: hessian.map_or(0, Hessian::rows),

@@ -24,6 +24,9 @@ pub struct JobReport {
     pub file_bytes: u64,
     /// Seconds this run took.
     pub seconds: f64,
+    /// Seconds in the encoder, those of all threads and of earlier runs of the job added up.
+    #[serde(default)]
+    pub encoder_seconds: f64,
     /// One entry per matrix, in the order of the model.
     pub tensors: Vec<TensorReport>,
     /// Calibration tokens that every expert of every layer saw.
@@ -77,6 +80,7 @@ impl JobReport {
             embedding_bytes: modules.first().map_or(0, size),
             file_bytes,
             seconds: 0.0,
+            encoder_seconds: tensors.iter().map(|t| t.encoder_seconds).sum(),
             tensors,
             experts,
         }

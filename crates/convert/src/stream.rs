@@ -47,16 +47,21 @@ impl Stream<'_> {
         self.states(layer).exists(self.calibration.tokens(), self.hidden())
     }
 
-    /// Embeds the rows with the stored `table`: states in front of block 0.
+    /// Embeds the rows, with the stored `table` or with the source's own: states in front of block 0.
     ///
     /// # Errors
     /// When the backend or the file system fails.
-    pub fn embed(&self, table: Vec<Named>) -> Result<()> {
+    pub fn embed(&self, table: Option<Vec<Named>>) -> Result<()> {
         let origin = self.origin;
-        let view = view(self.directory, &origin.config, table);
         let spec = origin.embedding_spec();
-        let key = origin.output_key(&spec);
-        let weight = marlin_quant::load(&view, &key, spec.out_features, spec.in_features)?;
+        let weight = match table {
+            Some(table) => {
+                let view = view(self.directory, &origin.config, table);
+                let key = origin.output_key(&spec);
+                marlin_quant::load(&view, &key, spec.out_features, spec.in_features)?
+            }
+            None => origin.source.linear(&spec)?,
+        };
         let table = self.backend.load_embedding(&weight)?;
         self.states(0).write(self.calibration.rows.len(), |row| {
             (self.tick)(row)?;

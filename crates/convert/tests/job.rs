@@ -8,8 +8,9 @@ use marlin_convert::{ConvertError, Event};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_testkit::{FAMILIES, tiny_model};
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// At eight bits the output of every architecture says nearly what its source says, through the file.
 #[test]
@@ -75,6 +76,100 @@ fn interruptions_and_threads_do_not_change_a_byte() {
         for (a, b) in a.iter().zip(&b) {
             assert!(a.1 == b.1, "{family}: {} differs", a.0.display());
         }
+    }
+}
+
+/// What a stopped job has gathered of a block is kept: resumed, it runs no row through that block again.
+#[test]
+fn a_resumed_job_does_not_gather_moments_again() {
+    let family = "llama";
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model(family)).unwrap();
+    let output = directory.path().join("out");
+    let mut options = options(&source, family, &output, 2.5);
+    options.jobs = 1;
+    let stop = AtomicBool::new(false);
+    let after_one = |event: Event| {
+        if matches!(event, Event::Matrix { .. }) {
+            stop.store(true, Ordering::SeqCst);
+        }
+    };
+    assert!(matches!(convert(&source, &options, &after_one, &stop), Err(ConvertError::Stopped)));
+    let kept = || {
+        let entries = std::fs::read_dir(output.join(".quantize")).unwrap();
+        entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "moments")).count()
+    };
+    assert!(kept() > 0);
+    let gathered = Mutex::new(Vec::new());
+    let note = |event: Event| {
+        if let Event::Rows { part, capture: true, row: 0, .. } = event {
+            gathered.lock().unwrap().push(part);
+        }
+    };
+    convert(&source, &options, &note, &AtomicBool::new(false)).unwrap();
+    let gathered = gathered.into_inner().unwrap();
+    assert!(!gathered.iter().any(|part| part == "layer 0"), "{gathered:?}");
+    assert!(gathered.iter().any(|part| part == "layer 1"), "{gathered:?}");
+}
+
+/// One matrix as embedding and head, where the source has one.
+#[test]
+fn a_tied_model_stays_tied() {
+    for (family, tied) in [("qwen2", true), ("gemma3", true), ("qwen3", false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Checkpoint::open(&tiny_model(family)).unwrap();
+        let output = directory.path().join("out");
+        let mut options = options(&source, family, &output, 8.0);
+        options.tied = true;
+        options.bits.iter_mut().for_each(|b| *b = 8.0);
+        let encoder = Arc::new(CpuEncoder::new(Level::detect(), 1));
+        let made = convert_with(encoder, &source, &options, &|_| {}, &AtomicBool::new(false));
+        if !tied {
+            let error = made.unwrap_err().to_string();
+            assert!(error.starts_with("--tied"), "{family}: {error}");
+            continue;
+        }
+        let report = made.unwrap();
+        assert!(report.head_stored_bits > 8.0, "{family}: {}", report.head_stored_bits);
+        let made = Checkpoint::open(&output).unwrap();
+        assert!(!made.tensors().any(|t| t.name.starts_with("lm_head")), "{family}");
+        assert!(made.get("model.embed_tokens.trellis").is_some(), "{family}");
+        let (original, made) = (load(&tiny_model(family)), load(&output));
+        let tokens: Vec<u32> = calibration(family).rows.concat();
+        let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
+        let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
+        assert!(found.kl_divergence.unwrap() < 0.01, "{family}: {:?}", found.kl_divergence);
+    }
+}
+
+/// GGUF files of latent attention store `kv_b` whole or as keys and values apart: the same model.
+#[test]
+fn split_and_whole_kv_b_of_gguf_make_the_same_model() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fixtures/gguf");
+    let made = ["deepseek2_v3", "deepseek2_v3_whole"].map(|name| {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Checkpoint::open(&fixtures.join(format!("{name}.gguf"))).unwrap();
+        let output = directory.path().join("out");
+        let options = options(&source, "deepseek_v3", &output, 6.0);
+        let encoder = Arc::new(CpuEncoder::new(Level::detect(), 1));
+        convert_with(encoder, &source, &options, &|_| {}, &AtomicBool::new(false)).unwrap();
+        let stored = Checkpoint::open(&output).unwrap();
+        let kv_b = stored.get("model.layers.1.self_attn.kv_b_proj.weight").unwrap();
+        let kv_b = kv_b.plain().unwrap().to_f32().unwrap();
+        let tokens: Vec<u32> = calibration("deepseek_v3").rows.concat();
+        let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
+        let original = load(&fixtures.join(format!("{name}.gguf")));
+        let found =
+            perplexity(&load(&output), &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
+        assert!(found.kl_divergence.unwrap() < 0.02, "{name}: {:?}", found.kl_divergence);
+        kv_b
+    });
+    let [split, whole] = &made;
+    assert_eq!(split.len(), whole.len());
+    // Their blocks of quantized values lie differently, so the last digits differ.
+    let scale = whole.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (a, b) in split.iter().zip(whole) {
+        assert!((a - b).abs() < 0.02 * scale, "{a} {b}");
     }
 }
 

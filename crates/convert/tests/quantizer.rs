@@ -4,12 +4,14 @@ mod common;
 
 use common::{Greedy, MUL1, quantizer};
 use marlin_convert::exl3::basis::Random;
+use marlin_convert::exl3::panels::PANEL;
 use marlin_convert::matrix::{Matrix, dot};
 use marlin_convert::quantizer::LinearInput;
 use marlin_convert::{Exl3Options, Exl3Quantizer, Quantizer, TensorReport};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_tensor::Weight;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn gaussian(rows: usize, columns: usize, seed: u64) -> Matrix {
     let mut random = Random(seed);
@@ -53,7 +55,8 @@ fn quantize(
 ) -> (Weight, TensorReport) {
     let input = LinearInput {
         key: "test",
-        weight: w,
+        shape: [w.rows, w.columns],
+        rows: &|rows| Ok(w.part(rows)),
         hessian: h,
         why_uncalibrated: "no inputs",
         calibration_rows: 600,
@@ -102,6 +105,43 @@ fn the_report_says_what_the_file_decodes_to() {
     assert!(last < 1e-4, "{last}");
 }
 
+/// A matrix of several panels, read a panel at a time: as good as one in memory, and the report still tells
+/// the truth.
+#[test]
+fn large_matrices_go_through_in_panels() {
+    let (n, k) = (PANEL + 300, 128);
+    let (w, h) = (gaussian(n, k, 17), moments(k, 19));
+    let largest = AtomicUsize::new(0);
+    let of = |passes| {
+        let q = fast(Exl3Options { passes, ..Exl3Options::default() });
+        let input = LinearInput {
+            key: "head",
+            shape: [n, k],
+            rows: &|rows| {
+                largest.fetch_max(rows.len(), Ordering::Relaxed);
+                Ok(w.part(rows))
+            },
+            hessian: Some(&h),
+            why_uncalibrated: "",
+            calibration_rows: 600,
+            seeds: (1, 2),
+        };
+        let (packed, report) = q.quantize(&input, 3.0).unwrap();
+        let found = error(&w, &packed, &h);
+        assert!((found - report.proxy_error).abs() < 0.01 * found, "{found} {report:?}");
+        assert!(report.encoder_seconds > 0.0);
+        found
+    };
+    let (plain, descended) = (of(0), of(1));
+    assert!(largest.load(Ordering::Relaxed) <= PANEL, "more than a panel was read");
+    assert!(descended < plain, "{descended} {plain}");
+    // The same outputs as a matrix of one panel.
+    let part = w.part(0..PANEL);
+    let (packed, _) = quantize(&fast(Exl3Options::default()), &part, Some(&h), 3.0);
+    let alone = error(&part, &packed, &h);
+    assert!((plain / alone - 1.0).abs() < 0.03, "{plain} in panels, {alone} alone");
+}
+
 #[test]
 fn degenerate_matrices_are_kept_or_refused() {
     let q = quantizer(Arc::new(Greedy));
@@ -125,7 +165,8 @@ fn degenerate_matrices_are_kept_or_refused() {
     bad.data[33] = f32::NAN;
     let input = LinearInput {
         key: "model.bad",
-        weight: &bad,
+        shape: [bad.rows, bad.columns],
+        rows: &|rows| Ok(bad.part(rows)),
         hessian: None,
         why_uncalibrated: "",
         calibration_rows: 0,
@@ -133,5 +174,5 @@ fn degenerate_matrices_are_kept_or_refused() {
     };
     let message = q.quantize(&input, 3.0).unwrap_err().to_string();
     assert!(message.contains("model.bad") && message.contains("NaN"), "{message}");
-    assert!(q.quantize(&LinearInput { weight: &zero, ..input }, 2.7).is_err());
+    assert!(q.quantize(&LinearInput { rows: &|rows| Ok(zero.part(rows)), ..input }, 2.7).is_err());
 }

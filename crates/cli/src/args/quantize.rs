@@ -1,6 +1,6 @@
 //! Arguments of `quantize`.
 
-use super::DeviceArgs;
+use super::{DeviceArgs, size};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -30,6 +30,9 @@ pub struct Quantize {
     /// Bits of the token embedding, 1 to 8; 16 keeps it as it is.
     #[arg(long, value_name = "B", default_value_t = 16)]
     pub embedding_bits: usize,
+    /// Store one matrix as embedding and output projection, as the source does; exllamav3 cannot read that.
+    #[arg(long)]
+    pub tied: bool,
     /// Value generator; mul1 has half rates and the fastest kernels.
     #[arg(long, value_enum, default_value_t = CodebookArg::Mul1)]
     pub codebook: CodebookArg,
@@ -96,26 +99,4 @@ pub enum CodebookArg {
     /// For the oldest readers.
     #[value(name = "3inst")]
     ThreeInst,
-}
-
-/// `8G`, `512M`, `1000000`.
-fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
-        Some(at) => text.split_at(at),
-        None => (text, ""),
-    };
-    let scale: u64 = match unit.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
-        "" => 1,
-        "K" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        "T" => 1 << 40,
-        _ => return Err(format!("{unit:?} is no unit; write 512M or 8G")),
-    };
-    let number: f64 = number.trim().parse().map_err(|e| format!("{number:?}: {e}"))?;
-    if !(number > 0.0 && number * scale as f64 <= 1e18) {
-        return Err("expected a positive size".to_owned());
-    }
-    Ok((number * scale as f64) as u64)
 }

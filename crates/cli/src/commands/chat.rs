@@ -79,7 +79,7 @@ impl Conversation {
         self.messages.push(json!({"role": "user", "content": text}));
         let prompt = session.chat_prompt(&self.messages)?.context("no chat template")?;
         let sampling = session.sampling(&args.sampling)?;
-        let (max, stop) = (args.sampling.max_tokens, &args.sampling.stop);
+        let (max, stop) = (session.max_tokens(&args.sampling), &args.sampling.stop);
         let answer = session
             .answer(&prompt, sampling, max, stop, &mut |piece| Ok(console::print(piece)?))?;
         console::line("")?;

@@ -23,8 +23,8 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
         Eval::Perplexity { model, text, reference, json, device } => {
             run_perplexity(model.model.as_deref(), text, reference.as_deref(), *json, device)
         }
-        Eval::Compare { models, reference, text, json, device } => {
-            compare::run(models, reference.as_deref(), text, *json, device)
+        Eval::Compare { models, reference, max_memory, text, json, device } => {
+            compare::run(models, reference.as_deref(), *max_memory, text, *json, device)
         }
         Eval::Logits { model, tokens, output, json, device } => {
             run_logits(model.model.as_deref(), tokens, output, *json, device)

@@ -12,7 +12,9 @@ use indicatif::ProgressBar;
 use marlin_checkpoint::Checkpoint;
 use marlin_convert::allocate::{self, Sensitivity};
 use marlin_convert::measure::Probe;
-use marlin_convert::{ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, Origin, Plan};
+use marlin_convert::{
+    ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, Origin, Plan, memory,
+};
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
 use marlin_quant::exl3::Codebook;
@@ -56,12 +58,14 @@ fn quantize(args: &Quantize) -> Result<()> {
         CodebookArg::Mcg => Codebook::Mcg(MCG_MULTIPLIER),
         CodebookArg::ThreeInst => Codebook::ThreeInst,
     };
-    let text = text::read(args, &tokenizer, origin.output.vocab_size)?;
+    let text = text::read(args, &tokenizer, &origin.output)?;
     let threads = loaded::threads(&args.device);
     let files = match origin.is_gguf() {
         true => gguf_files(&checkpoint, &tokenizer)?,
         false => Vec::new(),
     };
+    // A large vocabulary takes more memory than a block of a small model.
+    drop(tokenizer);
     let choices = recipe::settings(&args.set)?;
     let device = DeviceArgs {
         activations: Some(ActivationsArg::Float),
@@ -88,6 +92,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         output: args.output.clone(),
         bits: work.bits(&text)?,
         embedding_bits: (args.embedding_bits < 16).then_some(args.embedding_bits),
+        tied: args.tied,
         calibration: text.calibration,
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),
@@ -113,7 +118,7 @@ fn quantize(args: &Quantize) -> Result<()> {
     // The measurements are only worth keeping for a job that is not finished.
     let _ = std::fs::remove_dir_all(args.output.join(MEASURED));
     let quality = match args.report.is_some() || args.evaluate.is_some() {
-        true => work.quality(&text.held_out)?,
+        true => work.quality(&text.held_out, text.window)?,
         false => None,
     };
     if let Some(path) = &args.report {
@@ -184,6 +189,8 @@ impl Work<'_> {
             "codebook": self.quantizer.codebook.name(),
             "text": marlin_convert::report::hash(&json!(text.calibration.rows)),
             "seed": self.args.seed,
+            "quantizer": self.quantizer.options,
+            "version": env!("CARGO_PKG_VERSION"),
         });
         let kept: Option<Value> =
             std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -199,6 +206,10 @@ impl Work<'_> {
         let rows = PROBE.1.min(fit.max(1)).min(all.len().max(1));
         let rows: Vec<Vec<u32>> =
             (0..rows.min(all.len())).map(|i| all[i * all.len() / rows].to_vec()).collect();
+        let positions: usize = rows.iter().map(|r| r.len().div_ceil(2)).sum();
+        // Log-probabilities of the source and of what is measured.
+        let probe_bytes = 3 * 4 * (positions * vocab_size) as u64;
+        memory::check_measure(self.plan, self.origin, probe_bytes, self.args.max_memory)?;
         let mut calibration = text.calibration.clone();
         let keep = (PROBE_CALIBRATION / calibration.columns().max(1)).max(1);
         calibration.rows.truncate(keep);
@@ -240,21 +251,29 @@ impl Work<'_> {
     }
 
     /// Source and output on the held-out text; `None` when there is none.
-    fn quality(&self, held_out: &[u32]) -> Result<Option<present::Quality>> {
-        if held_out.len() < text::WINDOW {
+    fn quality(&self, held_out: &[u32], window: usize) -> Result<Option<present::Quality>> {
+        if held_out.len() < window {
             console::note(
                 "note: quality is not measured, there is too little text to hold any out",
             );
             return Ok(None);
         }
         let made = Checkpoint::open(&self.args.output)?;
+        let needed = self.checkpoint.tensor_bytes() + made.tensor_bytes();
+        if let Some(allowed) = self.args.max_memory.filter(|allowed| needed > *allowed) {
+            console::note(&format!(
+                "note: quality is not measured: source and result take {} together, --max-memory allows {}",
+                console::bytes(needed),
+                console::bytes(allowed)
+            ));
+            return Ok(None);
+        }
         let load = |checkpoint: &Checkpoint| -> Result<Model> {
             let spec = marlin_models::spec(checkpoint)?;
             Ok(Model::load(checkpoint, spec, self.backend.clone(), &mut |_| {})?)
         };
         let (source, made) = (load(self.checkpoint)?, load(&made)?);
-        let options =
-            PerplexityOptions { window: text::WINDOW, score_from: text::WINDOW / 2, windows: None };
+        let options = PerplexityOptions { window, score_from: window / 2, windows: None };
         let source = NamedModel { name: &self.args.model, model: &source };
         let output = self.args.output.to_string_lossy();
         let made = NamedModel { name: &output, model: &made };

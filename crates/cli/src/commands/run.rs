@@ -38,7 +38,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
     let answer = session.answer(
         &prompt,
         sampling,
-        args.sampling.max_tokens,
+        session.max_tokens(&args.sampling),
         &args.sampling.stop,
         &mut |piece| if args.json { Ok(()) } else { Ok(console::print(piece)?) },
     )?;

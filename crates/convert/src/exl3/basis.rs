@@ -12,10 +12,15 @@
 //! `svhₒ ∝ (Σᵢ Wₒᵢ²)^¼` within a block. Measured at the logits, scales that follow the channels' RMS are a
 //! little better (`docs/quantization.md`), and are the default; between blocks both follow the block's energy.
 
+use crate::error::ConvertError;
 use crate::matrix::Matrix;
 use half::f16;
 use marlin_quant::exl3::hadamard::{BLOCK, rotate, rotate_rows};
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// Shows panels of rows of a matrix, each with the number of its first row, in order.
+pub type Visit<'a> = dyn Fn(&mut dyn FnMut(usize, &Matrix)) -> Result<(), ConvertError> + 'a;
 
 /// How channel scales follow the energy of their channels.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -36,30 +41,38 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Scales of `w: [n, k]` such that blocks of `Ŵ` have root mean square `rms`. `diagonal` is that
-    /// of the Hessian; signs are drawn from the seeds.
+    /// Scales of the `[n, k]` matrix that `visit` shows a panel of rows at a time, with the first row's
+    /// number, such that blocks of `Ŵ` have root mean square `rms`. `diagonal` is that of the Hessian; signs
+    /// are drawn from the seeds.
+    ///
+    /// # Errors
+    /// Those of `visit`.
     pub fn choose(
-        w: &Matrix,
+        [n, k]: [usize; 2],
+        visit: &Visit,
         diagonal: Option<&[f32]>,
         rule: ScaleRule,
         rms: f32,
         seeds: (u64, u64),
-    ) -> Self {
-        let (n, k) = (w.rows, w.columns);
-        let row_energy: Vec<f64> = (0..n)
-            .into_par_iter()
-            .map(|o| w.row(o).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>())
-            .collect();
+    ) -> Result<Self, ConvertError> {
+        let mut row_energy = vec![0.0f64; n];
+        visit(&mut |first, w| {
+            row_energy[first..first + w.rows].par_iter_mut().enumerate().for_each(|(o, energy)| {
+                *energy = w.row(o).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+            });
+        })?;
         let mut svh = side(&row_energy, |e, _| e.powf(f64::from(rule.exponent) / 2.0));
         // Outputs of unit mean: the magnitude of the matrix goes to the inputs.
         let mean = svh.iter().sum::<f64>() / n as f64;
         svh.iter_mut().for_each(|s| *s /= mean);
         let mut column_energy = vec![0.0f64; k];
-        for (o, s) in svh.iter().enumerate().filter(|(o, _)| row_energy[*o] > 0.0) {
-            for (sum, &v) in column_energy.iter_mut().zip(w.row(o)) {
-                *sum += (f64::from(v) / s).powi(2);
+        visit(&mut |first, w| {
+            for o in (0..w.rows).filter(|o| row_energy[first + o] > 0.0) {
+                for (sum, &v) in column_energy.iter_mut().zip(w.row(o)) {
+                    *sum += (f64::from(v) / svh[first + o]).powi(2);
+                }
             }
-        }
+        })?;
         let suh = side(&column_energy, |e, i| {
             let own = e.powf(f64::from(rule.exponent) / 2.0);
             match diagonal {
@@ -81,7 +94,12 @@ impl Scales {
         for (s, _) in scales.svh.iter_mut().zip(&row_energy).filter(|(_, e)| **e == 0.0) {
             *s = 0.0;
         }
-        scales
+        Ok(scales)
+    }
+
+    /// Of the outputs `rows` alone.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        Self { suh: self.suh.clone(), svh: self.svh[rows].to_vec() }
     }
 
     /// `Ŵ` of `w`.
@@ -194,6 +212,21 @@ mod tests {
         w
     }
 
+    fn choose(
+        w: &Matrix,
+        diagonal: Option<&[f32]>,
+        rule: ScaleRule,
+        rms: f32,
+        seeds: (u64, u64),
+    ) -> Scales {
+        let visit = |each: &mut dyn FnMut(usize, &Matrix)| {
+            each(0, &w.part(0..w.rows / 2));
+            each(w.rows / 2, &w.part(w.rows / 2..w.rows));
+            Ok(())
+        };
+        Scales::choose([w.rows, w.columns], &visit, diagonal, rule, rms, seeds).unwrap()
+    }
+
     /// Rotating there and back is the identity, and a rotated weight with a rotated input gives the
     /// output of the plain ones.
     #[test]
@@ -203,7 +236,7 @@ mod tests {
         for exponent in [0.5, 1.0] {
             let rule = ScaleRule { exponent, hessian_exponent: 0.25 };
             let diagonal: Vec<f32> = (0..k).map(|i| 0.1 + (i % 5) as f32).collect();
-            let scales = Scales::choose(&w, Some(&diagonal), rule, 0.9, (1, 2));
+            let scales = choose(&w, Some(&diagonal), rule, 0.9, (1, 2));
             let rotated = scales.rotate(&w);
             let back = scales.apply(&Scales::unscaled(&rotated));
             for (a, b) in w.data.iter().zip(&back.data) {
@@ -224,13 +257,8 @@ mod tests {
         let w = example(n, k);
         let x = example(300, k);
         let h = x.gram();
-        let scales = Scales::choose(
-            &w,
-            None,
-            ScaleRule { exponent: 1.0, hessian_exponent: 0.0 },
-            1.0,
-            (3, 4),
-        );
+        let scales =
+            choose(&w, None, ScaleRule { exponent: 1.0, hessian_exponent: 0.0 }, 1.0, (3, 4));
         let form = |w: &Matrix, h: &Matrix, row: usize| {
             crate::matrix::dot(w.times(h).row(row), w.row(row))
         };

@@ -13,7 +13,7 @@
 
 use super::ldl::BLOCK;
 use crate::matrix::{BAND, Matrix, View, product};
-use marlin_quant::exl3::ring::{TILE, TILE_COLUMN, TILE_ROW};
+use marlin_quant::exl3::ring::{Ring, TILE, TILE_COLUMN, TILE_ROW};
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder, pack_ring};
 use rayon::prelude::*;
 
@@ -210,6 +210,32 @@ impl Coder<'_> {
 }
 
 impl Tiles {
+    /// The opposite of [`pack`](Self::pack), for `[rows, k]` weights.
+    pub fn unpack(trellis: &[u16], rate: Rate, table: &[f32], rows: usize, k: usize) -> Self {
+        let ring = Ring::new(rate);
+        let words = rate.half_words();
+        let mut decoded = Matrix::zeros(rows, k);
+        let states = decoded.data.par_chunks_mut(BAND * k).enumerate().map(|(band, decoded)| {
+            let tiles = decoded.len() / k / BLOCK;
+            let mut states = vec![0; decoded.len()];
+            for (i, own) in states.chunks_exact_mut(TILE).enumerate() {
+                let (group, nb) = (i / tiles, i % tiles);
+                let tile = group * (rows / BLOCK) + band * (BAND / BLOCK) + nb;
+                let stored = trellis[tile * words..][..words].iter();
+                let bytes: Vec<u8> = stored.flat_map(|w| w.to_le_bytes()).collect();
+                own.copy_from_slice(&ring.states(&bytes));
+                for (p, &state) in own.iter().enumerate() {
+                    let output = nb * BLOCK + usize::from(TILE_COLUMN[p]);
+                    let input = group * BLOCK + usize::from(TILE_ROW[p]);
+                    decoded[output * k + input] = table[usize::from(state)];
+                }
+            }
+            states
+        });
+        let states = states.collect();
+        Self { rate, k, states, decoded }
+    }
+
     /// The stored trellis, `[k / 16, n / 16, 16·K]` words.
     pub fn pack(&self) -> Vec<u16> {
         let (rows, columns) = (self.k / BLOCK, self.decoded.rows / BLOCK);

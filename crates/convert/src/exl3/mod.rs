@@ -9,6 +9,7 @@
 pub mod basis;
 pub mod feedback;
 pub mod ldl;
+pub mod panels;
 pub mod refit;
 pub mod table;
 
@@ -21,8 +22,10 @@ use feedback::Coder;
 use half::f16;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
 use marlin_tensor::{DType, HostTensor, Weight};
-use refit::Moments;
+use panels::Panels;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Channels are padded to a multiple of this.
 pub const PADDING: usize = 128;
@@ -100,64 +103,136 @@ impl Quantizer for Exl3Quantizer {
             reason: reason.to_owned(),
         };
         let rate = Rate::from_bits(bits).ok_or_else(|| refuse("EXL3 has no such rate"))?;
-        let (out_features, in_features) = (input.weight.rows, input.weight.columns);
-        if input.weight.data.iter().any(|v| !v.is_finite()) {
-            return Err(refuse("the weights hold NaN or infinity; the source is damaged"));
-        }
+        let [out_features, in_features] = input.shape;
         let (n, k) =
             (out_features.next_multiple_of(PADDING), in_features.next_multiple_of(PADDING));
-        let w = input.weight.padded(n, k);
-        let moments = input.hessian.map(|h| Moments::new(&w, h.padded(k, k)));
-        let mut fallback = match (&moments, self.options.feedback) {
+        let mut panels = Panels::new(input, n, k)?;
+        let h = input.hessian.map(|h| h.padded(k, k));
+        let mut fallback = match (&h, self.options.feedback) {
             (_, false) => Some("feedback is off".to_owned()),
             (None, _) => Some(input.why_uncalibrated.to_owned()),
             (Some(_), true) => None,
         };
-        let used = moments.as_ref().map(|m| &m.h).filter(|_| fallback.is_none());
-        let fit = |scales: &mut Scales, unscaled: &Matrix| {
-            if let Some(moments) = moments.as_ref().filter(|_| self.options.refit) {
-                refit::fit(scales, unscaled, moments);
-            }
-        };
+        let used = h.as_ref().filter(|_| fallback.is_none());
 
         let diagonal = used.map(|h| diagonal(h, self.options.damping));
-        let rms = self.rms(rate);
-        let mut scales =
-            Scales::choose(&w, diagonal.as_deref(), self.options.scales, rms, input.seeds);
+        let rule = self.options.scales;
+        let mut scales = Scales::choose(
+            [n, k],
+            &|each| panels.weights(each),
+            diagonal.as_deref(),
+            rule,
+            self.rms(rate),
+            input.seeds,
+        )?;
         let table = self.codebook.table();
-        let coder =
-            Coder { encoder: self.encoder.as_ref(), rate, codebook: self.codebook, table: &table };
+        let encoder = Timed::new(self.encoder.as_ref());
+        let coder = Coder { encoder: &encoder, rate, codebook: self.codebook, table: &table };
 
-        let rotated_h = used.map(|h| scales.hessian(h));
-        let factor = rotated_h.as_ref().and_then(|h| ldl::block_ldl(h, self.options.damping));
-        if rotated_h.is_some() && factor.is_none() {
+        let factor = used.map(|h| ldl::block_ldl(&scales.hessian(h), self.options.damping));
+        if matches!(factor, Some(None)) {
             fallback = Some("the Hessian has no factorisation".to_owned());
         }
-        let mut tiles = coder.feedback(&scales.rotate(&w), factor.as_ref().map(|(l, _)| l));
-        let mut unscaled = Scales::unscaled(&tiles.decoded);
-        fit(&mut scales, &unscaled);
-        for _ in 0..if factor.is_some() { self.options.passes } else { 0 } {
-            let Some(h) = used else { break };
+        let factor = factor.flatten().map(|(l, _)| l);
+        panels.encode(h.as_ref(), |rows, w| {
+            coder.feedback(&scales.part(rows).rotate(w), factor.as_ref())
+        })?;
+        let passes = if factor.is_some() { self.options.passes } else { 0 };
+        drop(factor);
+        self.fit(&mut scales, &mut panels, &coder, h.as_ref())?;
+        for _ in 0..passes {
+            let Some(h) = &h else { break };
             let rotated_h = damped(&scales.hessian(h), self.options.damping);
             let Some(inverse) = ldl::inverse_blocks(&rotated_h) else { break };
-            if coder.descend(&scales.rotate(&w), &rotated_h, &inverse, &mut tiles) == 0 {
+            let mut changed = 0;
+            panels.visit(&coder, Some(h), |rows, open| {
+                let target = scales.part(rows).rotate(&open.w);
+                let here = coder.descend(&target, &rotated_h, &inverse, &mut open.tiles);
+                changed += here;
+                here > 0
+            })?;
+            if changed == 0 {
                 break;
             }
-            unscaled = Scales::unscaled(&tiles.decoded);
-            fit(&mut scales, &unscaled);
+            self.fit(&mut scales, &mut panels, &coder, Some(h))?;
         }
 
         // Padded outputs decode to exact zeros.
         scales.svh[out_features..].fill(0.0);
-        let decoded = scales.apply(&unscaled);
-        let report = report(input, &w, &decoded, moments.as_ref(), rate, fallback);
+        let mut sums = Sums::default();
+        panels.visit(&coder, h.as_ref(), |rows, open| {
+            let decoded = scales.part(rows).apply(&Scales::unscaled(&open.tiles.decoded));
+            sums.add(&open.w, decoded, h.as_ref().zip(open.wh.as_ref()));
+            false
+        })?;
+        let mut report = sums.report(input, h.is_some(), rate, fallback);
+        report.encoder_seconds = encoder.seconds();
         let weight = Weight {
             format: "exl3",
             out_features,
             in_features,
-            parts: self.parts(&tiles.pack(), &scales, rate, n, k)?,
+            parts: self.parts(&panels.pack(), &scales, rate, n, k)?,
         };
         Ok((weight, report))
+    }
+}
+
+impl Exl3Quantizer {
+    /// Fits `scales` to the tiles, outputs and inputs in turn.
+    fn fit(
+        &self,
+        scales: &mut Scales,
+        panels: &mut Panels,
+        coder: &Coder,
+        h: Option<&Matrix>,
+    ) -> Result<(), ConvertError> {
+        let Some(h) = h.filter(|_| self.options.refit) else { return Ok(()) };
+        for round in 0..=refit::ROUNDS {
+            let mut inputs = (round < refit::ROUNDS).then(|| refit::Inputs::new(h.rows));
+            panels.visit(coder, Some(h), |rows, open| {
+                let Some(wh) = &open.wh else { return false };
+                let unscaled = Scales::unscaled(&open.tiles.decoded);
+                let mut own = scales.part(rows.clone());
+                refit::fit_outputs(&mut own, &unscaled, h, wh);
+                if let Some(inputs) = &mut inputs {
+                    inputs.add(&own, &unscaled, wh);
+                }
+                scales.svh[rows].copy_from_slice(&own.svh);
+                false
+            })?;
+            if let Some(inputs) = inputs {
+                inputs.fit(scales, h);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An encoder with a stopwatch; the seconds of all threads are summed.
+struct Timed<'a> {
+    encoder: &'a dyn TileEncoder,
+    nanoseconds: AtomicU64,
+}
+
+impl<'a> Timed<'a> {
+    fn new(encoder: &'a dyn TileEncoder) -> Self {
+        Self { encoder, nanoseconds: AtomicU64::new(0) }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9
+    }
+}
+
+impl TileEncoder for Timed<'_> {
+    fn name(&self) -> String {
+        self.encoder.name()
+    }
+
+    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]) {
+        let start = Instant::now();
+        self.encoder.encode(tiles, rate, codebook, states);
+        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -205,43 +280,71 @@ fn damped(h: &Matrix, damping: f32) -> Matrix {
     out
 }
 
-/// How far `decoded` is from `w`, both `[n, k]`.
-fn report(
-    input: &LinearInput<'_>,
-    w: &Matrix,
-    decoded: &Matrix,
-    moments: Option<&Moments>,
-    rate: Rate,
-    fallback: Option<String>,
-) -> TensorReport {
-    let mut error = w.clone();
-    error.data.iter_mut().zip(&decoded.data).for_each(|(a, b)| *a -= b);
-    let (energy, lost) = (dot(&w.data, &w.data), dot(&error.data, &error.data));
-    let (proxy_error, cosine) = match moments {
-        Some(m) => {
-            let (eh, qh) = (error.times(&m.h), decoded.times(&m.h));
-            let whole = dot(&m.wh.data, &w.data);
-            let own = dot(&qh.data, &decoded.data);
-            let cosine = dot(&m.wh.data, &decoded.data) / (whole * own).sqrt();
-            (dot(&eh.data, &error.data) / whole, cosine)
+/// How far what was decoded is from the weights, summed over panels of outputs.
+#[derive(Default)]
+struct Sums {
+    energy: f64,
+    lost: f64,
+    /// `tr(E H Eᵀ)`.
+    error: f64,
+    /// `tr(W H Wᵀ)`.
+    whole: f64,
+    /// `tr(Q H Qᵀ)`, or `tr(Q Qᵀ)` without moments.
+    own: f64,
+    /// `tr(W H Qᵀ)`, or `tr(W Qᵀ)`.
+    both: f64,
+}
+
+impl Sums {
+    /// Adds a panel: `decoded` stands for `w`, under the moments and `W · H`.
+    fn add(&mut self, w: &Matrix, decoded: Matrix, moments: Option<(&Matrix, &Matrix)>) {
+        match moments {
+            Some((h, wh)) => {
+                let qh = decoded.times(h);
+                self.own += dot(&qh.data, &decoded.data);
+                self.whole += dot(&wh.data, &w.data);
+                self.both += dot(&wh.data, &decoded.data);
+            }
+            None => {
+                self.own += dot(&decoded.data, &decoded.data);
+                self.both += dot(&w.data, &decoded.data);
+            }
         }
-        None => {
-            let own = dot(&decoded.data, &decoded.data);
-            (lost / energy, dot(&w.data, &decoded.data) / (energy * own).sqrt())
+        let mut error = decoded;
+        error.data.iter_mut().zip(&w.data).for_each(|(q, w)| *q = w - *q);
+        self.energy += dot(&w.data, &w.data);
+        self.lost += dot(&error.data, &error.data);
+        if let Some((h, _)) = moments {
+            self.error += dot(&error.times(h).data, &error.data);
         }
-    };
-    // A matrix of zeros is kept exactly.
-    let proxy_error = if energy == 0.0 { 0.0 } else { proxy_error.max(0.0) };
-    TensorReport {
-        key: input.key.to_owned(),
-        shape: [input.weight.rows, input.weight.columns],
-        bits: rate.bits(),
-        proxy_error,
-        relative_output_error: proxy_error.sqrt(),
-        relative_weight_error: if energy == 0.0 { 0.0 } else { (lost / energy).sqrt() },
-        cosine: if energy == 0.0 { 1.0 } else { cosine },
-        calibration_rows: input.calibration_rows,
-        fallback,
-        seconds: 0.0,
+    }
+
+    fn report(
+        &self,
+        input: &LinearInput<'_>,
+        moments: bool,
+        rate: Rate,
+        fallback: Option<String>,
+    ) -> TensorReport {
+        let Self { energy, lost, error, whole, own, both } = *self;
+        let (proxy_error, cosine) = match moments {
+            true => (error / whole, both / (whole * own).sqrt()),
+            false => (lost / energy, both / (energy * own).sqrt()),
+        };
+        // A matrix of zeros is kept exactly.
+        let proxy_error = if energy == 0.0 { 0.0 } else { proxy_error.max(0.0) };
+        TensorReport {
+            key: input.key.to_owned(),
+            shape: input.shape,
+            bits: rate.bits(),
+            proxy_error,
+            relative_output_error: proxy_error.sqrt(),
+            relative_weight_error: if energy == 0.0 { 0.0 } else { (lost / energy).sqrt() },
+            cosine: if energy == 0.0 { 1.0 } else { cosine },
+            calibration_rows: input.calibration_rows,
+            fallback,
+            seconds: 0.0,
+            encoder_seconds: 0.0,
+        }
     }
 }

@@ -3,8 +3,10 @@
 //! they are.
 
 use super::basis::Random;
+use super::panels::PANEL;
 use crate::error::ConvertError;
 use crate::matrix::Matrix;
+use crate::quantizer::ReadRows;
 use half::f16;
 use marlin_quant::exl3::hadamard::sylvester;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
@@ -16,12 +18,14 @@ const GROUP: usize = 256;
 /// Rows that one task encodes.
 const ROWS: usize = 16;
 
-/// The parts `trellis: [vocab, G·(1 + 16·bits)]` and `signs: [G, 256]` of `table: [vocab, hidden]`.
+/// The parts `trellis: [vocab, G·(1 + 16·bits)]` and `signs: [G, 256]` of the table `[vocab, hidden]` that
+/// `read` gives.
 ///
 /// # Errors
-/// When `bits` is not 1 to 8 or the table is not finite.
+/// When `bits` is not 1 to 8, or the table cannot be read or is not finite.
 pub fn quantize_table(
-    table: &Matrix,
+    [vocab, hidden]: [usize; 2],
+    read: &ReadRows,
     bits: usize,
     encoder: &dyn TileEncoder,
     seed: u64,
@@ -30,20 +34,44 @@ pub fn quantize_table(
         field: "--embedding-bits".to_owned(),
         reason: format!("{bits} is out of range; 1 to 8, or 16 for no quantization"),
     })?;
-    if table.data.iter().any(|v| !v.is_finite()) {
-        return Err(ConvertError::Tensor {
-            key: "embedding".to_owned(),
-            reason: "the weights hold NaN or infinity; the source is damaged".to_owned(),
-        });
-    }
-    let codebook = Codebook::Mul1(marlin_quant::exl3::codebook::MUL1_MULTIPLIER);
-    let values = codebook.table();
-    let groups = table.columns.div_ceil(GROUP);
+    let groups = hidden.div_ceil(GROUP);
     let words = 1 + GROUP / 16 * bits;
     let mut random = Random(seed);
     let signs: Vec<f32> =
         (0..groups * GROUP).map(|_| if random.draw() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
-    let mut out = vec![0u16; table.rows * groups * words];
+    let mut out = vec![0u16; vocab * groups * words];
+    for (panel, out) in out.chunks_mut(PANEL * groups * words).enumerate() {
+        let first = panel * PANEL;
+        let rows = read(first..vocab.min(first + PANEL))?;
+        if rows.data.iter().any(|v| !v.is_finite()) {
+            return Err(ConvertError::Tensor {
+                key: "embedding".to_owned(),
+                reason: "the weights hold NaN or infinity; the source is damaged".to_owned(),
+            });
+        }
+        encode_rows(&rows, rate, bits, encoder, &signs, out);
+    }
+    let bytes: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let signs: Vec<u8> = signs.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+    Ok(vec![
+        ("trellis", HostTensor::new(DType::I16, vec![vocab, groups * words], bytes.into())?),
+        ("signs", HostTensor::new(DType::F16, vec![groups, GROUP], signs.into())?),
+    ])
+}
+
+/// Encodes some rows of the table into their words.
+fn encode_rows(
+    table: &Matrix,
+    rate: Rate,
+    bits: usize,
+    encoder: &dyn TileEncoder,
+    signs: &[f32],
+    out: &mut [u16],
+) {
+    let codebook = Codebook::Mul1(marlin_quant::exl3::codebook::MUL1_MULTIPLIER);
+    let values = codebook.table();
+    let groups = table.columns.div_ceil(GROUP);
+    let words = 1 + GROUP / 16 * bits;
     out.par_chunks_mut(ROWS * groups * words).enumerate().for_each(|(band, out)| {
         let rings = out.len() / words;
         let mut targets = vec![0.0f32; rings * GROUP];
@@ -84,10 +112,4 @@ pub fn quantize_table(
             }
         }
     });
-    let bytes: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let signs: Vec<u8> = signs.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
-    Ok(vec![
-        ("trellis", HostTensor::new(DType::I16, vec![table.rows, groups * words], bytes.into())?),
-        ("signs", HostTensor::new(DType::F16, vec![groups, GROUP], signs.into())?),
-    ])
 }

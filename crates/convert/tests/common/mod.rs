@@ -73,6 +73,7 @@ pub fn options(checkpoint: &Checkpoint, family: &str, output: &Path, bits: f64) 
         output: output.to_owned(),
         bits: allocate::rule(&plan, &allocate::rates(MUL1), bits, 6.0).unwrap(),
         embedding_bits: None,
+        tied: false,
         calibration: calibration(family),
         seed: 1,
         jobs: 2,

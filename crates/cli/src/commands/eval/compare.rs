@@ -17,7 +17,7 @@ use serde_json::json;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Share of the free memory that weights may take.
+/// Share of the free memory that weights may take when the user names no limit.
 const MEMORY_SHARE: f64 = 0.85;
 
 /// A model before its weights are loaded.
@@ -47,6 +47,7 @@ struct Row {
 pub fn run(
     models: &[String],
     reference: Option<&str>,
+    max_memory: Option<u64>,
     text: &TextArgs,
     json: bool,
     device: &DeviceArgs,
@@ -85,7 +86,8 @@ pub fn run(
     let mut own = None;
     let mut rows = Vec::new();
     while !waiting.is_empty() {
-        let fits = fitting(&waiting, loaded::available_memory());
+        let free = || loaded::available_memory().map(|free| (free as f64 * MEMORY_SHARE) as u64);
+        let fits = fitting(&waiting, max_memory.or_else(free));
         if fits < waiting.len() {
             console::note(&format!(
                 "{fits} of the {} models left fit in memory at once; the reference is read again for the others",
@@ -154,13 +156,12 @@ fn open(name: &str, text: &str, backend: &dyn Backend) -> Result<Candidate> {
     Ok(Candidate { name: name.to_owned(), checkpoint, storage, tokens })
 }
 
-/// How many of `waiting` may be loaded together: at least one.
-fn fitting(waiting: &VecDeque<Candidate>, available: Option<u64>) -> usize {
-    let Some(available) = available else { return 1 };
-    let mut room = available as f64 * MEMORY_SHARE;
-    let fits = waiting.iter().take_while(|c| {
-        room -= c.checkpoint.tensor_bytes() as f64;
-        room >= 0.0
+/// How many of `waiting` may be loaded together in `room` bytes: at least one.
+fn fitting(waiting: &VecDeque<Candidate>, room: Option<u64>) -> usize {
+    let Some(mut room) = room else { return 1 };
+    let fits = waiting.iter().map_while(|c| {
+        room = room.checked_sub(c.checkpoint.tensor_bytes())?;
+        Some(())
     });
     fits.count().max(1)
 }

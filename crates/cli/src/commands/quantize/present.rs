@@ -91,14 +91,15 @@ pub fn report(
     }
     let shown = |path: &Path| path.display().to_string();
     console::line(&format!(
-        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s",
+        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s (encoder: {:.0} s, all threads added up)",
         shown(&options.output),
         report.bits,
         report.stored_bits,
         report.head_stored_bits,
         report.all_stored_bits,
         console::bytes(report.file_bytes),
-        report.seconds
+        report.seconds,
+        report.encoder_seconds
     ))?;
     let worst = report.tensors.iter().filter(|t| t.proxy_error.is_finite());
     if let Some(worst) = worst.max_by(|a, b| a.proxy_error.total_cmp(&b.proxy_error)) {
@@ -174,6 +175,10 @@ pub fn page(
             ("files".to_owned(), console::bytes(report.file_bytes)),
             ("calibration tokens".to_owned(), args.calibration_tokens.to_string()),
             ("seconds".to_owned(), format!("{:.0}", report.seconds)),
+            (
+                "encoder, seconds of all threads".to_owned(),
+                format!("{:.0}", report.encoder_seconds),
+            ),
         ],
         quality,
         tensors: tensors.collect(),
