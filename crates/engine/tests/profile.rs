@@ -19,8 +19,11 @@ fn load(family: &str, backend: Arc<dyn Backend>) -> Model {
     Model::load(&checkpoint, spec, backend, &mut |_| {}).unwrap()
 }
 
+/// Runs a pass under a name.
+type Pass<'a> = &'a dyn Fn(&str, &dyn Fn() -> Vec<f32>) -> Vec<f32>;
+
 /// Logits of a prompt and of one more token, each step inside `pass`.
-fn answer(model: &Model, pass: &dyn Fn(&str, &dyn Fn() -> Vec<f32>) -> Vec<f32>) -> Vec<f32> {
+fn answer(model: &Model, pass: Pass) -> Vec<f32> {
     let cache = model.cache_spec(PROMPT, BLOCK_SIZE, DType::F32);
     let cache = model.backend().create_cache(&cache).unwrap();
     let table: Vec<u32> = (0..PROMPT as u32).collect();
