@@ -196,6 +196,12 @@ impl PagedCache {
     /// # Errors
     /// When the element type cannot be cached, or there is no room.
     pub(crate) fn new(spec: &CacheSpec) -> Result<Self, BackendError> {
+        // Pages are mapped as the context grows: without this the process would be killed then.
+        Self::within(available_bytes(), spec)
+    }
+
+    /// Allocates `spec` unless it takes more than `available` bytes, where that is known.
+    fn within(available: Option<u64>, spec: &CacheSpec) -> Result<Self, BackendError> {
         if !matches!(spec.dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Err(BackendError::Unsupported {
                 backend: "cpu".to_owned(),
@@ -209,18 +215,17 @@ impl PagedCache {
             needed_bytes,
             available_bytes,
         };
-        // Pages are mapped as the context grows: without this the process would be killed then.
-        let available = available_bytes();
         if let Some(available) = available.filter(|a| needed_bytes > *a) {
             return Err(no_room(available));
         }
         let layer = |layer: &CacheLayerSpec| {
-            let heads = slots * layer.num_kv_heads;
+            let heads = slots.checked_mul(layer.num_kv_heads)?;
+            let zeros = |dim| Elements::zeros(spec.dtype, heads.checked_mul(dim)?);
             Some(RwLock::new(Layer {
                 spec: *layer,
                 block_size: spec.block_size,
-                keys: Elements::zeros(spec.dtype, heads * layer.key_head_dim)?,
-                values: Elements::zeros(spec.dtype, heads * layer.value_head_dim)?,
+                keys: zeros(layer.key_head_dim)?,
+                values: zeros(layer.value_head_dim)?,
             }))
         };
         let layers = spec.layers.iter().map(layer).collect::<Option<_>>();
@@ -239,5 +244,18 @@ impl PagedCache {
                 layer.values.copy_within(from * values, to * values, values);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endless_cache_is_refused_where_the_system_tells_no_memory() {
+        let layers = vec![CacheLayerSpec { num_kv_heads: 3, key_head_dim: 8, value_head_dim: 8 }];
+        let spec = CacheSpec { layers, block_size: 4, num_blocks: usize::MAX, dtype: DType::F16 };
+        let error = PagedCache::within(None, &spec).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("bytes")));
     }
 }
