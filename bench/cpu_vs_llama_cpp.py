@@ -91,17 +91,21 @@ class Runner:
 
     def __init__(self, llama, path, threads, extra_buffers):
         self.c, self.threads = llama.c, threads
-        cpu = self.library("ggml-cpu")
-        cpu.ggml_threadpool_new.restype, cpu.ggml_threadpool_new.argtypes = ctypes.c_void_p, [ctypes.POINTER(ThreadPoolParams)]
-        cpu.ggml_threadpool_free.argtypes = [ctypes.c_void_p]
-        base = self.library("ggml-base")
-        base.ggml_threadpool_params_default.restype, base.ggml_threadpool_params_default.argtypes = ThreadPoolParams, [ctypes.c_int]
-        self.attach = llama.library.llama_attach_threadpool
+        # Through the library that is loaded: a wheel holds each library under three names as three files, and opening another of them
+        # would put a second copy of ggml into the process, whose threads compute wrong results slowly.
+        library = llama.library
+        library.ggml_threadpool_new.restype, library.ggml_threadpool_new.argtypes = ctypes.c_void_p, [ctypes.POINTER(ThreadPoolParams)]
+        library.ggml_threadpool_free.argtypes = [ctypes.c_void_p]
+        library.ggml_threadpool_params_default.restype, library.ggml_threadpool_params_default.argtypes = ThreadPoolParams, [ctypes.c_int]
+        self.attach = library.llama_attach_threadpool
         self.attach.restype, self.attach.argtypes = None, [ctypes.c_void_p] * 3
-        parameters = base.ggml_threadpool_params_default(threads)
+        parameters = library.ggml_threadpool_params_default(threads)
         if parameters.n_threads != threads:
             raise SystemExit(f"llama-cpp-python {llama.version} lays out ggml_threadpool_params in another way; use {LLAMA_CPP_PYTHON}")
-        self.cpu, self.pool = cpu, cpu.ggml_threadpool_new(ctypes.byref(parameters))
+        self.library, self.pool = library, library.ggml_threadpool_new(ctypes.byref(parameters))
+        copies = {line.split()[-1] for line in pathlib.Path("/proc/self/maps").read_text().splitlines() if "libggml-cpu" in line}
+        if len(copies) != 1:
+            raise SystemExit(f"{len(copies)} copies of ggml's library in one process, not 1: {sorted(copies)}")
         parameters = self.c.llama_model_default_params()
         parameters.use_extra_bufts = extra_buffers
         self.model = self.c.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -109,13 +113,36 @@ class Runner:
             raise SystemExit(f"{path}: llama.cpp cannot load it; see {llama.log.name}")
         self.vocabulary = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(self.model))
 
-    def library(self, name):
-        folder = pathlib.Path(self.c.__file__).parent / "lib"
-        return ctypes.CDLL(str(next(path for path in folder.iterdir() if path.stem == f"lib{name}")))
-
     def close(self):
         self.c.llama_model_free(self.model)
-        self.cpu.ggml_threadpool_free(self.pool)
+        self.library.ggml_threadpool_free(self.pool)
+
+    def answer(self, threads, flash):
+        """Logits after a short prompt, by the attached pool, or by llama.cpp's own single thread."""
+        import numpy
+
+        c, tokens = self.c, 40
+        parameters = c.llama_context_default_params()
+        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 256, tokens, tokens
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = int(flash)
+        context = c.llama_init_from_model(self.model, parameters)
+        if threads > 1:
+            self.attach(context, self.pool, self.pool)
+        prompt = (c.llama_token * tokens)(*[i * 977 % self.vocabulary for i in range(tokens)])
+        if (status := c.llama_decode(context, c.llama_batch_get_one(prompt, tokens))) != 0:
+            raise SystemExit(f"llama_decode returns {status}")
+        logits = numpy.ctypeslib.as_array(c.llama_get_logits_ith(context, -1), shape=(self.vocabulary,)).astype("f8")
+        c.llama_free(context)
+        return logits
+
+    def check(self, flash):
+        """Speed counts only where all threads compute what one does."""
+        expected, found = self.answer(1, flash), self.answer(self.threads, flash)
+        error = abs(found - expected).max() / abs(expected).max()
+        # Written so that it fails for what is not a number.
+        if not error < 1e-3:
+            raise SystemExit(f"llama.cpp answers otherwise with {self.threads} threads than with one: relative error {error}")
 
     def measure(self, test, repetitions, flash, unified):
         """Tokens per second of each repetition, after one that is not counted."""
@@ -169,6 +196,7 @@ def about(llama):
 def worker_measure(llama, job):
     variant = job["variant"]
     runner = Runner(llama, job["path"], job["threads"], variant["extra_buffers"])
+    runner.check(variant["flash"])
     speeds = runner.measure(Test(job["test"]), job["repetitions"], variant["flash"], variant["unified"])
     runner.close()
     return dict(speeds=speeds)
@@ -415,7 +443,8 @@ class Bench:
     def choose(self, path, test):
         """Fastest variant of llama.cpp."""
         kept = read_json(self.choices_file)
-        key = f"{self.digest(path)} {test.name} {self.args.threads} {LLAMA_CPP_PYTHON}"
+        # The first number grows when the way of measuring changes, so that older choices are made again.
+        key = f"2 {self.digest(path)} {test.name} {self.args.threads} {LLAMA_CPP_PYTHON}"
         if key in self.chosen or kept.get(key, {}).get("other_cores", 99) <= QUIET_CORES:
             return kept[key]
         note(f"{path.name} {test.name}: llama.cpp's variants")
