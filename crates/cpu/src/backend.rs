@@ -5,7 +5,7 @@ use crate::frequencies::Frequencies;
 use crate::kernel::{Decoded, Inputs, Prepared};
 use crate::memory::{Arena, Buffer};
 use crate::moe::Moe;
-use crate::order::{Next, Order};
+use crate::order::{FEW_ROWS, Next, Order};
 use crate::simd::{Attention, Matrix};
 use crate::{Kernel, Level, Pool, reference, simd};
 use marlin_quant::format;
@@ -58,8 +58,6 @@ pub struct CpuBackend {
 
 /// Elements below which an operator is not worth a parallel region.
 const SERIAL: usize = 1 << 15;
-/// Rows up to which the start of a parallel region is a notable part of a product's time.
-const FEW_ROWS: usize = 8;
 
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
@@ -123,7 +121,7 @@ impl CpuBackend {
         });
         let mut prepared: Vec<Prepared> = Vec::with_capacity(linears.len());
         for linear in linears {
-            prepared.push(linear.kernel.prepare(x, rows, prepared.last()));
+            prepared.push(linear.kernel.prepare(x, prepared.last(), &self.pool));
         }
         self.pool.run_parts(parts.collect(), rows, |i, _, columns, out| {
             let inputs = Inputs { x, rows, prepared: &prepared[i] };

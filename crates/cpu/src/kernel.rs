@@ -56,14 +56,14 @@ pub trait Kernel: Send + Sync {
         None
     }
 
-    /// The few rows of `x` as [`part`](Self::part) reads them, or `ready` if they are that already,
+    /// The rows of `x` as [`part`](Self::part) reads them, or `ready` if they are that already,
     /// prepared by another kernel.
-    fn prepare(&self, x: &[f32], rows: usize, ready: Option<&Prepared>) -> Prepared {
-        let _ = (x, rows, ready);
+    fn prepare(&self, x: &[f32], ready: Option<&Prepared>, pool: &Pool) -> Prepared {
+        let _ = (x, ready, pool);
         Arc::new(())
     }
 
-    /// Columns `columns` of [`matmul`](Self::matmul) for few rows, on this thread; the first is a multiple of
+    /// Columns `columns` of [`matmul`](Self::matmul), for few rows, on this thread; the first is a multiple of
     /// [`part_columns`](Self::part_columns). `out` begins with it.
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
         let _ = (inputs, columns, out);

@@ -125,6 +125,14 @@ impl Drop for Buffer {
     }
 }
 
+/// The first `len` elements of a buffer that is kept between calls; it grows when it has to, by `value`.
+pub(crate) fn grown<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
+    if buffer.len() < len {
+        buffer.resize(len, value);
+    }
+    &mut buffer[..len]
+}
+
 /// Elements whose zero is all bits zero and every bit pattern of which is valid.
 pub(crate) trait Plain: Copy {}
 

@@ -5,8 +5,8 @@ use crate::Pool;
 use crate::backend::LoadedLinear;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Rows up to which reading the weights is what takes the time.
-const FEW_ROWS: usize = 8;
+/// Rows up to which reading the weights, and the start of a parallel region, are what takes the time.
+pub(crate) const FEW_ROWS: usize = 8;
 
 /// Address and length of the weights that were read after a matrix.
 pub(crate) type Next = Mutex<Vec<(usize, usize)>>;

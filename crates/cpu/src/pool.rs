@@ -19,7 +19,7 @@ use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -104,12 +104,6 @@ impl Pool {
         };
         let workers = (1..threads).filter_map(spawn).collect();
         Self { shared, region: Mutex::default(), workers }
-    }
-
-    /// A pool of the calling thread alone.
-    pub fn alone() -> &'static Self {
-        static ALONE: LazyLock<Pool> = LazyLock::new(|| Pool::new(1));
-        &ALONE
     }
 
     /// Says what the region after the next one will read, matrix by matrix: threads that wait fetch

@@ -171,7 +171,7 @@ impl Attention<'_> {
             let height = (rows / (4 * threads)).next_multiple_of(32);
             return height.clamp(32, ROUNDED_TILE);
         }
-        let _ = (sequence, threads);
+        let _ = (sequence, threads, self.rounding);
         TILE
     }
 

@@ -22,28 +22,6 @@ fn enter<J: Job>(s: Avx2, job: J) -> J::Output {
     job.run(s)
 }
 
-/// Value-only methods: one intrinsic expression each.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
-/// Methods that touch memory: the caller vouches for the pointer.
-macro_rules! accesses {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 impl Isa for Avx2 {
     const LANES: usize = 8;
     const SIGNED_BYTES: bool = true;

@@ -27,29 +27,6 @@ fn enter_vnni<J: Job>(s: Avx512<true>, job: J) -> J::Output {
     job.run(s)
 }
 
-/// Value-only methods: one intrinsic expression each.
-macro_rules! values {
-    ($($(#[$m:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        $(#[$m])*
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
-/// Methods that touch memory: the caller vouches for the pointer.
-macro_rules! accesses {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// One function per set of features, so that a job is compiled only for those it runs with.
 trait Enter: Copy {
     fn enter_level<J: Job>(self, job: J) -> J::Output;

@@ -6,7 +6,7 @@ use super::integer::{self, Blocks};
 use super::isa::{FloatIsa, IntegerIsa};
 use super::panel::{self, Bands};
 use super::quantized::Quantized;
-use super::tile::{BAND, Format, Layout, Tiles};
+use super::tile::{BAND, Format, Tiles};
 use crate::kernel::{Inputs, Prepared};
 use crate::{ColumnBand, Kernel, Level, Pool};
 use bytes::Bytes;
@@ -27,7 +27,7 @@ fn columns_per_task(columns: usize, unit: usize, pool: &Pool) -> usize {
 }
 
 /// Rows from which decoding weights to bf16 tiles pays.
-pub(crate) const AMX_ROWS: usize = 16;
+pub const AMX_ROWS: usize = 16;
 
 /// Rows for which a thread may decode weights that others decode too.
 const ROWS_OF_A_THREAD: usize = 128;
@@ -164,8 +164,8 @@ impl<F: Format> Kernel for Tiled<F> {
         Some(2 * BAND)
     }
 
-    fn prepare(&self, x: &[f32], _: usize, ready: Option<&Prepared>) -> Prepared {
-        prepare(self.path, &F::LAYOUT, x, self.tiles.in_features, ready)
+    fn prepare(&self, x: &[f32], ready: Option<&Prepared>, pool: &Pool) -> Prepared {
+        prepare(&self.tiles, self.path, x, ready, pool)
     }
 
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
@@ -173,21 +173,22 @@ impl<F: Format> Kernel for Tiled<F> {
     }
 }
 
-/// [`Kernel::prepare`] of tiles.
+/// [`Kernel::prepare`] of tiles, the format out of sight.
 fn prepare(
+    weights: &dyn Repacked,
     path: Path,
-    layout: &Layout,
     x: &[f32],
-    columns: usize,
     ready: Option<&Prepared>,
+    pool: &Pool,
 ) -> Prepared {
     let Path::Integer(isa) = path else { return Arc::new(()) };
+    let (columns, layout) = (weights.in_features(), weights.layout());
     let quantized = |ready: &&Prepared| {
         ready.downcast_ref::<Quantized>().is_some_and(|q| q.suits(isa, columns, layout))
     };
     match ready.filter(quantized) {
         Some(ready) => Arc::clone(ready),
-        None => Arc::new(Quantized::new(isa, x, columns, layout, Pool::alone())),
+        None => Arc::new(Quantized::new(isa, x, columns, layout, pool)),
     }
 }
 
@@ -222,25 +223,16 @@ fn multiply_tiles(
     out: &mut [f32],
     pool: &Pool,
 ) {
-    let k = weights.in_features();
-    assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
+    assert_eq!(x.len(), rows * weights.in_features(), "input fills [rows, in_features]");
     if rows == 0 {
         return;
     }
     let n = out.len() / rows;
-    let width = columns_per_task(n, 2 * BAND, pool);
-    let bands = |columns: &Range<usize>| columns.start / BAND..columns.end.div_ceil(BAND);
-    match path {
-        Path::Float(isa) => pool.run_columns(out, n, width, |columns, out| {
-            panel::multiply(isa, weights, x, rows, bands(&columns), out);
-        }),
-        Path::Integer(isa) => {
-            let x = &Quantized::new(isa, x, k, weights.layout(), pool);
-            pool.run_columns(out, n, width, |columns, out| {
-                integer::multiply(isa, weights, x, bands(&columns), out);
-            });
-        }
-    }
+    let prepared = &prepare(weights, path, x, None, pool);
+    let inputs = Inputs { x, rows, prepared };
+    pool.run_columns(out, n, columns_per_task(n, 2 * BAND, pool), |columns, out| {
+        multiply_part(weights, path, inputs, columns, out);
+    });
 }
 
 /// Float weights in place.
@@ -268,6 +260,13 @@ impl<E: Element> Plain<E> {
 
     fn rows(&self) -> Rows<'_, E> {
         Rows::new(&self.bytes, self.in_features)
+    }
+
+    /// Output columns `columns` for all rows of `x`.
+    fn columns(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+        let stride = self.in_features * E::BYTES;
+        let bytes = &self.bytes[columns.start * stride..columns.end * stride];
+        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);
     }
 
     /// Name of its path.
@@ -301,11 +300,7 @@ impl<E: Element> Kernel for Plain<E> {
             return multiply_rounded(amx, &[&self.rows()], x, k, vec![out], pool);
         }
         let width = columns_per_task(n, 2 * BAND, pool);
-        pool.run_columns(out, n, width, |columns, out| {
-            let stride = k * E::BYTES;
-            let bytes = &self.bytes[columns.start * stride..columns.end * stride];
-            float::multiply(self.isa, Rows::<E>::new(bytes, k), x, rows, out);
-        });
+        pool.run_columns(out, n, width, |columns, out| self.columns(x, rows, columns, out));
     }
 
     fn panels(&self) -> Option<(Amx, &dyn Panels)> {
@@ -321,10 +316,7 @@ impl<E: Element> Kernel for Plain<E> {
     }
 
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
-        let Inputs { x, rows, .. } = inputs;
-        let stride = self.in_features * E::BYTES;
-        let bytes = &self.bytes[columns.start * stride..columns.end * stride];
-        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);
+        self.columns(inputs.x, inputs.rows, columns, out);
     }
 }
 

@@ -11,6 +11,10 @@
 //! * `vector`: registers of f32 for the operators between matrix products, which are in
 //!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[macro_use]
+mod methods;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(not(target_arch = "x86_64"))]
@@ -59,12 +63,14 @@ pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(crate) use kernels::{AMX_ROWS, multiply_rounded};
+pub use kernels::AMX_ROWS;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use kernels::multiply_rounded;
 pub(crate) use scatter::transpose_f16;
 
 /// Without kernels there is nothing to multiply on tiles.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) const AMX_ROWS: usize = usize::MAX;
+pub const AMX_ROWS: usize = usize::MAX;
 
 /// Never called: there is no [`amx::Amx`].
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

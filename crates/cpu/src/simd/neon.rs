@@ -206,28 +206,6 @@ fn sdot<const LANE: i32>(mut acc: uint8x16_t, w: uint8x16_t, a: int8x16_t) -> ui
     acc
 }
 
-/// Value-only methods: one intrinsic expression each.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
-/// Methods that touch memory: the caller vouches for the pointer.
-macro_rules! accesses {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// A register of integers.
 type I = [uint8x16_t; 2];
 /// A register of f32.

@@ -3,7 +3,7 @@
 //! Tolerances: f32 activations 1e-5 of `Σ|x||w|`. Quantized activations that and the rounding of
 //! the activations, `Σ_groups max|x| / 254 * Σ|w|`, which no correct kernel exceeds.
 
-use super::{Kernel, Level, kernel_name, load};
+use super::{AMX_ROWS, Kernel, Level, kernel_name, load};
 use crate::Pool;
 use marlin_tensor::{DType, HostTensor, Weight};
 
@@ -126,7 +126,7 @@ struct Expected {
 impl Expected {
     /// What the name of a path promises for so many rows.
     fn tolerance(&self, path: &str, rows: usize) -> &[f64] {
-        match path.contains("amx") && rows >= 16 {
+        match path.contains("amx") && rows >= AMX_ROWS {
             true => &self.rounded,
             false if path.contains("int8") => &self.quantized,
             false => &self.float,

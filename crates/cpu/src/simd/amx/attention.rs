@@ -5,11 +5,12 @@
 //! the first two levels of cache. Queries, keys, values and softmax numerators are rounded to bf16, at most
 //! 2⁻⁸ of each.
 
-use super::pack::{interleave, pack_rows};
+use super::pack::{interleave, narrow, pack_rows, transpose};
 use super::product::{Block, inner};
 use super::{Amx, DEPTH, ROWS, Tile, Tiles};
 use crate::Level;
 use crate::cache::{Elements, Layer};
+use crate::memory::grown;
 use crate::reference::first_visible;
 use crate::simd::avx512::Avx512;
 use crate::simd::elementwise::{exponentials, softcap};
@@ -35,7 +36,7 @@ pub(crate) struct Attend<'a> {
     pub kv_head: usize,
     /// Scaled queries, `[rows, key_head_dim]`.
     pub queries: &'a [f32],
-    /// Position of every row's token.
+    /// Position of every row's token, ascending.
     pub positions: &'a [usize],
 }
 
@@ -52,13 +53,6 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: Cell<Scratch> = Cell::default();
-}
-
-fn grown<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, value);
-    }
-    &mut buffer[..len]
 }
 
 /// Whether a cache layer of this shape can be read as tiles.
@@ -92,19 +86,16 @@ impl Attend<'_> {
         totals.fill(0.0);
         softmax.fill((f32::NEG_INFINITY, 0.0));
 
-        let end = self.positions.iter().max().map_or(0, |p| p + 1);
-        let first = self.positions.iter().min().copied().unwrap_or(0);
-        let begin = first_visible(first, p.window);
+        let Range { start: begin, end } = self.seen(0..rows);
         let tiles = self.amx.configure();
         for start in (begin / ROWS * ROWS..end).step_by(STEP) {
             let step = start..end.min(start + STEP);
             self.fill(&step, depth, across, keys, values);
             for first in (0..rows).step_by(PAIR) {
                 let last = rows.min(first + PAIR);
-                let seen = self.positions[first..last].iter();
-                let high = seen.clone().max().map_or(0, |p| p + 1).min(step.end);
-                let low = seen.min().map_or(0, |&p| first_visible(p, self.params.window));
-                if high <= step.start || low >= step.end {
+                let seen = self.seen(first..last);
+                let high = seen.end.min(step.end);
+                if high <= step.start || seen.start >= step.end {
                     continue;
                 }
                 let columns = (high - start).next_multiple_of(DEPTH);
@@ -151,6 +142,12 @@ impl Attend<'_> {
             to.copy_from_slice(&from[..dv]);
         }
         SCRATCH.set(scratch);
+    }
+
+    /// Positions that some of `rows` see; there is at least one row.
+    fn seen(&self, rows: Range<usize>) -> Range<usize> {
+        let low = first_visible(self.positions[rows.start], self.params.window);
+        low..self.positions[rows.end - 1] + 1
     }
 
     /// Scores of rows `rows` over `positions` to softmax numerators, zero where a row sees nothing;
@@ -262,26 +259,13 @@ impl Attend<'_> {
                 let at = self.layer.at(slot, self.kv_head, dk);
                 for (t, tile) in tiles.iter_mut().enumerate() {
                     let mut pairs = [_mm512_setzero_ps(); ROWS];
-                    let left = (dk - t * DEPTH).min(DEPTH);
                     for (r, pairs) in pairs.iter_mut().enumerate() {
-                        // SAFETY: sixteen slots of a block from `slot` on have `dk` columns each; a row
-                        // shorter than a tile is copied first.
-                        *pairs = unsafe {
-                            let mut p = stored.add((at + r * dk + t * DEPTH) * E::BYTES);
-                            let mut tail = [0u8; DEPTH * 4];
-                            if left < DEPTH {
-                                p.copy_to_nonoverlapping(tail.as_mut_ptr(), left * E::BYTES);
-                                p = tail.as_ptr();
-                            }
-                            let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
-                            std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
-                        };
+                        let at = at + r * dk + t * DEPTH;
+                        // SAFETY: sixteen slots of a block from `slot` on have `dk` columns each.
+                        *pairs =
+                            unsafe { narrow::<E>(s, stored.add(at * E::BYTES), dk - t * DEPTH) };
                     }
-                    s.transpose(&mut pairs);
-                    for (row, pairs) in tile.0.chunks_exact_mut(16).zip(pairs) {
-                        // SAFETY: sixteen words.
-                        unsafe { _mm512_store_ps(row.as_mut_ptr().cast(), pairs) };
-                    }
+                    transpose(s, &mut pairs, tile);
                 }
                 continue;
             }

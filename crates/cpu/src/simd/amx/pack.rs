@@ -2,6 +2,10 @@
 
 use super::{Amx, DEPTH, ROWS, Tile};
 use crate::Pool;
+use crate::memory::grown;
+use crate::simd::avx512::Avx512;
+use crate::simd::float::Element;
+use crate::simd::isa::Isa;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 
@@ -27,10 +31,7 @@ impl Packed {
         let depth = columns.div_ceil(DEPTH);
         let len = rows.div_ceil(ROWS) * depth;
         let mut tiles = SCRATCH.take();
-        if tiles.len() < len {
-            tiles.resize(len, Tile::ZERO);
-        }
-        pool.run_chunks(&mut tiles[..len], depth, |i, tiles| {
+        pool.run_chunks(grown(&mut tiles, len, Tile::ZERO), depth, |i, tiles| {
             let x = &x[i * ROWS * columns..];
             let x = &x[..x.len().min(ROWS * columns)];
             // SAFETY: `amx` proves the features; `tiles` has a tile for every 32 columns.
@@ -86,6 +87,39 @@ pub(super) unsafe fn pack_rows(_: Amx, x: &[f32], columns: usize, tiles: &mut [T
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
             }
         }
+    }
+}
+
+/// `len` elements at `p`, of a row that ends there if they are fewer than 32, as bf16 and zeros.
+///
+/// # Safety
+/// The processor has the features, of which `s` is a part; the elements must be readable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+pub(super) unsafe fn narrow<E: Element>(s: Avx512<true>, p: *const u8, len: usize) -> __m512 {
+    let mut tail = [0u8; DEPTH * 4];
+    // SAFETY: the caller's; a short row is copied to where 32 elements can be read.
+    unsafe {
+        let p = match len >= DEPTH {
+            true => p,
+            false => {
+                p.copy_to_nonoverlapping(tail.as_mut_ptr(), len * E::BYTES);
+                tail.as_ptr()
+            }
+        };
+        let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
+        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// Sixteen rows of 32 bf16 as a tile of weights: pairs of inputs, a row's in its column.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+pub(super) fn transpose(s: Avx512<true>, rows: &mut [__m512; ROWS], out: &mut Tile) {
+    s.transpose(rows);
+    for (out, row) in out.0.chunks_exact_mut(16).zip(rows) {
+        // SAFETY: sixteen words.
+        unsafe { _mm512_store_ps(out.as_mut_ptr().cast(), *row) };
     }
 }
 

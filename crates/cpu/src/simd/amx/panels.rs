@@ -1,9 +1,9 @@
 //! Stored weights to bf16 tiles.
 
+use super::pack::{narrow, transpose};
 use super::{Amx, DEPTH, Panels, ROWS, Tile};
 use crate::simd::avx512::Avx512;
 use crate::simd::float::{Element, Rows};
-use crate::simd::isa::Isa;
 use crate::simd::tile::{Band, Format, GROUP, Source, Tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -134,25 +134,10 @@ fn fill_rows<E: Element>(_: Amx, rows: &Rows<'_, E>, band: usize, start: usize, 
         let at = (start + i) * DEPTH;
         let mut pairs = [_mm512_setzero_ps(); ROWS];
         for (r, pairs) in pairs.iter_mut().enumerate() {
-            let mut tail = [0u8; DEPTH * 4];
             let row = &rows.row((band * ROWS + r).min(rows.out_features() - 1))[at * E::BYTES..];
-            let p = match row.len() >= DEPTH * E::BYTES {
-                true => row.as_ptr(),
-                false => {
-                    tail[..row.len()].copy_from_slice(row);
-                    tail.as_ptr()
-                }
-            };
-            // SAFETY: 32 elements lie at `p`; the rest changes types only.
-            *pairs = unsafe {
-                let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
-                std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
-            };
+            // SAFETY: as many elements lie in the row.
+            *pairs = unsafe { narrow::<E>(s, row.as_ptr(), row.len() / E::BYTES) };
         }
-        s.transpose(&mut pairs);
-        for (row, pairs) in tile.0.chunks_exact_mut(16).zip(pairs) {
-            // SAFETY: sixteen words.
-            unsafe { _mm512_store_ps(row.as_mut_ptr().cast(), pairs) };
-        }
+        transpose(s, &mut pairs, tile);
     }
 }

@@ -7,6 +7,7 @@
 
 use super::{Amx, Packed, ROWS, Tile, Tiles};
 use crate::ColumnBand;
+use crate::memory::grown;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::cell::Cell;
 use std::ops::Range;
@@ -49,15 +50,13 @@ pub(crate) fn multiply(
     let chunk = x.depth.div_ceil(x.depth.div_ceil(chunk.max(1)).max(1));
     let chunk = chunk.next_multiple_of(GRANULE);
     let mut panels = PANELS.take();
-    if panels.len() < TOGETHER * chunk {
-        panels.resize(TOGETHER * chunk, Tile::ZERO);
-    }
+    let memory = grown(&mut panels, TOGETHER * chunk, Tile::ZERO);
     let tiles = amx.configure();
     for start in (0..x.depth).step_by(chunk.max(1)) {
         let len = chunk.min(x.depth - start);
         for band in bands.clone().step_by(TOGETHER) {
             let together = TOGETHER.min(bands.end - band);
-            let panels = &mut panels[..together * len];
+            let panels = &mut memory[..together * len];
             weights.fill(amx, band..band + together, start, panels);
             let first = band - bands.start;
             for block in blocks.clone().step_by(2) {

@@ -54,28 +54,6 @@ fn enter_tiles<J: Job>(s: Avx512<TILES>, job: J) {
     job.run(s)
 }
 
-/// Methods of one intrinsic expression.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
-/// Methods that touch memory: the caller vouches for the pointer.
-macro_rules! accesses {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// 16-bit unsigned products, high halves. As assembly, because the compiler takes the intrinsic
 /// apart, hoists the widened constant out of the loop and then multiplies in wider lanes.
 #[target_feature(enable = "avx512f,avx512bw")]

@@ -33,6 +33,7 @@ mod tier;
 use super::amx::{self, Amx, Panels, Tile};
 use super::kernels::{AMX_ROWS, multiply_rounded, rounding, rounding_name};
 use crate::kernel::{Inputs, Prepared};
+use crate::memory::grown;
 use crate::{ColumnBand, Kernel, Level, Pool};
 use isa::Isa;
 use layout::{BLOCK, STRIP, Strips};
@@ -169,9 +170,9 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         Some(BLOCK)
     }
 
-    fn prepare(&self, x: &[f32], _: usize, _: Option<&Prepared>) -> Prepared {
+    fn prepare(&self, x: &[f32], _: Option<&Prepared>, pool: &Pool) -> Prepared {
         let mut rotated = Vec::new();
-        self.rotate_in(x, self.activations, &mut rotated, Pool::alone());
+        self.rotate_in(x, self.activations, &mut rotated, pool);
         Arc::new(rotated)
     }
 
@@ -183,7 +184,7 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         let words = activations.strip_sums();
         let width = rows * words;
         let strips = columns.start / STRIP..columns.end.div_ceil(BLOCK) * (BLOCK / STRIP);
-        let sums = grown(&mut scratch.sums, strips.len() * width);
+        let sums = grown(&mut scratch.sums, strips.len() * width, 0.0);
         self.s.enter(Multiply {
             strips: &self.strips,
             codebook: self.codebook,
@@ -220,7 +221,7 @@ impl<S: Isa> Exl3Kernel<S> {
 
         let words = activations.strip_sums();
         let width = rows * words;
-        let sums = grown(sums, self.strips.strips() * width);
+        let sums = grown(sums, self.strips.strips() * width, 0.0);
         let strip_weights = self.strips.inputs * STRIP * (rows + DECODE_ROWS) / (1 + DECODE_ROWS);
         let even = self.strips.strips().div_ceil(4 * pool.available_threads());
         let per_task = even.max(TASK_WEIGHTS / strip_weights);
@@ -246,7 +247,7 @@ impl<S: Isa> Exl3Kernel<S> {
         // SAFETY: the words are bits of floats.
         let rotated =
             unsafe { std::slice::from_raw_parts(rotated.as_ptr().cast::<f32>(), rotated.len()) };
-        let sums = grown(sums, rows * self.strips.outputs);
+        let sums = grown(sums, rows * self.strips.outputs, 0.0);
         multiply_rounded(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
         let sums = &scratch.sums[..];
         // A strip's sums lie as those of integers do.
@@ -263,7 +264,7 @@ impl<S: Isa> Exl3Kernel<S> {
         pool: &Pool,
     ) -> &'a [u32] {
         let words = activations.row_words(self.strips.inputs);
-        let rotated = grown(out, x.len() / self.in_features * words);
+        let rotated = grown(out, x.len() / self.in_features * words, 0);
         pool.run_chunks(rotated, ROTATE_ROWS * words, |i, out| {
             let first = i * ROTATE_ROWS * self.in_features;
             let x = &x[first..][..out.len() / words * self.in_features];
@@ -300,12 +301,4 @@ impl<S: Isa> Panels for Exl3Kernel<S> {
         let first_block = start / amx::GRANULE;
         self.s.enter(Fill { strips, codebook, strip, first_block, out });
     }
-}
-
-/// The first `len` elements of `buffer`, which grows when it has to.
-fn grown<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
-    if buffer.len() < len {
-        buffer.resize(len, T::default());
-    }
-    &mut buffer[..len]
 }

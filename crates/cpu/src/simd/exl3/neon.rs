@@ -28,28 +28,6 @@ fn enter_half<J: Job>(s: Neon<true>, job: J) {
     job.run(s)
 }
 
-/// Methods of one intrinsic expression.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
-/// Methods that touch memory: the caller vouches for the pointer.
-macro_rules! accesses {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; the caller vouches for the pointer.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// A register of integers.
 type I = [uint16x8_t; 2];
 /// A register of f32.

@@ -69,7 +69,7 @@ const CODEBOOKS: [Codebook; 4] = [
 
 /// Whether so many rows go to bf16 tiles.
 fn rounds(tier: Tier, float: bool, rows: usize) -> bool {
-    tier == Tier::Tiles && !float && rows >= AMX_ROWS
+    tier.level() == Level::Amx && !float && rows >= AMX_ROWS
 }
 
 /// Tolerances: f32 sums in another order; fp16 rounding of the value and 15-bit activations.

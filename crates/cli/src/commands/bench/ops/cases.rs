@@ -4,6 +4,7 @@ use super::weights::{self, Random};
 use crate::console;
 use crate::glob::glob;
 use anyhow::Result;
+use marlin_cpu::simd::AMX_ROWS;
 use marlin_engine::{SampleContext, Sampler, SamplingOptions, SamplingParams, TokenCounts};
 use marlin_quant::{WeightFormat, formats};
 use marlin_tensor::{
@@ -29,7 +30,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     /// What a kernel of this name computes `rows` rows with.
     fn of(kernel: &str, rows: usize) -> Self {
-        if kernel.contains("amx bf16") && rows >= 16 {
+        if kernel.contains("amx bf16") && rows >= AMX_ROWS {
             Self::AmxBf16
         } else if kernel.contains("int8") {
             Self::Int8

@@ -22,17 +22,6 @@ fn enter<J: Job>(s: Avx2, job: J) -> J::Output {
     job.run(s)
 }
 
-/// Methods of one intrinsic expression.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
 impl Isa for Avx2 {
     const LANES: usize = 16;
     type V = __m256i;

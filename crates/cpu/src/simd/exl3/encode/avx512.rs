@@ -22,17 +22,6 @@ fn enter<J: Job>(s: Avx512, job: J) -> J::Output {
     job.run(s)
 }
 
-/// Methods of one intrinsic expression.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// For every `E`, the lane that each lane of [`Isa::interleave`] comes from.
 const INTERLEAVED: [[u16; 32]; 5] = {
     let mut from = [[0; 32]; 5];

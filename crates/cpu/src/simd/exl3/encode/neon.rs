@@ -22,17 +22,6 @@ fn enter<J: Job>(s: Neon, job: J) -> J::Output {
     job.run(s)
 }
 
-/// Methods of one intrinsic expression.
-macro_rules! values {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $ty),*) -> $out {
-            // SAFETY: `self` proves the features; registers only, no memory.
-            unsafe { $body }
-        }
-    )*};
-}
-
 /// A register.
 type V = [uint16x8_t; 2];
 
