@@ -98,13 +98,19 @@ pub struct DeviceArgs {
     pub activations: Option<ActivationsArg>,
 }
 
-/// Devices of this build.
+/// Devices, also those that this build lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
-    /// The best there is.
+    /// The best GPU this build can use, or the processor.
     Auto,
     /// The processor.
     Cpu,
+    /// NVIDIA GPUs; needs a build with `--features cuda`.
+    Cuda,
+    /// Apple GPUs; needs a build with `--features metal`.
+    Metal,
+    /// GPUs with Vulkan; needs a build with `--features vulkan`.
+    Vulkan,
 }
 
 /// Precision of matrix inputs.

@@ -1,6 +1,6 @@
 //! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
 
-use crate::args::{ActivationsArg, ContextArgs, DeviceArgs, SamplingArgs};
+use crate::args::{ActivationsArg, ContextArgs, Device, DeviceArgs, SamplingArgs};
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
@@ -8,6 +8,7 @@ use marlin_cpu::{Activations, CpuBackend, CpuEncoder, CpuOptions, Level};
 use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
+use marlin_gpu::{GpuDevice, Runtime};
 use marlin_models::Model;
 use marlin_quant::exl3::TileEncoder;
 use marlin_tensor::Backend;
@@ -35,8 +36,65 @@ pub fn threads(args: &DeviceArgs) -> usize {
     args.threads.map_or_else(cores, usize::from)
 }
 
+/// The GPU the arguments ask for, `None` for the processor. `auto` takes no GPU that is a program on the processor.
+///
+/// # Errors
+/// When a runtime is named that this build lacks, or that finds no device.
+pub fn gpu(args: &DeviceArgs) -> Result<Option<GpuDevice>> {
+    let runtime = match args.device {
+        Device::Cpu => return Ok(None),
+        Device::Auto => {
+            let mut found = marlin_gpu::devices();
+            found.retain(|d| !d.is_software);
+            let rank = |d: &GpuDevice| Runtime::ALL.iter().position(|r| *r == d.runtime);
+            return Ok(found.into_iter().min_by_key(rank));
+        }
+        Device::Cuda => Runtime::Cuda,
+        Device::Metal => Runtime::Metal,
+        Device::Vulkan => Runtime::Vulkan,
+    };
+    let name = runtime.name();
+    if !runtime.is_built() {
+        let message =
+            format!("--device {name}: this build has no {name}; build it with --features {name}");
+        return Err(exit::usage(message));
+    }
+    let found = marlin_gpu::devices().into_iter().find(|d| d.runtime == runtime);
+    let missing = || {
+        let message = format!("--device {name}: no device found; it needs {}", runtime.needs());
+        exit::coded(exit::NOT_FOUND, message)
+    };
+    found.ok_or_else(missing).map(Some)
+}
+
 /// The backend the arguments ask for. `activations` is what the verb defaults to.
 pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
+    if let Some(device) = gpu(args)? {
+        return Ok(marlin_gpu::open(&device)?);
+    }
+    cpu(args, activations)
+}
+
+/// The processor, for what cannot time a GPU, which works on while its operators have returned.
+///
+/// # Errors
+/// When the arguments name a GPU.
+pub fn cpu_only(
+    args: &DeviceArgs,
+    activations: ActivationsArg,
+    what: &str,
+) -> Result<Arc<dyn Backend>> {
+    match args.device {
+        Device::Auto | Device::Cpu => cpu(args, activations),
+        _ => Err(exit::usage(format!("{what} measures the cpu only; leave --device out"))),
+    }
+}
+
+/// The processor as a backend.
+///
+/// # Errors
+/// When `MARLIN_CPU` names what this machine lacks.
+pub fn cpu(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
     let level = level()?;
     let threads = threads(args);
     let activations = match args.activations.unwrap_or(activations) {
@@ -51,8 +109,11 @@ pub fn encoder() -> Result<Arc<dyn TileEncoder>> {
     Ok(Arc::new(CpuEncoder::new(level()?, 1)))
 }
 
-/// How the JSON of a verb calls its activations.
+/// How the JSON of a verb calls its activations. GPUs compute with floats.
 pub fn activations_name(args: &DeviceArgs, default: ActivationsArg) -> &'static str {
+    if matches!(gpu(args), Ok(Some(_))) {
+        return "float";
+    }
     match args.activations.unwrap_or(default) {
         ActivationsArg::Auto => "auto",
         ActivationsArg::Float => "float",

@@ -6,15 +6,21 @@ use crate::layers::{Loader, Norm, Step};
 use crate::spec::ModelSpec;
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::{
-    Backend, Batch, Cache, CacheSpec, DType, Embedding, Linear, LinearOptions, Routing, Tensor,
-    Weight,
+    Backend, BackendError, Batch, Cache, CacheSpec, DType, Embedding, Linear, LinearOptions,
+    Routing, Tensor, Weight,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type Result<T> = std::result::Result<T, ModelError>;
 
+/// Models loaded so far.
+static LOADED: AtomicU64 = AtomicU64::new(0);
+
 /// A model ready to run.
 pub struct Model {
+    /// Unlike that of any other model of this process.
+    id: u64,
     spec: ModelSpec,
     backend: Arc<dyn Backend>,
     embedding: Embedding,
@@ -45,7 +51,8 @@ impl Model {
         let head = load_head(&mut loader, &spec, &embedding_weight)?;
         let mtp = Mtp::load(&mut loader, &spec)?;
         let unused_tensors = loader.source.unused(spec.blocks.len());
-        Ok(Self { spec, backend, embedding, blocks, norm, head, mtp, unused_tensors })
+        let id = LOADED.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, spec, backend, embedding, blocks, norm, head, mtp, unused_tensors })
     }
 
     /// The specification it was loaded from.
@@ -84,8 +91,18 @@ impl Model {
     /// # Errors
     /// When a token is outside the vocabulary or the backend fails.
     pub fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor> {
-        let x = self.blocks(batch, cache, &mut None)?;
-        self.logits_of(&x, &batch.output_rows)
+        self.check_tokens(batch)?;
+        let mut pass = || {
+            let x = self.blocks(batch, cache, &mut None)?;
+            self.logits_of(&x, &batch.output_rows)
+        };
+        let logits = self.backend.run_pass(self.id, batch, cache, &mut || {
+            pass().map_err(|error| match error {
+                ModelError::Backend(error) => error,
+                other => BackendError::Device(other.to_string()),
+            })
+        });
+        Ok(logits?)
     }
 
     /// Embedded tokens of `batch`, `[rows, hidden_size]`: what the first block reads.

@@ -204,6 +204,20 @@ pub trait Backend: Send + Sync {
     /// Copies a routing back: expert ids and weights, each `[rows, top_k]`.
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)>;
 
+    /// Runs `pass`, which computes from `batch` and `cache` alone and calls the same operators for every batch of
+    /// one shape. `owner` tells models apart. A backend may record what a pass launches, and launch
+    /// that the next time instead of running it.
+    fn run_pass(
+        &self,
+        owner: u64,
+        batch: &Batch,
+        cache: &Cache,
+        pass: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let _ = (owner, batch, cache);
+        pass()
+    }
+
     /// Rows of the table for `batch.tokens`, times `scale`.
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor>;
 

@@ -3,7 +3,7 @@
 use crate::{DType, Opaque};
 
 /// One sequence's share of a [`Batch`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchSequence {
     /// First row in the batch.
     pub first_row: usize,
@@ -18,7 +18,7 @@ pub struct BatchSequence {
 }
 
 /// Input of a forward pass over any number of sequences, prefill and decode mixed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Token id per row.
     pub tokens: Vec<u32>,

@@ -1,5 +1,7 @@
-//! Development only: tiny seeded checkpoints with reference logits, and damaged files.
+//! Development only: tiny seeded checkpoints with reference logits, damaged files, and the table of operators that every
+//! backend must pass.
 
+pub mod conformance;
 pub mod mutate;
 
 use std::path::{Path, PathBuf};

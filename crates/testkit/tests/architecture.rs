@@ -10,24 +10,32 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("checkpoint", &["tensor"]),
     ("quant", &["checkpoint", "tensor"]),
     ("cpu", &["quant", "tensor"]),
+    ("gpu", &["quant", "tensor"]),
     ("models", &["quant", "checkpoint", "tensor"]),
     ("text", &["checkpoint", "tensor"]),
     ("engine", &["models", "quant", "checkpoint", "tensor"]),
     ("convert", &["engine", "models", "quant", "checkpoint", "tensor"]),
-    ("cli", &["convert", "engine", "models", "text", "cpu", "quant", "checkpoint", "tensor"]),
-    ("testkit", &[]),
+    (
+        "cli",
+        &["convert", "engine", "models", "text", "gpu", "cpu", "quant", "checkpoint", "tensor"],
+    ),
+    ("testkit", &["tensor"]),
 ];
 
-/// The crate that prints, reads the environment, names backends and has features.
+/// The crate that prints, reads the environment and names backends.
 const ROOT: &str = "cli";
 
-/// Where `unsafe` may stand: kernels, threads, their memory, and the map of a file.
+/// Where features may be named, beside the binary: the runtimes of the GPU crate.
+const FEATURES: &[&str] = &["crates/gpu/src/lib.rs", "crates/gpu/src/runtime/"];
+
+/// Where `unsafe` may stand: kernels, threads, their memory, launches on a GPU, and the map of a file.
 const UNSAFE: &[&str] = &[
     "crates/cpu/src/simd/",
     "crates/cpu/src/pool.rs",
     "crates/cpu/src/pool/",
     "crates/cpu/src/memory.rs",
     "crates/cpu/src/memory/",
+    "crates/gpu/src/",
     "crates/checkpoint/src/source.rs",
 ];
 
@@ -193,27 +201,37 @@ fn arrows_have_no_cycle() {
 fn only_the_binary_names_a_backend() {
     let mut violations = Vec::new();
     for (path, code) in library_sources() {
-        if ![ROOT, "cpu"].contains(&crate_of(&path)) {
-            violations.extend(occurrences(&path, &code, &["marlin_cpu"]));
+        if ![ROOT, "cpu", "gpu"].contains(&crate_of(&path)) {
+            violations.extend(occurrences(&path, &code, &["marlin_cpu", "marlin_gpu"]));
         }
     }
     check(&violations, "backends are injected as `dyn Backend`");
 }
 
 #[test]
+fn only_the_gpu_crate_uses_cubecl() {
+    let named = |name: &String| dependencies(name).iter().any(|d| d.starts_with("cubecl"));
+    let users: Vec<String> = crates().into_iter().filter(named).collect();
+    assert_eq!(users, ["gpu"], "cubecl's interface moves: one crate follows it");
+}
+
+#[test]
 fn features_are_chosen_in_the_binary() {
     let mut violations = Vec::new();
-    for path in rust_files().iter().filter(|path| crate_of(path) != ROOT) {
+    let elsewhere = |path: &&String| {
+        crate_of(path) != ROOT && !FEATURES.iter().any(|allowed| path.starts_with(allowed))
+    };
+    for path in rust_files().iter().filter(elsewhere) {
         // Assembled, or this file would be found.
         let words = [concat!("cfg(", "feature"), concat!("feature ", "= \"")];
         violations.extend(occurrences(path, &without_comments(&read(path)), &words));
     }
-    for name in crates().iter().filter(|name| *name != ROOT) {
+    for name in crates().iter().filter(|name| ![ROOT, "gpu"].contains(&name.as_str())) {
         if manifest(&format!("crates/{name}/Cargo.toml")).contains_key("features") {
             violations.push(format!("crates/{name}/Cargo.toml: [features]"));
         }
     }
-    check(&violations, "no features below the binary");
+    check(&violations, "no features below the binary, but for runtimes of GPUs");
 }
 
 #[test]

@@ -50,7 +50,10 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
 fn speed(args: &Speed) -> Result<()> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
     let trace = args.profile.as_deref().map(profile::create).transpose()?;
-    let mut backend = loaded::backend(&args.device, ActivationsArg::Auto)?;
+    let mut backend = match trace {
+        Some(_) => loaded::cpu_only(&args.device, ActivationsArg::Auto, "--profile")?,
+        None => loaded::backend(&args.device, ActivationsArg::Auto)?,
+    };
     let profiler = args.profile.as_ref().map(|_| Arc::new(Profiler::new(backend.clone())));
     if let Some(profiler) = &profiler {
         backend = profiler.clone() as Arc<dyn Backend>;

@@ -62,7 +62,7 @@ struct Row {
 
 /// Measures the peaks, then every operator that is asked for.
 pub fn run(args: &Ops) -> Result<()> {
-    let backend = loaded::backend(&args.device, ActivationsArg::Auto)?;
+    let backend = loaded::cpu_only(&args.device, ActivationsArg::Auto, "bench ops")?;
     let threads = loaded::threads(&args.device);
     let pattern = args.ops.as_deref().unwrap_or("*");
     let table = Table::new(backend.as_ref(), pattern, args.quick);

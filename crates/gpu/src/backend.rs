@@ -1,0 +1,472 @@
+//! The [`Backend`] trait on top of the kernels.
+
+use crate::gpu::{Buffer, Gpu, device_error};
+use crate::ops::cache::PagedCache;
+use crate::ops::tiles::{Entries, Rows};
+use crate::ops::{attention, columns, elementwise, matrix, moe, norm, rope};
+use crate::recordings::{Key, Recording, Recordings};
+use crate::step::{Frequencies, Step};
+use crate::weights::{GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, kernel_name, place};
+use cubecl::prelude::Client;
+use marlin_tensor::{
+    Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
+    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
+    Routing, Tensor, Vector, Weight,
+};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// Entries of a routing up to which each is multiplied by itself; more are sorted by expert first.
+const SINGLE: usize = 32;
+/// Groups of experts that a routing kernel has units for.
+const MOST_GROUPS: usize = 64;
+
+/// A GPU as a device.
+pub(crate) struct GpuBackend {
+    gpu: Gpu,
+    /// `"cuda"`, `"vulkan"` or `"metal"`.
+    runtime: &'static str,
+    device: String,
+    /// The batch whose operators are being called.
+    current: Mutex<Option<(Batch, Arc<Step>)>>,
+    recordings: Mutex<Recordings>,
+}
+
+/// A token-embedding table.
+enum Table {
+    Device(matrix::RowMatrix),
+    /// Of a format that no kernel reads by rows; rows are decoded on the host.
+    Host(Weight),
+}
+
+/// Ids and weights of a routing.
+struct Chosen {
+    ids: Buffer,
+    weights: Buffer,
+}
+
+fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
+    handle.downcast_ref().ok_or_else(|| {
+        let expected = std::any::type_name::<T>();
+        BackendError::Device(format!("handle is not a {expected} of the gpu backend"))
+    })
+}
+
+fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
+    Tensor { rows, columns, handle: Arc::new(buffer) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl GpuBackend {
+    pub(crate) fn new(client: Client, runtime: &'static str, device: String) -> Self {
+        let gpu = Gpu::new(client, runtime == "cuda");
+        Self { gpu, runtime, device, current: Mutex::default(), recordings: Mutex::default() }
+    }
+
+    /// The array of `x` to change in place, or a copy when others refer to it.
+    fn own(&self, mut x: Tensor) -> Result<Tensor> {
+        if Arc::get_mut(&mut x.handle).is_some() {
+            return Ok(x);
+        }
+        let len = x.rows * x.columns;
+        let copy = elementwise::copy_of(&self.gpu, open(&x.handle)?, len);
+        Ok(tensor(x.rows, x.columns, copy))
+    }
+
+    /// `batch` on the device, written there once for all operators of a pass.
+    fn step(&self, batch: &Batch) -> Arc<Step> {
+        let mut current = lock(&self.current);
+        if let Some((known, step)) = &*current
+            && known == batch
+        {
+            return step.clone();
+        }
+        let step = Arc::new(Step::new(&self.gpu, batch));
+        *current = Some((batch.clone(), step.clone()));
+        step
+    }
+
+    /// Runs `pass` and records it for the next time.
+    fn record(
+        &self,
+        batch: &Batch,
+        pass: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<(Tensor, Recording)> {
+        let client = &self.gpu.client;
+        *lock(&self.current) = None;
+        let step = self.step(batch);
+        if client.graph_prepare().is_err() {
+            return Ok((pass()?, Recording::Refused));
+        }
+        // The first run compiles kernels, gathers what lives longer than a pass and leaves memory for the second, which
+        // is recorded and not run.
+        let found = pass();
+        // Ends the preparation, also after a failed run.
+        let started = client.start_capture().is_ok();
+        let recorded = if started && found.is_ok() { pass().ok() } else { None };
+        let graph = client.stop_capture();
+        let recording = match (recorded, graph) {
+            (Some(out), Ok(graph)) if started => Recording::Made { graph, step, out },
+            _ => Recording::Refused,
+        };
+        Ok((found?, recording))
+    }
+
+    /// The stacks of `experts`, made when they are first used.
+    fn stacks(&self, experts: &Experts) -> Result<Arc<Stacks>> {
+        let first = experts.gate.first().ok_or_else(|| {
+            BackendError::Device("a mixture of experts without experts".to_owned())
+        })?;
+        let first: &GpuLinear = open(&first.handle)?;
+        if first.stacks.get().is_none() {
+            let all = [&experts.gate[..], &experts.up[..], &experts.down[..]];
+            let stacks = Stacks::new(&self.gpu, all, |linear| open(&linear.handle))?;
+            let _ = first.stacks.set(Arc::new(stacks));
+        }
+        let stacks = first.stacks.get().cloned();
+        stacks.filter(|s| s.made_of == addresses(&experts.gate)).ok_or_else(|| {
+            BackendError::Device("an expert's matrix is part of two sets of experts".to_owned())
+        })
+    }
+
+    /// Entries of `x` times their experts' matrices; every stack writes its own entries.
+    fn multiply_entries(
+        &self,
+        x: &Buffer,
+        x_rows: usize,
+        stacks: &[Arc<Stack>],
+        entries: &Entries,
+        columns: usize,
+    ) -> Buffer {
+        let product = |stack: &Arc<Stack>| {
+            let entries = Entries { slots: stack.slots.clone(), ..entries.clone() };
+            stack.loaded.multiply(&self.gpu, x, x_rows, &Rows::Entries(entries))
+        };
+        if let [stack] = stacks {
+            return product(stack);
+        }
+        let out = self.gpu.empty(entries.count * columns);
+        for stack in stacks {
+            let part = product(stack);
+            moe::keep(&self.gpu, &part, &entries.ids, &stack.slots, &out, entries.count, columns);
+        }
+        out
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> String {
+        format!("{} ({})", self.runtime, self.device)
+    }
+
+    fn kernel(&self, format: &str, _: LinearOptions) -> String {
+        kernel_name(format, self.runtime)
+    }
+
+    fn load_linear(
+        &self,
+        weight: &Weight,
+        bias: Option<&HostTensor>,
+        _: LinearOptions,
+    ) -> Result<Linear> {
+        let bias = bias.map(HostTensor::to_f32).transpose()?;
+        if let Some(bias) = &bias
+            && bias.len() != weight.out_features
+        {
+            return Err(BackendError::Decode {
+                what: "bias".to_owned(),
+                reason: format!("{} values for {} outputs", bias.len(), weight.out_features),
+            });
+        }
+        let (matrix, bytes, reservation) = place(&self.gpu, weight)?;
+        let (out_features, in_features) = (weight.out_features, weight.in_features);
+        let bytes = bytes + bias.as_ref().map_or(0, |b| 4 * b.len() as u64);
+        let bias = bias.map(|b| self.gpu.floats(&b));
+        let loaded = Loaded { matrix, bias, in_features };
+        Ok(Linear {
+            out_features,
+            in_features,
+            bytes,
+            kernel: kernel_name(weight.format, self.runtime),
+            handle: Arc::new(GpuLinear::new(loaded, reservation)),
+        })
+    }
+
+    fn load_head_linear(
+        &self,
+        heads: usize,
+        out_features: usize,
+        in_features: usize,
+        values: Vec<f32>,
+    ) -> Result<HeadLinear> {
+        assert_eq!(values.len(), heads * out_features * in_features, "values fill the matrices");
+        let rows = HostTensor::from_f32(vec![heads * out_features, in_features], &values);
+        let weight = Weight {
+            format: "f32",
+            out_features: heads * out_features,
+            in_features,
+            parts: vec![("weight", rows)],
+        };
+        let (matrix, _, reservation) = place(&self.gpu, &weight)?;
+        let matrix = match matrix {
+            Matrix::Rows(rows) => Matrix::Rows(matrix::RowMatrix { out_features, ..rows }),
+            trellis => trellis,
+        };
+        let loaded = Loaded { matrix, bias: None, in_features };
+        Ok(HeadLinear { heads, out_features, in_features, handle: Arc::new((loaded, reservation)) })
+    }
+
+    fn load_embedding(&self, weight: &Weight) -> Result<Embedding> {
+        let by_rows = crate::decode::Format::from_id(weight.format).is_some();
+        let (table, bytes) = match by_rows {
+            true => match place(&self.gpu, weight)? {
+                (Matrix::Rows(rows), bytes, reservation) => {
+                    (Arc::new((Table::Device(rows), Some(reservation))), bytes)
+                }
+                (Matrix::Trellis(_), ..) => unreachable!("a format of rows"),
+            },
+            false => (Arc::new((Table::Host(weight.clone()), None)), weight.bytes()),
+        };
+        Ok(Embedding {
+            vocab_size: weight.out_features,
+            hidden_size: weight.in_features,
+            bytes,
+            handle: table,
+        })
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vector> {
+        Ok(Vector { len: values.len(), handle: Arc::new(self.gpu.floats(&values)) })
+    }
+
+    fn load_rope(&self, rope: &Rope) -> Result<RopeTable> {
+        Ok(RopeTable { handle: Arc::new(Arc::new(Frequencies(rope.clone()))) })
+    }
+
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Cache> {
+        Ok(Cache { spec: spec.clone(), handle: Arc::new(PagedCache::new(&self.gpu, spec)?) })
+    }
+
+    fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<()> {
+        open::<PagedCache>(&cache.handle)?.copy_blocks(&self.gpu, pairs);
+        Ok(())
+    }
+
+    fn upload(&self, rows: usize, columns: usize, values: Vec<f32>) -> Result<Tensor> {
+        assert_eq!(values.len(), rows * columns, "values fill [rows, columns]");
+        Ok(tensor(rows, columns, self.gpu.floats(&values)))
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let bytes = self.gpu.read(open(&x.handle)?, x.rows * x.columns)?;
+        Ok(bytes.as_chunks().0.iter().map(|&c| f32::from_le_bytes(c)).collect())
+    }
+
+    fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
+        let chosen: &Chosen = open(&routing.handle)?;
+        let len = routing.rows * routing.top_k;
+        let ids = self.gpu.read(&chosen.ids, len)?;
+        let weights = self.gpu.read(&chosen.weights, len)?;
+        Ok((
+            ids.as_chunks().0.iter().map(|&c| u32::from_le_bytes(c)).collect(),
+            weights.as_chunks().0.iter().map(|&c| f32::from_le_bytes(c)).collect(),
+        ))
+    }
+
+    fn run_pass(
+        &self,
+        owner: u64,
+        batch: &Batch,
+        cache: &Cache,
+        pass: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let Some(key) = Key::of(owner, batch, cache) else { return pass() };
+        let mut recordings = lock(&self.recordings);
+        match recordings.find(&key) {
+            Some(Recording::Made { graph, step, out }) => {
+                step.rewrite(&self.gpu, batch);
+                // SAFETY: the model and its cache live as long as this call, and what the launches write in between is
+                // guarded by the runtime. All work goes to one stream.
+                unsafe { graph.replay() }.map_err(device_error)?;
+                // The next launch writes there again.
+                let len = out.rows * out.columns;
+                let copy = elementwise::copy_of(&self.gpu, open(&out.handle)?, len);
+                Ok(tensor(out.rows, out.columns, copy))
+            }
+            Some(Recording::Refused) => pass(),
+            None => {
+                let (found, recording) = self.record(batch, pass)?;
+                // Its step belongs to the recording from here on.
+                *lock(&self.current) = None;
+                recordings.keep(key, recording);
+                Ok(found)
+            }
+        }
+    }
+
+    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
+        let (rows, columns) = (batch.rows(), table.hidden_size);
+        let (stored, _): &(Table, Option<crate::gpu::Reservation>) = open(&table.handle)?;
+        let weight = match stored {
+            Table::Device(matrix) => {
+                let step = self.step(batch);
+                let out = matrix::embed(&self.gpu, matrix, &step.meta, rows, columns, scale);
+                return Ok(tensor(rows, columns, out));
+            }
+            Table::Host(weight) => weight,
+        };
+        let format = marlin_quant::format(weight.format);
+        let unit = format.row_granularity();
+        let mut out = Vec::with_capacity(rows * columns);
+        for &token in &batch.tokens {
+            let first = token as usize / unit * unit;
+            let last = weight.out_features.min(first + unit);
+            let mut band = vec![0.0; (last - first) * columns];
+            format.decode_rows(weight, first..last, &mut band).map_err(|e| {
+                let what = format!("embedding of token {token}");
+                BackendError::Decode { what, reason: e.to_string() }
+            })?;
+            let row = &band[(token as usize - first) * columns..][..columns];
+            out.extend(row.iter().map(|v| v * scale));
+        }
+        self.upload(rows, columns, out)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {
+        let (values, scales) = (open(&x.handle)?, open(&weight.handle)?);
+        let groups = x.rows * x.columns / weight.len;
+        let out = norm::rms_norm(&self.gpu, values, scales, eps, groups, weight.len);
+        Ok(tensor(x.rows, x.columns, out))
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
+        assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
+        let (values, linear): (&Buffer, &GpuLinear) = (open(&x.handle)?, open(&weight.handle)?);
+        Ok(tensor(x.rows, weight.out_features, linear.multiply(&self.gpu, values, x.rows)))
+    }
+
+    fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {
+        assert_eq!(x.columns, weight.heads * weight.in_features, "input columns of the heads");
+        let values: &Buffer = open(&x.handle)?;
+        let (loaded, _): &(Loaded, crate::gpu::Reservation) = open(&weight.handle)?;
+        let rows = Rows::Heads { rows: x.rows, heads: weight.heads };
+        let out = loaded.multiply(&self.gpu, values, x.rows * weight.heads, &rows);
+        Ok(tensor(x.rows, weight.heads * weight.out_features, out))
+    }
+
+    fn rope(&self, x: Tensor, table: &RopeTable, heads: Heads, batch: &Batch) -> Result<Tensor> {
+        assert_eq!(x.columns, heads.heads * heads.head_dim, "columns of the heads");
+        let frequencies: &Arc<Frequencies> = open(&table.handle)?;
+        let angles = self.step(batch).angles(&self.gpu, frequencies, batch);
+        let x = self.own(x)?;
+        let (pairs, style) = (frequencies.0.inv_freq.len(), frequencies.0.style);
+        rope::rope(&self.gpu, open(&x.handle)?, &angles, x.rows, heads, pairs, style);
+        Ok(x)
+    }
+
+    fn slice_heads(&self, x: &Tensor, heads: Heads, start: usize, len: usize) -> Result<Tensor> {
+        let out = columns::slice_heads(&self.gpu, open(&x.handle)?, x.rows, heads, start, len);
+        Ok(tensor(x.rows, heads.heads * len, out))
+    }
+
+    fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor> {
+        let (m, n) = (a.columns / heads, b.columns / heads);
+        let (left, right) = (open(&a.handle)?, open(&b.handle)?);
+        let out = columns::concat_heads(&self.gpu, left, m, right, n, a.rows * heads);
+        Ok(tensor(a.rows, a.columns + b.columns, out))
+    }
+
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: Option<&Tensor>,
+        cache: &Cache,
+        layer: usize,
+        batch: &Batch,
+        params: &AttentionParams,
+    ) -> Result<Tensor> {
+        let paged: &PagedCache = open(&cache.handle)?;
+        let (queries, keys): (&Buffer, &Buffer) = (open(&q.handle)?, open(&k.handle)?);
+        let values = v.map(|v| open::<Buffer>(&v.handle)).transpose()?;
+        let step = self.step(batch);
+        paged.write(&self.gpu, layer, &step.meta, q.rows, keys, values);
+        let out = attention::attend(&self.gpu, queries, paged, layer, &step, params);
+        Ok(tensor(q.rows, params.num_heads * params.value_head_dim, out))
+    }
+
+    fn gated(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+        let gate = self.own(gate)?;
+        let (values, up, len) = (open(&gate.handle)?, open(&up.handle)?, gate.rows * gate.columns);
+        elementwise::gated(&self.gpu, values, up, activation, len);
+        Ok(gate)
+    }
+
+    fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {
+        let x = self.own(x)?;
+        elementwise::add(&self.gpu, open(&x.handle)?, open(&y.handle)?, x.rows * x.columns);
+        Ok(x)
+    }
+
+    fn softcap(&self, x: Tensor, cap: f32) -> Result<Tensor> {
+        let x = self.own(x)?;
+        elementwise::softcap(&self.gpu, open(&x.handle)?, cap, x.rows * x.columns);
+        Ok(x)
+    }
+
+    fn route(&self, logits: &Tensor, bias: Option<&Vector>, router: &Router) -> Result<Routing> {
+        if router.num_groups > MOST_GROUPS {
+            return Err(BackendError::Unsupported {
+                backend: self.runtime.to_owned(),
+                what: format!("a router of {} groups (at most {MOST_GROUPS})", router.num_groups),
+            });
+        }
+        let bias = bias.map(|b| open::<Buffer>(&b.handle)).transpose()?;
+        let (ids, weights) =
+            moe::route(&self.gpu, open(&logits.handle)?, bias, router, logits.rows);
+        let handle = Arc::new(Chosen { ids, weights });
+        Ok(Routing { rows: logits.rows, top_k: router.top_k, handle })
+    }
+
+    fn experts(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        experts: &Experts,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (values, chosen): (&Buffer, &Chosen) = (open(&x.handle)?, open(&routing.handle)?);
+        let stacks = self.stacks(experts)?;
+        let (rows, top_k) = (routing.rows, routing.top_k);
+        let (inner, hidden) = (experts.gate[0].out_features, experts.down[0].out_features);
+        let count = rows * top_k;
+        let grouped =
+            (count > SINGLE).then(|| moe::group(&self.gpu, &chosen.ids, count, experts.gate.len()));
+        let entries = Entries {
+            count,
+            ids: chosen.ids.clone(),
+            slots: self.gpu.none.clone(),
+            divisor: top_k,
+            grouped,
+        };
+        let gate = self.multiply_entries(values, rows, &stacks.gate, &entries, inner);
+        let up = self.multiply_entries(values, rows, &stacks.up, &entries, inner);
+        elementwise::gated(&self.gpu, &gate, &up, activation, count * inner);
+        let own = Entries { divisor: 1, ..entries };
+        let down = self.multiply_entries(&gate, count, &stacks.down, &own, hidden);
+        let out = moe::combine(&self.gpu, &down, &chosen.weights, rows, top_k, hidden);
+        Ok(tensor(rows, hidden, out))
+    }
+
+    fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        if rows.iter().copied().eq(0..x.rows as u32) {
+            return Ok(x.clone());
+        }
+        let out = columns::gather_rows(&self.gpu, open(&x.handle)?, x.columns, rows);
+        Ok(tensor(rows.len(), x.columns, out))
+    }
+}

@@ -1,0 +1,165 @@
+//! A device and its memory.
+
+use bytes::Bytes;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use marlin_tensor::BackendError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a word, the unit of all arrays.
+pub(crate) const WORD: usize = 4;
+
+/// Memory of a device that does not say how much it has: more than any.
+const UNKNOWN: u64 = 1 << 46;
+
+/// Units of a cube of an elementwise kernel.
+const UNITS: u32 = 256;
+/// Most cubes along one dimension that every runtime launches.
+const MAX_CUBES: u32 = 32_768;
+
+/// An array of 32-bit words on the device.
+#[derive(Clone)]
+pub(crate) struct Buffer {
+    pub(crate) handle: Handle,
+    /// Words.
+    pub(crate) len: usize,
+}
+
+impl Buffer {
+    /// As a kernel's slice of words.
+    pub(crate) fn arg(&self) -> BufferArg {
+        // SAFETY: the handle holds `len` words.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+
+    /// As a kernel's slice of two words each.
+    pub(crate) fn arg2(&self) -> BufferArg {
+        // SAFETY: the handle holds `len` words.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len / 2) }
+    }
+
+    /// As a kernel's slice of four words each.
+    pub(crate) fn arg4(&self) -> BufferArg {
+        // SAFETY: the handle holds `len` words.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len / 4) }
+    }
+}
+
+/// Memory of the device that is spoken for until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    bytes: u64,
+    taken: Arc<AtomicU64>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// An opened device.
+pub(crate) struct Gpu {
+    pub(crate) client: Client,
+    /// Bytes of weights and caches.
+    taken: Arc<AtomicU64>,
+    /// Lanes of a plane.
+    pub(crate) plane: u32,
+    /// Whether NVIDIA's tensor-core instructions are there.
+    pub(crate) tensor_cores: bool,
+    /// Stands for an array that a kernel is not to read.
+    pub(crate) none: Buffer,
+}
+
+impl Gpu {
+    pub(crate) fn new(mut client: Client, is_cuda: bool) -> Self {
+        let none = Buffer { handle: client.create_from_slice(&[0; 64]), len: 16 };
+        // SAFETY: all work goes to the stream of the thread that opens the device, in order, from whatever thread it
+        // comes.
+        unsafe { client.set_stream(none.handle.stream) };
+        let plane = client.properties().hardware.plane_size_max.max(1);
+        let tensor_cores = is_cuda && plane == 32 && !client.features().matmul.mma.is_empty();
+        Self { client, tensor_cores, taken: Arc::default(), plane, none }
+    }
+
+    /// Claims room for `what`.
+    ///
+    /// # Errors
+    /// When the device has less.
+    pub(crate) fn reserve(&self, what: &str, bytes: u64) -> Result<Reservation, BackendError> {
+        let taken = self.taken.load(Ordering::Relaxed);
+        let all = self.client.properties().memory.max_memory().unwrap_or(UNKNOWN);
+        let available_bytes = all.saturating_sub(taken);
+        if bytes > available_bytes {
+            let (what, needed_bytes) = (what.to_owned(), bytes);
+            return Err(BackendError::OutOfMemory { what, needed_bytes, available_bytes });
+        }
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Reservation { bytes, taken: self.taken.clone() })
+    }
+
+    /// Uninitialised words.
+    pub(crate) fn empty(&self, len: usize) -> Buffer {
+        let words = len.max(1).next_multiple_of(4);
+        Buffer { handle: self.client.empty(words * WORD), len: words }
+    }
+
+    /// Zeros.
+    pub(crate) fn zeros(&self, len: usize) -> Buffer {
+        let buffer = self.empty(len);
+        crate::ops::elementwise::fill(self, &buffer);
+        buffer
+    }
+
+    /// Words of the host.
+    pub(crate) fn words(&self, words: &[u32]) -> Buffer {
+        if words.is_empty() {
+            return self.none.clone();
+        }
+        Buffer { handle: self.client.create_from_slice(u32::as_bytes(words)), len: words.len() }
+    }
+
+    /// Values of the host.
+    pub(crate) fn floats(&self, values: &[f32]) -> Buffer {
+        if values.is_empty() {
+            return self.none.clone();
+        }
+        Buffer { handle: self.client.create_from_slice(f32::as_bytes(values)), len: values.len() }
+    }
+
+    /// Overwrites the first words of `buffer`.
+    pub(crate) fn write(&self, buffer: &Buffer, words: &[u32]) {
+        assert!(words.len() <= buffer.len, "words fit their buffer");
+        let bytes = cubecl::bytes::Bytes::from_bytes_vec(u32::as_bytes(words).to_vec());
+        let tail = (buffer.len - words.len()) * WORD;
+        self.client.write(&buffer.handle.clone().offset_end(tail as u64), bytes);
+    }
+
+    /// Waits for `buffer` and copies its first `len` words.
+    ///
+    /// # Errors
+    /// When a kernel before failed.
+    pub(crate) fn read(&self, buffer: &Buffer, len: usize) -> Result<Bytes, BackendError> {
+        let bytes = self.client.read_one(buffer.handle.clone()).map_err(device_error)?;
+        Ok(Bytes::copy_from_slice(&bytes[..len * WORD]))
+    }
+
+    /// Cubes for a kernel with one unit per element.
+    pub(crate) fn each(&self, elements: usize) -> (CubeCount, CubeDim) {
+        let cubes = (elements as u32).div_ceil(UNITS).max(1);
+        let rows = cubes.div_ceil(MAX_CUBES);
+        let count = CubeCount::Static(cubes.min(MAX_CUBES), rows, 1);
+        (count, CubeDim::new_2d(self.plane, UNITS / self.plane))
+    }
+
+    /// A cube of `planes` planes.
+    pub(crate) fn planes(&self, planes: u32) -> CubeDim {
+        CubeDim::new_2d(self.plane, planes)
+    }
+}
+
+/// What a runtime says, as an error of the backend.
+pub(crate) fn device_error(error: impl std::fmt::Display) -> BackendError {
+    BackendError::Device(error.to_string())
+}

@@ -1,0 +1,28 @@
+//! [`Backend`](marlin_tensor::Backend) on GPUs. Kernels are written once, in CubeCL, and reach CUDA as C++ text (compiled
+//! by NVRTC when they are first launched), Vulkan as SPIR-V and Metal as its own language.
+//!
+//! * `runtime/`: one file per runtime, each behind a feature of its name: which devices there are, and how to open one.
+//!   Without a feature this crate finds no device and needs nothing.
+//! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
+//! * `ops/`: the kernels, by family. `weights`: matrices and stacks of experts. `step`: a batch on the device.
+//! * `recordings`: a pass over decoding sequences is recorded once and launched as a whole from then on.
+//!
+//! Activations are f32. Nothing inside a pass is read back.
+
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod backend;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod decode;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod gpu;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod ops;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod recordings;
+mod runtime;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod step;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod weights;
+
+pub use runtime::{GpuDevice, Runtime, devices, open};

@@ -1,0 +1,297 @@
+//! Attention over the paged cache. A cube is a row, a head and a share of the row's keys; its planes take keys
+//! in turn, with an online softmax each, and are put together at the end. Shares of one row are merged by a second
+//! kernel. What is seen follows from the positions on the device alone, so a recorded launch serves any length.
+
+use super::cache::{Element, PagedCache, first, second};
+use super::elementwise::capped;
+use crate::gpu::{Buffer, Gpu};
+use crate::step::Step;
+use cubecl::prelude::*;
+use marlin_tensor::AttentionParams;
+
+/// Planes of a cube.
+const PLANES: u32 = 4;
+/// Keys that are worth a cube of their own.
+const SHARE: usize = 64;
+/// Cubes after which a device is full.
+const FULL: usize = 1024;
+/// Most shares of a row.
+const MOST: usize = 64;
+/// Below every score.
+const LEAST: f64 = -1.0e30;
+
+/// Sizes an attention kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    heads: u32,
+    kv_heads: u32,
+    key_dim: u32,
+    value_dim: u32,
+    element: Element,
+    latent: bool,
+    windowed: bool,
+    has_cap: bool,
+    shares: u32,
+    plane: u32,
+}
+
+/// `[rows, num_heads * value_head_dim]`.
+pub(crate) fn attend(
+    gpu: &Gpu,
+    q: &Buffer,
+    cache: &PagedCache,
+    layer: usize,
+    step: &Step,
+    params: &AttentionParams,
+) -> Buffer {
+    let layer = &cache.layers[layer];
+    let rows = step.rows;
+    let cells = rows * params.num_heads;
+    let longest = step.blocks * cache.block_size;
+    let shares = longest.div_ceil(SHARE).min(FULL.div_ceil(cells)).clamp(1, MOST);
+    let shape = Shape {
+        heads: params.num_heads as u32,
+        kv_heads: params.num_kv_heads as u32,
+        key_dim: params.key_head_dim as u32,
+        value_dim: params.value_head_dim as u32,
+        element: cache.element,
+        latent: layer.value_dim == 0,
+        windowed: params.window.is_some(),
+        has_cap: params.softcap.is_some(),
+        shares: shares as u32,
+        plane: gpu.plane,
+    };
+    let out = gpu.empty(cells * params.value_head_dim);
+    let part = match shares {
+        1 => gpu.none.clone(),
+        _ => gpu.empty(cells * shares * (params.value_head_dim + 2)),
+    };
+    let values = if shape.latent { &layer.keys } else { &layer.values };
+    let count = CubeCount::Static(rows as u32, shape.heads, shape.shares);
+    let (window, cap) = (params.window.unwrap_or(0), params.softcap.unwrap_or(1.0));
+    // SAFETY: a cube per row, head and share; positions and block tables come from the batch.
+    unsafe {
+        attend_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            gpu.planes(PLANES),
+            q.arg(),
+            layer.keys.arg(),
+            values.arg(),
+            step.meta.arg(),
+            out.arg(),
+            part.arg(),
+            rows as u32,
+            cache.block_size as u32,
+            step.blocks as u32,
+            params.scale,
+            window,
+            cap,
+            shape,
+        );
+    }
+    if shares > 1 {
+        let count = CubeCount::Static(rows as u32, shape.heads, 1);
+        // SAFETY: a cube per row and head.
+        unsafe {
+            merge_kernel::launch_unchecked(
+                &gpu.client,
+                count,
+                gpu.planes(PLANES),
+                part.arg(),
+                out.arg(),
+                shape,
+            );
+        }
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn attend_kernel(
+    q: &[f32],
+    keys: &[u32],
+    values: &[u32],
+    meta: &[u32],
+    out: &mut [f32],
+    part: &mut [f32],
+    rows: u32,
+    block_size: u32,
+    blocks: u32,
+    scale: f32,
+    window: u32,
+    cap: f32,
+    #[comptime] shape: Shape,
+) {
+    let plane = comptime!(shape.plane);
+    let per = comptime!(shape.element.per_word() as u32);
+    let key_words = comptime!(shape.element.words(shape.key_dim as usize) as u32);
+    let value_words = comptime!(shape.element.words(shape.value_dim as usize) as u32);
+    // Values that are a prefix of the keys lie as far apart as these.
+    let value_stride = comptime!(if shape.latent { key_words } else { value_words });
+    let key_steps = comptime!(key_words.div_ceil(plane));
+    let value_steps = comptime!(value_words.div_ceil(plane));
+    let row = CUBE_POS_X;
+    let head = CUBE_POS_Y;
+    let share = CUBE_POS_Z;
+    let lane = UNIT_POS_X;
+    let kv_head = head / comptime!(shape.heads / shape.kv_heads);
+
+    let seen = meta[(row * 4 + 1) as usize] + 1;
+    let table = rows * 4 + meta[(row * 4 + 3) as usize] * blocks;
+    let mut begin = 0u32.runtime();
+    if comptime!(shape.windowed) {
+        if seen > window {
+            begin = seen - window;
+        }
+    }
+    let length = (seen - begin + comptime!(shape.shares - 1)) / shape.shares;
+    let from = begin + share * length;
+    let to = min(from + length, seen);
+
+    let mut query = Array::<f32>::new(comptime!((key_steps * per) as usize));
+    #[unroll]
+    for s in 0..key_steps {
+        #[unroll]
+        for e in 0..per {
+            let column = (lane + comptime!(s * plane)) * per + e;
+            let mut v = f32::new(0.0);
+            if column < comptime!(shape.key_dim) {
+                v = q[((row * comptime!(shape.heads) + head) * comptime!(shape.key_dim) + column)
+                    as usize];
+            }
+            query[comptime!((s * per + e) as usize)] = v * scale;
+        }
+    }
+    let mut sums = Array::<f32>::new(comptime!((value_steps * per) as usize));
+    #[unroll]
+    for s in 0..comptime!(value_steps * per) {
+        sums[s as usize] = 0.0;
+    }
+    let mut highest = f32::new(LEAST);
+    let mut total = f32::new(0.0);
+
+    let mut p = from + UNIT_POS_Y;
+    while p < to {
+        let block = meta[(table + p / block_size) as usize];
+        let cell = (block * block_size + p % block_size) * comptime!(shape.kv_heads) + kv_head;
+        let mut dot = f32::new(0.0);
+        #[unroll]
+        for s in 0..key_steps {
+            let word = lane + comptime!(s * plane);
+            if word < key_words {
+                let k = keys[(cell * key_words + word) as usize];
+                dot += query[comptime!((s * per) as usize)] * first(k, comptime!(shape.element));
+                if comptime!(per == 2) {
+                    dot += query[comptime!((s * per + 1) as usize)]
+                        * second(k, comptime!(shape.element));
+                }
+            }
+        }
+        let mut score = plane_sum(dot);
+        if comptime!(shape.has_cap) {
+            score = capped(score, cap);
+        }
+        let above = max(highest, score);
+        let faded = (highest - above).exp();
+        let weight = (score - above).exp();
+        total = total * faded + weight;
+        highest = above;
+        #[unroll]
+        for s in 0..value_steps {
+            let word = lane + comptime!(s * plane);
+            if word < value_words {
+                let v = values[(cell * value_stride + word) as usize];
+                let i = comptime!((s * per) as usize);
+                sums[i] = sums[i] * faded + weight * first(v, comptime!(shape.element));
+                if comptime!(per == 2) {
+                    sums[i + 1] =
+                        sums[i + 1] * faded + weight * second(v, comptime!(shape.element));
+                }
+            }
+        }
+        p += CUBE_DIM_Y;
+    }
+
+    // Put the planes together.
+    let padded = comptime!(value_words * per);
+    let mut all = Shared::<[f32]>::new_slice(comptime!((PLANES * padded) as usize));
+    let mut tops = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
+    #[unroll]
+    for s in 0..value_steps {
+        #[unroll]
+        for e in 0..per {
+            let word = lane + comptime!(s * plane);
+            if word < value_words {
+                all[(UNIT_POS_Y * padded + word * per + e) as usize] =
+                    sums[comptime!((s * per + e) as usize)];
+            }
+        }
+    }
+    if lane == 0 {
+        tops[UNIT_POS_Y as usize] = highest;
+        totals[UNIT_POS_Y as usize] = total;
+    }
+    sync_cube();
+    let mut top = f32::new(LEAST);
+    #[unroll]
+    for i in 0..PLANES {
+        top = max(top, tops[i as usize]);
+    }
+    let mut weight = f32::new(0.0);
+    #[unroll]
+    for i in 0..PLANES {
+        weight += totals[i as usize] * (tops[i as usize] - top).exp();
+    }
+    let cell = row * comptime!(shape.heads) + head;
+    let mut column = UNIT_POS;
+    while column < comptime!(shape.value_dim) {
+        let mut v = f32::new(0.0);
+        #[unroll]
+        for i in 0..PLANES {
+            v += all[(column + comptime!(i * padded)) as usize] * (tops[i as usize] - top).exp();
+        }
+        if comptime!(shape.shares == 1) {
+            out[(cell * comptime!(shape.value_dim) + column) as usize] = v / weight;
+        } else {
+            let to = (cell * comptime!(shape.shares) + share) * comptime!(shape.value_dim + 2);
+            part[(to + column) as usize] = v;
+        }
+        column += CUBE_DIM;
+    }
+    if comptime!(shape.shares > 1) {
+        if UNIT_POS == 0 {
+            let to = (cell * comptime!(shape.shares) + share) * comptime!(shape.value_dim + 2);
+            part[(to + comptime!(shape.value_dim)) as usize] = top;
+            part[(to + comptime!(shape.value_dim + 1)) as usize] = weight;
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn merge_kernel(part: &[f32], out: &mut [f32], #[comptime] shape: Shape) {
+    let cell = CUBE_POS_X * comptime!(shape.heads) + CUBE_POS_Y;
+    let stride = comptime!(shape.value_dim + 2);
+    let base = cell * comptime!(shape.shares) * stride;
+    let mut top = f32::new(LEAST);
+    for s in 0..comptime!(shape.shares) {
+        top = max(top, part[(base + s * stride + comptime!(shape.value_dim)) as usize]);
+    }
+    let mut weight = f32::new(0.0);
+    for s in 0..comptime!(shape.shares) {
+        let at = base + s * stride + comptime!(shape.value_dim);
+        weight += part[(at + 1) as usize] * (part[at as usize] - top).exp();
+    }
+    let mut column = UNIT_POS;
+    while column < comptime!(shape.value_dim) {
+        let mut v = f32::new(0.0);
+        for s in 0..comptime!(shape.shares) {
+            let at = base + s * stride;
+            let faded = (part[(at + comptime!(shape.value_dim)) as usize] - top).exp();
+            v += part[(at + column) as usize] * faded;
+        }
+        out[(cell * comptime!(shape.value_dim) + column) as usize] = v / weight;
+        column += CUBE_DIM;
+    }
+}

@@ -1,0 +1,234 @@
+//! Paged keys and values on the device: `[slot][kv_head][words]`, a slot being `block * block_size + offset`.
+//! A word is one f32 or two of the narrower types; a head of an odd number of columns ends in a half-used word.
+
+use crate::gpu::{Buffer, Gpu, Reservation, WORD};
+use cubecl::prelude::*;
+use half::f16;
+use marlin_tensor::{BackendError, CacheSpec, DType};
+
+/// Element type of a cache; comptime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Element {
+    /// Elements of a word.
+    pub(crate) fn per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Words of a head of `dim` columns.
+    pub(crate) fn words(self, dim: usize) -> usize {
+        dim.div_ceil(self.per_word())
+    }
+}
+
+/// One layer.
+pub(crate) struct Layer {
+    pub(crate) keys: Buffer,
+    /// Empty when values are a prefix of the keys.
+    pub(crate) values: Buffer,
+    pub(crate) heads: usize,
+    pub(crate) key_dim: usize,
+    pub(crate) value_dim: usize,
+}
+
+/// All layers.
+pub(crate) struct PagedCache {
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) element: Element,
+    pub(crate) block_size: usize,
+    _reservation: Reservation,
+}
+
+impl PagedCache {
+    /// Allocates and clears.
+    ///
+    /// # Errors
+    /// When the element type is none of f32, f16 and bf16, or the device has no room.
+    pub(crate) fn new(gpu: &Gpu, spec: &CacheSpec) -> Result<Self, BackendError> {
+        let element = match spec.dtype {
+            DType::F32 => Element::F32,
+            DType::F16 => Element::F16,
+            DType::BF16 => Element::Bf16,
+            other => {
+                return Err(BackendError::Unsupported {
+                    backend: "gpu".to_owned(),
+                    what: format!("a cache of {other}"),
+                });
+            }
+        };
+        let slots = spec.num_blocks.saturating_mul(spec.block_size);
+        let per_slot = |dim: usize, heads: usize| element.words(dim).saturating_mul(heads);
+        let of_layer = |l: &marlin_tensor::CacheLayerSpec| {
+            per_slot(l.key_head_dim, l.num_kv_heads) + per_slot(l.value_head_dim, l.num_kv_heads)
+        };
+        let words = spec.layers.iter().map(of_layer).fold(0usize, usize::saturating_add);
+        let needed = (words as u64).saturating_mul(slots as u64).saturating_mul(WORD as u64);
+        let reservation = gpu.reserve(&format!("a cache of {slots} tokens"), needed)?;
+        let layer = |l: &marlin_tensor::CacheLayerSpec| Layer {
+            keys: gpu.zeros(slots * per_slot(l.key_head_dim, l.num_kv_heads)),
+            values: match l.value_head_dim {
+                0 => gpu.none.clone(),
+                dim => gpu.zeros(slots * per_slot(dim, l.num_kv_heads)),
+            },
+            heads: l.num_kv_heads,
+            key_dim: l.key_head_dim,
+            value_dim: l.value_head_dim,
+        };
+        let layers = spec.layers.iter().map(layer).collect();
+        Ok(Self { layers, element, block_size: spec.block_size, _reservation: reservation })
+    }
+
+    /// Copies whole blocks of every layer, pair by pair.
+    pub(crate) fn copy_blocks(&self, gpu: &Gpu, pairs: &[(u32, u32)]) {
+        for layer in &self.layers {
+            for (array, dim) in [(&layer.keys, layer.key_dim), (&layer.values, layer.value_dim)] {
+                let words = self.block_size * layer.heads * self.element.words(dim);
+                for &(from, to) in pairs.iter().filter(|_| words > 0) {
+                    let (from, to) = (from as usize * words, to as usize * words);
+                    copy_within(gpu, array, from, to, words);
+                }
+            }
+        }
+    }
+
+    /// Writes rows of keys and values (flattened heads) to the slots that `meta` holds in the third of every
+    /// four words.
+    pub(crate) fn write(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        meta: &Buffer,
+        rows: usize,
+        keys: &Buffer,
+        values: Option<&Buffer>,
+    ) {
+        let layer = &self.layers[layer];
+        let arrays =
+            [(Some(keys), &layer.keys, layer.key_dim), (values, &layer.values, layer.value_dim)];
+        for (x, array, dim) in arrays {
+            let Some(x) = x.filter(|_| dim > 0) else { continue };
+            let words = self.element.words(dim);
+            let total = rows * layer.heads * words;
+            let (count, dims) = gpu.each(total);
+            let (x, meta, array) = (x.arg(), meta.arg(), array.arg());
+            let (heads, dim, words, total) =
+                (layer.heads as u32, dim as u32, words as u32, total as u32);
+            // SAFETY: units past the end do nothing; slots lie in the cache.
+            unsafe {
+                write_kernel::launch_unchecked(
+                    &gpu.client,
+                    count,
+                    dims,
+                    x,
+                    meta,
+                    array,
+                    heads,
+                    dim,
+                    words,
+                    total,
+                    self.element,
+                );
+            }
+        }
+    }
+}
+
+fn copy_within(gpu: &Gpu, array: &Buffer, from: usize, to: usize, len: usize) {
+    let (count, dim) = gpu.each(len);
+    let (from, to, len) = (from as u32, to as u32, len as u32);
+    // SAFETY: units past `len` do nothing; blocks do not overlap.
+    unsafe { copy_kernel::launch_unchecked(&gpu.client, count, dim, array.arg(), from, to, len) }
+}
+
+#[cube(launch_unchecked)]
+fn copy_kernel(array: &mut [u32], from: u32, to: u32, len: u32) {
+    if ABSOLUTE_POS < len as usize {
+        array[ABSOLUTE_POS + to as usize] = array[ABSOLUTE_POS + from as usize];
+    }
+}
+
+#[cube(launch_unchecked)]
+fn write_kernel(
+    x: &[f32],
+    meta: &[u32],
+    array: &mut [u32],
+    heads: u32,
+    dim: u32,
+    words: u32,
+    total: u32,
+    #[comptime] element: Element,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < total {
+        let word = i % words;
+        let head = i / words;
+        let slot = meta[(head / heads * 4 + 2) as usize];
+        let to = ((slot * heads + head % heads) * words + word) as usize;
+        if comptime!(element == Element::F32) {
+            array[to] = u32::reinterpret(x[(head * dim + word) as usize]);
+        } else {
+            let column = word * 2;
+            let a = x[(head * dim + column) as usize];
+            let mut b = f32::new(0.0);
+            if column + 1 < dim {
+                b = x[(head * dim + column + 1) as usize];
+            }
+            array[to] = narrow(a, b, element);
+        }
+    }
+}
+
+/// Two values as one word.
+#[cube]
+fn narrow(a: f32, b: f32, #[comptime] element: Element) -> u32 {
+    if comptime!(element == Element::F16) {
+        let mut pair = Vector::<f16, Const<2>>::new(f16::new(0.0));
+        pair.insert(0usize, f16::cast_from(a));
+        pair.insert(1usize, f16::cast_from(b));
+        u32::reinterpret(pair)
+    } else {
+        (upper_half(a) >> 16u32) | upper_half(b)
+    }
+}
+
+/// The nearest bf16, ties to even, in the upper half.
+#[cube]
+fn upper_half(v: f32) -> u32 {
+    let bits = u32::reinterpret(v);
+    let rounded = bits + 0x7fffu32 + ((bits >> 16u32) & 1u32);
+    rounded & 0xffff0000u32
+}
+
+/// First element of a word.
+#[cube]
+pub(crate) fn first(word: u32, #[comptime] element: Element) -> f32 {
+    match comptime!(element) {
+        Element::F32 => f32::reinterpret(word),
+        Element::F16 => {
+            let pair = Vector::<f16, Const<2>>::reinterpret(word);
+            f32::cast_from(pair.extract(0usize))
+        }
+        Element::Bf16 => f32::reinterpret(word << 16u32),
+    }
+}
+
+/// Second element of a word that has two.
+#[cube]
+pub(crate) fn second(word: u32, #[comptime] element: Element) -> f32 {
+    match comptime!(element) {
+        Element::F32 => f32::new(0.0),
+        Element::F16 => {
+            let pair = Vector::<f16, Const<2>>::reinterpret(word);
+            f32::cast_from(pair.extract(1usize))
+        }
+        Element::Bf16 => f32::reinterpret(word & 0xffff0000u32),
+    }
+}

@@ -1,0 +1,230 @@
+//! Rows times a trellis-coded matrix, `y = x · diag(suh) · P · Ŵ · P · diag(svh)`: the inputs are rotated, multiplied with `Ŵ`
+//! as it is decoded from its rings, and the outputs rotated back. What the format means stands in `marlin_quant::exl3`.
+//!
+//! A lane owns eight consecutive ring positions of a tile: four inputs of two outputs. Its eight windows of 16 bits lie in
+//! two to five words; once these are shifted to its first bit, every window is at a constant place.
+//!
+//! * `portable`: f32 products, for every runtime.
+//! * `tensor_cores`: NVIDIA's 16×8×16 products of f16, whose operand the ring order is. Inputs are the sum of two f16, so that
+//!   none of their bits that matter are lost.
+
+mod portable;
+mod tensor_cores;
+
+use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
+use crate::gpu::{Buffer, Gpu};
+use cubecl::prelude::*;
+use half::f16;
+use marlin_quant::exl3::Codebook;
+use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
+
+/// Width of a rotation.
+const BLOCK: u32 = 128;
+
+/// A trellis-coded matrix, or a stack of equal ones.
+#[derive(Clone)]
+pub(crate) struct Trellis {
+    /// Tiles `[stack, padded_in / 16, padded_out / 16]`, each `4 · twice_bits` words.
+    pub(crate) tiles: Buffer,
+    /// `[stack, padded_in]`.
+    pub(crate) suh: Buffer,
+    /// `[stack, padded_out]`.
+    pub(crate) svh: Buffer,
+    pub(crate) padded_in: usize,
+    pub(crate) padded_out: usize,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    /// Twice the bits per weight.
+    pub(crate) twice_bits: u32,
+    pub(crate) codebook: Codebook,
+}
+
+/// `x: [.., in_features]` times the matrices: `[rows.count(), out_features]`, plus `bias` per output and matrix where there is
+/// one.
+pub(crate) fn multiply(
+    gpu: &Gpu,
+    x: &Buffer,
+    matrix: &Trellis,
+    bias: Option<&Buffer>,
+    rows: &Rows,
+) -> Buffer {
+    let entries = rows.count();
+    let single = rows.one_by_one(gpu);
+    let (table, slots) = (&single.table, &single.slots);
+    let (padded_in, padded_out) = (matrix.padded_in as u32, matrix.padded_out as u32);
+    let (inputs, outputs) = (matrix.in_features as u32, matrix.out_features as u32);
+    let (client, plane) = (&gpu.client, gpu.plane);
+    let block = gpu.planes(BLOCK / plane);
+
+    let rotated = gpu.empty(entries * matrix.padded_in);
+    // SAFETY: columns past the last are read as zero; empty entries do nothing.
+    unsafe {
+        rotate_in::launch_unchecked(
+            client,
+            CubeCount::Static(padded_in / BLOCK, entries as u32, 1),
+            block,
+            x.arg(),
+            matrix.suh.arg(),
+            table.arg(),
+            slots.arg(),
+            rotated.arg(),
+            inputs,
+            padded_in,
+            single.share,
+            single.mode,
+            gpu.tensor_cores,
+            plane,
+        );
+    }
+
+    let product = match gpu.tensor_cores {
+        true => tensor_cores::multiply(gpu, &rotated, matrix, rows),
+        false => portable::multiply(gpu, &rotated, matrix, rows),
+    };
+
+    let out = gpu.empty(entries * matrix.out_features);
+    let added = bias.unwrap_or(&gpu.none);
+    // SAFETY: columns past the last are not written; empty entries do nothing.
+    unsafe {
+        rotate_out::launch_unchecked(
+            client,
+            CubeCount::Static(padded_out / BLOCK, entries as u32, 1),
+            block,
+            product.arg(),
+            matrix.svh.arg(),
+            added.arg(),
+            table.arg(),
+            slots.arg(),
+            out.arg(),
+            outputs,
+            padded_out,
+            single.share,
+            single.mode,
+            bias.is_some(),
+            plane,
+        );
+    }
+    out
+}
+
+impl Trellis {
+    /// Multiplier and addend of the codebook, and whether it is `mul1`.
+    fn generator(&self) -> (u32, u32, bool) {
+        match self.codebook {
+            Codebook::ThreeInst => (THREE_INST_MULTIPLIER, THREE_INST_ADDEND, false),
+            Codebook::Mcg(multiplier) => (multiplier, 0, false),
+            Codebook::Mul1(multiplier) => (multiplier, 0, true),
+        }
+    }
+}
+
+/// `rotated = (x ∘ suh) · H / √128`, one cube per block of 128 columns and entry: f32, or for tensor cores, in the order of their operand,
+/// pairs of f16 and pairs of what these leave.
+#[cube(launch_unchecked)]
+fn rotate_in(
+    x: &[f32],
+    suh: &[f32],
+    table: &[u32],
+    slots: &[u32],
+    rotated: &mut [u32],
+    columns: u32,
+    padded: u32,
+    share: u32,
+    #[comptime] mode: Mode,
+    #[comptime] fragments: bool,
+    #[comptime] plane: u32,
+) {
+    let entry = CUBE_POS_Y;
+    let slot = tile_slot(table, slots, entry, share, mode);
+    if slot == comptime!(ABSENT) {
+        terminate!();
+    }
+    let column = CUBE_POS_X * 128 + UNIT_POS;
+    let row = tile_in(entry, share, mode);
+    let mut v = f32::new(0.0);
+    if column < columns {
+        v = x[(row * columns + column) as usize] * suh[(slot * padded + column) as usize];
+    }
+    let v = hadamard(v, plane);
+    if comptime!(fragments) {
+        // Two terms hold up to twice the range of one.
+        let high = f32::cast_from(f16::cast_from(min(max(v, -65504.0), 65504.0)));
+        let low = v - high;
+        let next_high = plane_shuffle_xor(high, 1u32);
+        let next_low = plane_shuffle_xor(low, 1u32);
+        if column % 2 == 0 {
+            // Of a tile of 16 columns, lane `l` of four reads columns `2 l`, `2 l + 1` and those 8 further on.
+            let lane = column % 8 / 2;
+            let half = column % 16 / 8;
+            let at = entry * padded + column / 16 * 16 + lane * 4 + half * 2;
+            rotated[at as usize] = pair(high, next_high);
+            rotated[(at + 1) as usize] = pair(low, next_low);
+        }
+    } else {
+        rotated[(entry * padded + column) as usize] = u32::reinterpret(v);
+    }
+}
+
+/// Two values as f16 in a word.
+#[cube]
+fn pair(a: f32, b: f32) -> u32 {
+    let mut pair = Vector::<f16, Const<2>>::new(f16::new(0.0));
+    pair.insert(0usize, f16::cast_from(a));
+    pair.insert(1usize, f16::cast_from(b));
+    u32::reinterpret(pair)
+}
+
+/// `out = (product · H / √128) ∘ svh + bias`, one cube per block of 128 columns and entry.
+#[cube(launch_unchecked)]
+fn rotate_out(
+    product: &[f32],
+    svh: &[f32],
+    bias: &[f32],
+    table: &[u32],
+    slots: &[u32],
+    out: &mut [f32],
+    columns: u32,
+    padded: u32,
+    share: u32,
+    #[comptime] mode: Mode,
+    #[comptime] has_bias: bool,
+    #[comptime] plane: u32,
+) {
+    let entry = CUBE_POS_Y;
+    let slot = tile_slot(table, slots, entry, share, mode);
+    if slot == comptime!(ABSENT) {
+        terminate!();
+    }
+    let column = CUBE_POS_X * 128 + UNIT_POS;
+    let v = hadamard(product[(entry * padded + column) as usize], plane);
+    if column < columns {
+        let mut y = v * svh[(slot * padded + column) as usize];
+        if comptime!(has_bias) {
+            y += bias[(slot * columns + column) as usize];
+        }
+        out[(entry * columns + column) as usize] = y;
+    }
+}
+
+/// The unit's value of the cube's 128, rotated.
+#[cube]
+fn hadamard(value: f32, #[comptime] plane: u32) -> f32 {
+    let mut shared = Shared::<[f32]>::new_slice(128usize);
+    let unit = UNIT_POS;
+    let mut v = value * 0.08838834764831845;
+    #[unroll]
+    for stage in 0..7u32 {
+        let distance = comptime!(1u32 << stage);
+        if comptime!(distance < plane) {
+            let other = plane_shuffle_xor(v, distance.runtime());
+            v = select(unit & distance == 0, v + other, other - v);
+        } else {
+            shared[unit as usize] = v;
+            sync_cube();
+            let other = shared[(unit ^ distance) as usize];
+            v = select(unit & distance == 0, v + other, other - v);
+            sync_cube();
+        }
+    }
+    v
+}

@@ -1,0 +1,428 @@
+//! Choosing experts, sorting their rows, and adding up what they say. Nothing is read back.
+
+use super::tiles::{ABSENT, Grouped, MOST};
+use crate::gpu::{Buffer, Gpu};
+use cubecl::prelude::*;
+use marlin_tensor::{Router, Scoring};
+
+/// Units of a cube that chooses for one row.
+const UNITS: u32 = 64;
+/// Units of the cube that sorts entries.
+const SORTERS: u32 = 256;
+
+/// Chosen experts and weights of every row of `logits`, each `[rows, top_k]`, best first.
+pub(crate) fn route(
+    gpu: &Gpu,
+    logits: &Buffer,
+    bias: Option<&Buffer>,
+    router: &Router,
+    rows: usize,
+) -> (Buffer, Buffer) {
+    let len = rows * router.top_k;
+    let (ids, weights) = (gpu.empty(len), gpu.empty(len));
+    let shape = Shape {
+        experts: router.num_experts as u32,
+        top_k: router.top_k as u32,
+        groups: router.num_groups as u32,
+        top_groups: router.top_k_groups as u32,
+        group_score: router.group_score_experts as u32,
+        sigmoid: router.scoring == Scoring::Sigmoid,
+        normalize: router.normalize,
+        has_bias: bias.is_some(),
+    };
+    let count = CubeCount::Static(rows as u32, 1, 1);
+    let bias = bias.unwrap_or(&gpu.none);
+    // SAFETY: one cube per row.
+    unsafe {
+        route_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            gpu.planes(UNITS / gpu.plane),
+            logits.arg(),
+            bias.arg(),
+            ids.arg(),
+            weights.arg(),
+            router.scaling_factor,
+            shape,
+        );
+    }
+    (ids, weights)
+}
+
+/// What a routing kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    experts: u32,
+    top_k: u32,
+    groups: u32,
+    top_groups: u32,
+    group_score: u32,
+    sigmoid: bool,
+    normalize: bool,
+    has_bias: bool,
+}
+
+/// Entries of `ids` sorted by expert, and cut into tiles.
+pub(crate) fn group(gpu: &Gpu, ids: &Buffer, entries: usize, experts: usize) -> Grouped {
+    let m = (entries.div_ceil(experts).next_power_of_two() as u32).clamp(2, MOST);
+    let count = entries.min(experts + entries / m as usize);
+    let (order, tiles) = (gpu.empty(entries), gpu.empty(3 * count));
+    let dim = gpu.planes(SORTERS / gpu.plane);
+    let (ids, o, t) = (ids.arg(), order.arg(), tiles.arg());
+    let (entries, tiles_len) = (entries as u32, count as u32);
+    // SAFETY: one cube; there are at most `count` tiles.
+    unsafe {
+        group_kernel::launch_unchecked(
+            &gpu.client,
+            CubeCount::Static(1, 1, 1),
+            dim,
+            ids,
+            o,
+            t,
+            entries,
+            tiles_len,
+            experts as u32,
+            m,
+        );
+    }
+    Grouped { order, tiles, count, m }
+}
+
+/// `out[row] = Σ weights[row, j] · y[row · top_k + j]`, `y: [rows · top_k, columns]`.
+pub(crate) fn combine(
+    gpu: &Gpu,
+    y: &Buffer,
+    weights: &Buffer,
+    rows: usize,
+    top_k: usize,
+    columns: usize,
+) -> Buffer {
+    let total = rows * columns;
+    let out = gpu.empty(total);
+    let (count, dim) = gpu.each(total);
+    let (y, weights, to) = (y.arg(), weights.arg(), out.arg());
+    let (top_k, columns, total) = (top_k as u32, columns as u32, total as u32);
+    // SAFETY: units past the end do nothing.
+    unsafe {
+        combine_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            dim,
+            y,
+            weights,
+            to,
+            top_k,
+            columns,
+            total,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn combine_kernel(
+    y: &[f32],
+    weights: &[f32],
+    out: &mut [f32],
+    top_k: u32,
+    columns: u32,
+    total: u32,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < total {
+        let row = i / columns;
+        let column = i % columns;
+        let mut sum = f32::new(0.0);
+        for j in 0..top_k {
+            let entry = row * top_k + j;
+            sum += weights[entry as usize] * y[(entry * columns + column) as usize];
+        }
+        out[i as usize] = sum;
+    }
+}
+
+/// Smaller than any choice that counts.
+const LEAST: f64 = -3.0e38;
+
+#[cube(launch_unchecked)]
+fn route_kernel(
+    logits: &[f32],
+    bias: &[f32],
+    ids: &mut [u32],
+    weights: &mut [f32],
+    scaling_factor: f32,
+    #[comptime] shape: Shape,
+) {
+    let experts = comptime!(shape.experts);
+    let top_k = comptime!(shape.top_k);
+    let row = CUBE_POS_X;
+    let unit = UNIT_POS;
+    let mut scores = Shared::<[f32]>::new_slice(comptime!(experts as usize));
+    let mut choices = Shared::<[f32]>::new_slice(comptime!(experts as usize));
+    let mut best = Shared::<[f32]>::new_slice(64usize);
+    let mut places = Shared::<[u32]>::new_slice(64usize);
+
+    // Scores.
+    let mut largest = f32::new(LEAST);
+    let mut e = unit;
+    while e < experts {
+        largest = max(largest, logits[(row * experts + e) as usize]);
+        e += 64;
+    }
+    best[unit as usize] = largest;
+    sync_cube();
+    let mut top = f32::new(LEAST);
+    for i in 0..64u32 {
+        top = max(top, best[i as usize]);
+    }
+    sync_cube();
+    let mut part = f32::new(0.0);
+    let mut e = unit;
+    while e < experts {
+        let x = logits[(row * experts + e) as usize];
+        let score =
+            if comptime!(shape.sigmoid) { 1.0 / (1.0 + (-x).exp()) } else { (x - top).exp() };
+        scores[e as usize] = score;
+        part += score;
+        e += 64;
+    }
+    best[unit as usize] = part;
+    sync_cube();
+    let mut total = f32::new(0.0);
+    for i in 0..64u32 {
+        total += best[i as usize];
+    }
+    let mut e = unit;
+    while e < experts {
+        let mut score = scores[e as usize];
+        if comptime!(!shape.sigmoid) {
+            score /= total;
+            scores[e as usize] = score;
+        }
+        if comptime!(shape.has_bias) {
+            score += bias[e as usize];
+        }
+        choices[e as usize] = score;
+        e += 64;
+    }
+    sync_cube();
+
+    if comptime!(shape.groups > 1) {
+        exclude_groups(&mut choices, &mut best, shape);
+    }
+
+    // The best, then the best of the rest.
+    let mut sum = f32::new(0.0);
+    for k in 0..top_k {
+        let mut value = f32::new(LEAST);
+        let mut place = experts.runtime();
+        let mut e = unit;
+        while e < experts {
+            let v = choices[e as usize];
+            if v > value {
+                value = v;
+                place = e;
+            }
+            e += 64;
+        }
+        best[unit as usize] = value;
+        places[unit as usize] = place;
+        sync_cube();
+        let mut chosen = experts.runtime();
+        let mut highest = f32::new(LEAST);
+        for i in 0..64u32 {
+            let v = best[i as usize];
+            let p = places[i as usize];
+            // The lower index among equals.
+            if v > highest || (v == highest && p < chosen) {
+                highest = v;
+                chosen = p;
+            }
+        }
+        sync_cube();
+        let chosen = min(chosen, comptime!(experts - 1).runtime());
+        let weight = scores[chosen as usize];
+        sum += weight;
+        if unit == 0 {
+            choices[chosen as usize] = f32::new(LEAST);
+            ids[(row * top_k + k) as usize] = chosen;
+            weights[(row * top_k + k) as usize] = weight;
+        }
+        sync_cube();
+    }
+    if unit == 0 {
+        let divisor = if comptime!(shape.normalize) { sum + 1e-20 } else { f32::new(1.0) };
+        for k in 0..top_k {
+            let at = (row * top_k + k) as usize;
+            weights[at] = weights[at] / divisor * scaling_factor;
+        }
+    }
+}
+
+/// Sets the choices of groups that may not be used below all others. `room` has a place per group.
+#[cube]
+fn exclude_groups(choices: &mut [f32], room: &mut [f32], #[comptime] shape: Shape) {
+    let size = comptime!(shape.experts / shape.groups);
+    let unit = UNIT_POS;
+    if unit < comptime!(shape.groups) {
+        // The sum of the best few, found one after the other; equals count as often as they occur.
+        let mut sum = f32::new(0.0);
+        let mut bound = f32::new(3.0e38);
+        let mut taken = 0u32.runtime();
+        while taken < comptime!(shape.group_score) {
+            let mut next = f32::new(LEAST);
+            let mut times = 0u32.runtime();
+            for i in 0..size {
+                let v = choices[(unit * size + i) as usize];
+                if v < bound {
+                    if v > next {
+                        next = v;
+                        times = 0u32.runtime();
+                    }
+                    if v == next {
+                        times += 1;
+                    }
+                }
+            }
+            let used = max(min(times, comptime!(shape.group_score).runtime() - taken), 1u32);
+            sum += next * f32::cast_from(used);
+            taken += used;
+            bound = next;
+        }
+        room[unit as usize] = sum;
+    }
+    sync_cube();
+    if unit < comptime!(shape.groups) {
+        let mine = room[unit as usize];
+        let mut better = 0u32.runtime();
+        for g in 0..comptime!(shape.groups) {
+            let other = room[g as usize];
+            if other > mine || (other == mine && g < unit) {
+                better += 1;
+            }
+        }
+        if better >= comptime!(shape.top_groups) {
+            for i in 0..size {
+                choices[(unit * size + i) as usize] = f32::new(LEAST);
+            }
+        }
+    }
+    sync_cube();
+}
+
+/// One cube: a unit counts and places the entries of its experts, one unit adds the counts up.
+#[cube(launch_unchecked)]
+fn group_kernel(
+    ids: &[u32],
+    order: &mut [u32],
+    tiles: &mut [u32],
+    entries: u32,
+    tiles_len: u32,
+    #[comptime] experts: u32,
+    #[comptime] m: u32,
+) {
+    let mut counts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
+    let mut starts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
+    let mut firsts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
+    let mut e = UNIT_POS;
+    while e < experts {
+        let mut count = 0u32.runtime();
+        for i in 0..entries {
+            if ids[i as usize] == e {
+                count += 1;
+            }
+        }
+        counts[e as usize] = count;
+        e += CUBE_DIM;
+    }
+    let mut t = UNIT_POS;
+    while t < tiles_len {
+        tiles[(t * 3) as usize] = 0u32;
+        tiles[(t * 3 + 1) as usize] = 0u32;
+        tiles[(t * 3 + 2) as usize] = 0u32;
+        t += CUBE_DIM;
+    }
+    sync_cube();
+    if UNIT_POS == 0 {
+        let mut start = 0u32.runtime();
+        let mut first = 0u32.runtime();
+        for e in 0..experts {
+            starts[e as usize] = start;
+            firsts[e as usize] = first;
+            start += counts[e as usize];
+            first += (counts[e as usize] + comptime!(m - 1)) / m;
+        }
+    }
+    // Also makes the empty tiles visible to the units that fill them.
+    sync_storage();
+    sync_cube();
+    let mut e = UNIT_POS;
+    while e < experts {
+        let mut at = starts[e as usize];
+        for i in 0..entries {
+            if ids[i as usize] == e {
+                order[at as usize] = i;
+                at += 1;
+            }
+        }
+        let mut left = counts[e as usize];
+        let mut from = starts[e as usize];
+        let mut t = firsts[e as usize];
+        while left > 0 {
+            let rows = min(left, m.runtime());
+            tiles[(t * 3) as usize] = e;
+            tiles[(t * 3 + 1) as usize] = from;
+            tiles[(t * 3 + 2) as usize] = rows;
+            left -= rows;
+            from += rows;
+            t += 1;
+        }
+        e += CUBE_DIM;
+    }
+}
+
+/// Copies to `out` the rows of `part` whose expert has a slot.
+pub(crate) fn keep(
+    gpu: &Gpu,
+    part: &Buffer,
+    ids: &Buffer,
+    slots: &Buffer,
+    out: &Buffer,
+    entries: usize,
+    columns: usize,
+) {
+    let total = entries * columns;
+    let (count, dim) = gpu.each(total);
+    let (part, ids, slots, out) = (part.arg(), ids.arg(), slots.arg(), out.arg());
+    // SAFETY: units past the end do nothing.
+    unsafe {
+        keep_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            dim,
+            part,
+            ids,
+            slots,
+            out,
+            columns as u32,
+            total as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn keep_kernel(
+    part: &[f32],
+    ids: &[u32],
+    slots: &[u32],
+    out: &mut [f32],
+    columns: u32,
+    total: u32,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < total {
+        if slots[ids[(i / columns) as usize] as usize] != comptime!(ABSENT) {
+            out[i as usize] = part[i as usize];
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Root-mean-square normalisation: one cube per group.
+
+use crate::gpu::{Buffer, Gpu};
+use cubecl::prelude::*;
+
+/// Columns up to which a group is the work of two planes.
+const SMALL: usize = 512;
+
+/// `x / sqrt(mean(x²) + eps) * weight` over each of `groups` runs of `len` values.
+pub(crate) fn rms_norm(
+    gpu: &Gpu,
+    x: &Buffer,
+    weight: &Buffer,
+    eps: f32,
+    groups: usize,
+    len: usize,
+) -> Buffer {
+    let out = gpu.empty(groups * len);
+    let planes = if len <= SMALL { 2 } else { 8 };
+    let cubes = groups as u32;
+    let count = CubeCount::Static(cubes.min(32_768), cubes.div_ceil(32_768), 1);
+    let (x, weight, to) = (x.arg(), weight.arg(), out.arg());
+    // SAFETY: cubes past `groups` do the work of the last.
+    unsafe {
+        norm_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            gpu.planes(planes),
+            x,
+            weight,
+            to,
+            eps,
+            len as u32,
+            cubes,
+            planes,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn norm_kernel(
+    x: &[f32],
+    weight: &[f32],
+    out: &mut [f32],
+    eps: f32,
+    len: u32,
+    groups: u32,
+    #[comptime] planes: u32,
+) {
+    // A cube past the last repeats its work.
+    let group = min(CUBE_POS as u32, groups - 1);
+    let base = group * len;
+    let mut squares = f32::new(0.0);
+    let mut i = UNIT_POS;
+    while i < len {
+        let v = x[(base + i) as usize];
+        squares += v * v;
+        i += CUBE_DIM;
+    }
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(planes as usize));
+    let part = plane_sum(squares);
+    if UNIT_POS_X == 0 {
+        sums[UNIT_POS_Y as usize] = part;
+    }
+    sync_cube();
+    let mut total = f32::new(0.0);
+    #[unroll]
+    for p in 0..planes {
+        total += sums[p as usize];
+    }
+    let scale = 1.0 / (total / f32::cast_from(len) + eps).sqrt();
+    let mut i = UNIT_POS;
+    while i < len {
+        out[(base + i) as usize] = x[(base + i) as usize] * scale * weight[i as usize];
+        i += CUBE_DIM;
+    }
+}

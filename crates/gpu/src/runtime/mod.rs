@@ -1,0 +1,161 @@
+//! Runtimes and their devices.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
+#[cfg(feature = "vulkan")]
+mod vulkan;
+
+use marlin_tensor::{Backend, BackendError};
+use std::sync::Arc;
+
+/// A way to reach GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Runtime {
+    /// NVIDIA's.
+    Cuda,
+    /// Any vendor's, on Linux and Windows.
+    Vulkan,
+    /// Apple's.
+    Metal,
+}
+
+impl Runtime {
+    /// Every runtime, in the order in which `auto` prefers them.
+    pub const ALL: [Self; 3] = [Self::Cuda, Self::Metal, Self::Vulkan];
+
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+        }
+    }
+
+    /// Whether this build can use it.
+    pub fn is_built(self) -> bool {
+        match self {
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Vulkan => cfg!(feature = "vulkan"),
+            Self::Metal => cfg!(feature = "metal"),
+        }
+    }
+
+    /// What must be on the machine for it.
+    pub fn needs(self) -> &'static str {
+        match self {
+            Self::Cuda => "NVIDIA's driver, and of CUDA 13 NVRTC and the headers (CUDA_PATH)",
+            Self::Vulkan => "a Vulkan loader and driver",
+            Self::Metal => "macOS on an Apple GPU",
+        }
+    }
+}
+
+/// A device that a runtime of this build found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuDevice {
+    /// How it is reached.
+    pub runtime: Runtime,
+    /// Its number among the runtime's devices.
+    pub index: usize,
+    /// What the driver calls it.
+    pub name: String,
+    /// Bytes of memory, where the driver says.
+    pub memory_bytes: Option<u64>,
+    /// Whether it computes on the processor: for tests, not for speed.
+    pub is_software: bool,
+    /// Version of the driver, in its own words.
+    pub driver: Option<String>,
+}
+
+/// Every device of the runtimes of this build.
+pub fn devices() -> Vec<GpuDevice> {
+    #[allow(unused_mut)]
+    let mut found: Vec<GpuDevice> = Vec::new();
+    #[cfg(feature = "cuda")]
+    found.extend(cuda::devices());
+    #[cfg(feature = "metal")]
+    found.extend(metal::devices());
+    #[cfg(feature = "vulkan")]
+    found.extend(vulkan::devices());
+    found
+}
+
+/// Opens a device that [`devices`] found.
+///
+/// # Errors
+/// When this build has no such runtime, or the device does not start.
+pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
+    match device.runtime {
+        #[cfg(feature = "cuda")]
+        Runtime::Cuda => cuda::open(device),
+        #[cfg(feature = "metal")]
+        Runtime::Metal => metal::open(device),
+        #[cfg(feature = "vulkan")]
+        Runtime::Vulkan => vulkan::open(device),
+        #[allow(unreachable_patterns)]
+        other => Err(BackendError::Unsupported {
+            backend: other.name().to_owned(),
+            what: format!(
+                "a device of a runtime that this build lacks; build with --features {}",
+                other.name()
+            ),
+        }),
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod found {
+    use super::{GpuDevice, Runtime};
+    use crate::backend::GpuBackend;
+    use marlin_tensor::{Backend, BackendError};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    /// The devices among `all` that are described.
+    pub(super) fn describe(
+        runtime: Runtime,
+        all: impl IntoIterator<Item = cubecl::Device>,
+    ) -> Vec<GpuDevice> {
+        let mut found = Vec::new();
+        for device in all {
+            let Some(about) = device.description() else { continue };
+            found.push(GpuDevice {
+                runtime,
+                index: found.len(),
+                name: about.name,
+                memory_bytes: about.max_memory,
+                is_software: about.kind == cubecl::device::DeviceKind::Cpu,
+                driver: about.driver_version,
+            });
+        }
+        found
+    }
+
+    /// Opens `about` with the client that `client` makes.
+    ///
+    /// # Errors
+    /// When the runtime does not start; it panics then.
+    pub(super) fn start(
+        about: &GpuDevice,
+        client: impl FnOnce() -> cubecl::prelude::Client,
+    ) -> Result<Arc<dyn Backend>, BackendError> {
+        let start = || GpuBackend::new(client(), about.runtime.name(), about.name.clone());
+        match catch_unwind(AssertUnwindSafe(start)) {
+            Ok(backend) => Ok(Arc::new(backend)),
+            Err(cause) => {
+                let said = cause.downcast_ref::<String>().map(String::as_str);
+                let said = said.or_else(|| cause.downcast_ref::<&str>().copied());
+                let (name, runtime) = (&about.name, about.runtime);
+                Err(BackendError::Device(format!(
+                    "{} of {name} does not start: {}; it needs {}",
+                    runtime.name(),
+                    said.unwrap_or("no reason given"),
+                    runtime.needs()
+                )))
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Weights on the device: a matrix in the form its kernel reads, and stacks of the experts of a layer.
+
+use crate::decode::{Format, UNIT};
+use crate::gpu::{Buffer, Gpu, Reservation, WORD};
+use crate::ops::columns;
+use crate::ops::elementwise::copy;
+use crate::ops::exl3::{self, Trellis};
+use crate::ops::matrix::{self, RowMatrix};
+use crate::ops::tiles::{ABSENT, Entries, Rows};
+use marlin_quant::exl3::Exl3Parts;
+use marlin_quant::format;
+use marlin_tensor::{BackendError, Linear, Weight};
+use std::sync::{Arc, OnceLock, RwLock};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// A matrix, or a stack of equal ones.
+#[derive(Clone)]
+pub(crate) enum Matrix {
+    Rows(RowMatrix),
+    Trellis(Trellis),
+}
+
+/// A matrix and what is added to its outputs.
+#[derive(Clone)]
+pub(crate) struct Loaded {
+    pub(crate) matrix: Matrix,
+    pub(crate) bias: Option<Buffer>,
+    pub(crate) in_features: usize,
+}
+
+/// The storage behind a [`Linear`].
+pub(crate) struct GpuLinear {
+    place: RwLock<Place>,
+    /// The stacks of the experts whose first gate this is.
+    pub(crate) stacks: OnceLock<Arc<Stacks>>,
+    _reservation: Reservation,
+}
+
+enum Place {
+    Own(Loaded),
+    Stacked(Arc<Stack>, u32),
+}
+
+/// Matrices of several experts in one piece.
+pub(crate) struct Stack {
+    pub(crate) loaded: Loaded,
+    /// Place of every expert's matrix, [`ABSENT`] where it is in another stack.
+    pub(crate) slots: Buffer,
+}
+
+/// All matrices of a set of experts: usually one stack each.
+pub(crate) struct Stacks {
+    /// The gates they were made of.
+    pub(crate) made_of: Vec<usize>,
+    pub(crate) gate: Vec<Arc<Stack>>,
+    pub(crate) up: Vec<Arc<Stack>>,
+    pub(crate) down: Vec<Arc<Stack>>,
+}
+
+/// How the kernel for weights of `format` is called on `runtime`.
+pub(crate) fn kernel_name(format: &str, runtime: &str) -> String {
+    match format == "exl3" || Format::from_id(format).is_some() {
+        true => format!("{format} {runtime}"),
+        false => format!("{format} held as f16 {runtime}"),
+    }
+}
+
+/// Places a matrix.
+///
+/// # Errors
+/// When it does not decode, or the device has no room.
+pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservation)> {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let decode_error =
+        |reason: String| BackendError::Decode { what: weight.format.to_owned(), reason };
+    if weight.format == "exl3" {
+        let parts = Exl3Parts::of(weight).map_err(|e| decode_error(e.to_string()))?;
+        let bytes = (parts.trellis.len() + WORD * (parts.suh.len() + parts.svh.len())) as u64;
+        let reservation = gpu.reserve("a matrix", bytes)?;
+        let tiles: Vec<u32> =
+            parts.trellis.as_chunks().0.iter().map(|&w| u32::from_le_bytes(w)).collect();
+        let trellis = Trellis {
+            tiles: gpu.words(&tiles),
+            suh: gpu.floats(&parts.suh),
+            svh: gpu.floats(&parts.svh),
+            padded_in: parts.padded_in,
+            padded_out: parts.padded_out,
+            in_features: k,
+            out_features: n,
+            twice_bits: parts.rate.twice_bits() as u32,
+            codebook: parts.codebook,
+        };
+        return Ok((Matrix::Trellis(trellis), bytes, reservation));
+    }
+    let (format, parts) = match Format::from_id(weight.format) {
+        Some(format) => {
+            // Decoding the first row checks the part's name, type and shape.
+            let mut row = vec![0.0; k];
+            let decoded = marlin_quant::format(weight.format).decode_rows(weight, 0..1, &mut row);
+            decoded.map_err(|e| decode_error(e.to_string()))?;
+            (format, format.split(weight.parts[0].1.bytes(), k))
+        }
+        None => (Format::F16, Format::F16.split(&halves(weight)?, k)),
+    };
+    let arrays = [parts.codes, parts.high, parts.scales, parts.supers];
+    let bytes = arrays.iter().map(|a| WORD * a.len()).sum::<usize>() as u64;
+    let reservation = gpu.reserve("a matrix", bytes)?;
+    let parts = arrays.map(|words| gpu.words(&words));
+    let rows = RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT) };
+    Ok((Matrix::Rows(rows), bytes, reservation))
+}
+
+/// Rows decoded at a time.
+const BAND: usize = 128;
+
+/// A weight of any format as f16, row by row.
+fn halves(weight: &Weight) -> Result<Vec<u8>> {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let error = |reason| BackendError::Decode { what: weight.format.to_owned(), reason };
+    let format = format(weight.format);
+    let band = BAND.next_multiple_of(format.row_granularity());
+    let mut out = Vec::with_capacity(2 * n * k);
+    let mut values = vec![0.0; band.min(n) * k];
+    for first in (0..n).step_by(band) {
+        let rows = first..n.min(first + band);
+        let values = &mut values[..rows.len() * k];
+        format.decode_rows(weight, rows, values).map_err(|e| error(e.to_string()))?;
+        for &value in &*values {
+            let half = half::f16::from_f32(value);
+            if half.is_infinite() {
+                return Err(error(format!(
+                    "{value} is too large for f16, in which it would be held"
+                )));
+            }
+            out.extend(half.to_le_bytes());
+        }
+    }
+    Ok(out)
+}
+
+impl Loaded {
+    /// `x: [.., in_features]` times the matrices. `x_rows` is the number of rows of `x`.
+    pub(crate) fn multiply(&self, gpu: &Gpu, x: &Buffer, x_rows: usize, rows: &Rows) -> Buffer {
+        match &self.matrix {
+            Matrix::Trellis(trellis) => exl3::multiply(gpu, x, trellis, self.bias.as_ref(), rows),
+            Matrix::Rows(matrix) => {
+                let padded = matrix.units * UNIT;
+                let wide;
+                let x = match padded == self.in_features {
+                    true => x,
+                    false => {
+                        wide = columns::pad(gpu, x, x_rows, self.in_features, padded);
+                        &wide
+                    }
+                };
+                matrix::multiply(gpu, x, matrix, self.bias.as_ref(), rows)
+            }
+        }
+    }
+
+    fn arrays(&self) -> Vec<&Buffer> {
+        let mut arrays: Vec<&Buffer> = match &self.matrix {
+            Matrix::Rows(m) => m.parts.iter().collect(),
+            Matrix::Trellis(t) => vec![&t.tiles, &t.suh, &t.svh],
+        };
+        arrays.extend(&self.bias);
+        arrays
+    }
+
+    fn with_arrays(&self, arrays: Vec<Buffer>) -> Self {
+        let mut arrays = arrays.into_iter();
+        let mut next = || arrays.next().expect("as many arrays as were taken");
+        let matrix = match &self.matrix {
+            Matrix::Rows(m) => {
+                Matrix::Rows(RowMatrix { parts: std::array::from_fn(|_| next()), ..m.clone() })
+            }
+            Matrix::Trellis(t) => {
+                Matrix::Trellis(Trellis { tiles: next(), suh: next(), svh: next(), ..t.clone() })
+            }
+        };
+        let bias = self.bias.as_ref().map(|_| next());
+        Self { matrix, bias, in_features: self.in_features }
+    }
+
+    /// Whether `other` can lie in one stack with it.
+    fn stacks_with(&self, other: &Self) -> bool {
+        let same = match (&self.matrix, &other.matrix) {
+            (Matrix::Rows(a), Matrix::Rows(b)) => {
+                (a.format, a.out_features, a.units) == (b.format, b.out_features, b.units)
+            }
+            (Matrix::Trellis(a), Matrix::Trellis(b)) => {
+                let key = |t: &Trellis| {
+                    (t.twice_bits, t.codebook, t.padded_in, t.padded_out, t.out_features)
+                };
+                key(a) == key(b)
+            }
+            _ => false,
+        };
+        same && self.bias.is_some() == other.bias.is_some()
+    }
+}
+
+impl GpuLinear {
+    pub(crate) fn new(loaded: Loaded, reservation: Reservation) -> Self {
+        let place = RwLock::new(Place::Own(loaded));
+        Self { place, stacks: OnceLock::new(), _reservation: reservation }
+    }
+
+    /// `x Wᵀ + bias` of `rows` rows.
+    pub(crate) fn multiply(&self, gpu: &Gpu, x: &Buffer, rows: usize) -> Buffer {
+        match &*self.place.read().unwrap_or_else(|e| e.into_inner()) {
+            Place::Own(loaded) => loaded.multiply(gpu, x, rows, &Rows::Dense { rows }),
+            Place::Stacked(stack, slot) => {
+                // One expert, in its place.
+                let entries = Entries {
+                    count: rows,
+                    ids: gpu.zeros(rows),
+                    slots: gpu.words(&[*slot]),
+                    divisor: 1,
+                    grouped: None,
+                };
+                stack.loaded.multiply(gpu, x, rows, &Rows::Entries(entries))
+            }
+        }
+    }
+}
+
+impl Stacks {
+    /// Puts the matrices of experts together; they live in the stacks from then on.
+    ///
+    /// # Errors
+    /// When a matrix was made by another backend, or lies in a stack already.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        [gate, up, down]: [&[Linear]; 3],
+        open: impl Fn(&Linear) -> Result<&GpuLinear>,
+    ) -> Result<Self> {
+        let stack = |linears: &[Linear]| -> Result<Vec<Arc<Stack>>> {
+            stack(gpu, &linears.iter().map(&open).collect::<Result<Vec<_>>>()?)
+        };
+        let made_of = addresses(gate);
+        Ok(Self { made_of, gate: stack(gate)?, up: stack(up)?, down: stack(down)? })
+    }
+}
+
+/// What tells a set of matrices from another.
+pub(crate) fn addresses(linears: &[Linear]) -> Vec<usize> {
+    linears.iter().map(|l| Arc::as_ptr(&l.handle).cast::<()>() as usize).collect()
+}
+
+fn stack(gpu: &Gpu, linears: &[&GpuLinear]) -> Result<Vec<Arc<Stack>>> {
+    let own = |linear: &GpuLinear| match &*linear.place.read().unwrap_or_else(|e| e.into_inner()) {
+        Place::Own(loaded) => Ok(loaded.clone()),
+        Place::Stacked(..) => Err(BackendError::Device(
+            "an expert's matrix is part of two sets of experts".to_owned(),
+        )),
+    };
+    let mut rest: Vec<(usize, Loaded)> = Vec::with_capacity(linears.len());
+    for (expert, linear) in linears.iter().enumerate() {
+        rest.push((expert, own(linear)?));
+    }
+    // Runtimes bound the size of one array.
+    let most = gpu.client.properties().memory.max_page_size as usize / WORD;
+    let mut stacks = Vec::new();
+    while let Some((_, first)) = rest.first().cloned() {
+        let largest = first.arrays().iter().map(|a| a.len).max().unwrap_or(1);
+        let room = (most / largest.max(1)).max(1);
+        let mut members = Vec::new();
+        rest.retain(|(expert, loaded)| {
+            let taken = members.len() < room && first.stacks_with(loaded);
+            if taken {
+                members.push((*expert, loaded.clone()));
+            }
+            !taken
+        });
+        let mut slots = vec![ABSENT; linears.len()];
+        members.iter().enumerate().for_each(|(slot, (e, _))| slots[*e] = slot as u32);
+        let arrays = first.arrays();
+        let joined = arrays.iter().enumerate().map(|(i, array)| {
+            if is_none(gpu, array) {
+                return gpu.none.clone();
+            }
+            let out = gpu.empty(array.len * members.len());
+            for (slot, (_, member)) in members.iter().enumerate() {
+                copy(gpu, member.arrays()[i], 0, &out, slot * array.len, array.len);
+            }
+            out
+        });
+        let joined = joined.collect();
+        let loaded = first.with_arrays(joined);
+        let stack = Arc::new(Stack { loaded, slots: gpu.words(&slots) });
+        for (slot, (expert, _)) in members.iter().enumerate() {
+            let mut place = linears[*expert].place.write().unwrap_or_else(|e| e.into_inner());
+            *place = Place::Stacked(stack.clone(), slot as u32);
+        }
+        stacks.push(stack);
+    }
+    Ok(stacks)
+}
+
+/// Whether `array` stands for one that a format does not need.
+fn is_none(gpu: &Gpu, array: &Buffer) -> bool {
+    array.handle.overlap(&gpu.none.handle) == cubecl::server::Overlap::Same
+}

@@ -1,0 +1,19 @@
+//! Every operator on every device that this build finds.
+
+use marlin_testkit::conformance::CHECKS;
+
+#[test]
+fn operators_conform() {
+    let devices = marlin_gpu::devices();
+    if devices.is_empty() {
+        eprintln!("skipped: no GPU, or no runtime in this build");
+    }
+    for device in devices {
+        let backend = marlin_gpu::open(&device).unwrap();
+        for (name, check) in CHECKS {
+            let start = std::time::Instant::now();
+            check(&*backend);
+            eprintln!("{name} on {}: {:.1} s", backend.name(), start.elapsed().as_secs_f64());
+        }
+    }
+}

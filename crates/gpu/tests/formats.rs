@@ -1,0 +1,220 @@
+//! Matrices of every format on every device, against the scalar decode.
+//!
+//! `tolerance` is relative to the largest output: sums are in f32, and formats without a kernel are held as f16.
+
+use marlin_gpu::devices;
+use marlin_quant::{decode, formats};
+use marlin_tensor::{
+    Activation, Backend, Batch, DType, Experts, HostTensor, Linear, LinearOptions, Router, Scoring,
+    Weight,
+};
+use marlin_testkit::Noise;
+use std::sync::Arc;
+
+fn backends() -> Vec<Arc<dyn Backend>> {
+    let devices = devices();
+    if devices.is_empty() {
+        eprintln!("skipped: no GPU, or no runtime in this build");
+    }
+    devices.iter().map(|device| marlin_gpu::open(device).unwrap()).collect()
+}
+
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| noise.uniform()).collect()
+}
+
+fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| noise.bits() as u8).collect()
+}
+
+/// A trellis of random rings: every string of bits is one.
+fn exl3(n: usize, k: usize, twice_bits: usize, marker: Option<(&'static str, u32)>) -> Weight {
+    let (padded_in, padded_out) = (k.next_multiple_of(128), n.next_multiple_of(128));
+    let shape = vec![padded_in / 16, padded_out / 16, 8 * twice_bits];
+    let rings = bytes(shape.iter().product::<usize>() * 2, (n * k + twice_bits) as u64);
+    let scales = |len: usize, seed| {
+        let halves = values(len, seed).into_iter().flat_map(|v| {
+            let v = if v < 0.0 { v - 0.5 } else { v + 0.5 };
+            half::f16::from_f32(v).to_le_bytes()
+        });
+        HostTensor::new(DType::F16, vec![len], halves.collect::<Vec<u8>>().into()).unwrap()
+    };
+    let mut parts = vec![
+        ("trellis", HostTensor::new(DType::I16, shape, rings.into()).unwrap()),
+        ("suh", scales(padded_in, 1)),
+        ("svh", scales(padded_out, 2)),
+    ];
+    if let Some((name, value)) = marker {
+        let bytes = value.to_le_bytes().to_vec();
+        parts.push((name, HostTensor::new(DType::I32, vec![], bytes.into()).unwrap()));
+    }
+    Weight { format: "exl3", out_features: n, in_features: k, parts }
+}
+
+/// Outputs of `rows` rows in f64, from decoded weights.
+fn product(weight: &Weight, x: &[f32]) -> Vec<f64> {
+    let dense = decode(weight).unwrap();
+    let k = weight.in_features;
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    x.chunks(k).flat_map(|x| dense.chunks(k).map(|w| dot(x, w)).collect::<Vec<_>>()).collect()
+}
+
+fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        let difference = (f64::from(*f) - e).abs();
+        assert!(difference <= tolerance * largest, "{what}: [{i}] {f} for {e}");
+    }
+}
+
+/// Every number of rows has kernels of its own, and compiling them is what takes the time.
+const ROWS: &[usize] = &[1, 2, 5, 19];
+
+fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64, what: &str) {
+    let (n, k) = (weight.out_features, weight.in_features);
+    let bias = HostTensor::from_f32(vec![n], &values(n, 3));
+    let linear = b.load_linear(weight, Some(&bias), LinearOptions::default()).unwrap();
+    for &rows in rows {
+        let x = values(rows * k, 4);
+        let mut expected = product(weight, &x);
+        let bias = bias.to_f32().unwrap();
+        expected
+            .chunks_mut(n)
+            .for_each(|y| y.iter_mut().zip(&bias).for_each(|(y, b)| *y += f64::from(*b)));
+        let x = b.upload(rows, k, x).unwrap();
+        let found = b.download(&b.linear(&x, &linear).unwrap()).unwrap();
+        close(&format!("{what}, {rows} rows on {}", b.name()), &found, &expected, tolerance);
+    }
+}
+
+#[test]
+fn every_format_multiplies() {
+    for b in backends() {
+        for format in formats() {
+            let Ok(weight) = format.pack(&values(40 * 512, 5), 40, 512) else { continue };
+            let own = !b.kernel(format.id(), LinearOptions::default()).contains("held");
+            let tolerance = if own { 2e-6 } else { 1e-3 };
+            let rows = if format.id() == "q4_k" { ROWS } else { &[1, 5] };
+            check_linear(&*b, &weight, rows, tolerance, format.id());
+        }
+    }
+}
+
+#[test]
+fn every_rate_and_codebook_multiplies() {
+    use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
+    for b in backends() {
+        let mul1 = Some(("mul1", MUL1_MULTIPLIER));
+        for twice_bits in [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16] {
+            let weight = exl3(128, 256, twice_bits, mul1);
+            let rows = if twice_bits == 6 { ROWS } else { &[1] };
+            check_linear(&*b, &weight, rows, 3e-6, &format!("mul1 {twice_bits}/2 bits"));
+        }
+        for (name, marker) in [
+            ("3inst", None),
+            ("mcg", Some(("mcg", MCG_MULTIPLIER))),
+            ("odd", Some(("mul1", 12345))),
+        ] {
+            check_linear(&*b, &exl3(128, 128, 6, marker), &[1], 3e-6, name);
+        }
+        // Neither width is whole.
+        check_linear(&*b, &exl3(200, 130, 8, mul1), &[1], 3e-6, "padded");
+    }
+}
+
+#[test]
+fn every_format_embeds() {
+    for b in backends() {
+        for format in formats() {
+            let Ok(weight) = format.pack(&values(11 * 256, 6), 11, 256) else { continue };
+            let mut batch = Batch::new(4);
+            batch.push(&[3, 10, 0, 3], 0, &[0], 4, 1);
+            let dense = decode(&weight).unwrap();
+            let expected: Vec<f64> = [3usize, 10, 0, 3]
+                .iter()
+                .flat_map(|t| dense[t * 256..][..256].iter().map(|v| f64::from(*v) * 0.5))
+                .collect();
+            let table = b.load_embedding(&weight).unwrap();
+            let found = b.download(&b.embed(&table, &batch, 0.5).unwrap()).unwrap();
+            close(format.id(), &found, &expected, 1e-7);
+        }
+    }
+}
+
+/// Experts of one format, and of two rates: those lie in two stacks.
+#[test]
+fn experts_of_trellises_are_stacked() {
+    use marlin_quant::exl3::codebook::MUL1_MULTIPLIER;
+    let (hidden, inner, count, top_k) = (128, 256, 5, 2);
+    for b in backends() {
+        for rates in [[6, 6], [6, 8]] {
+            let make = |n, k, e: usize, salt: usize| {
+                let mut weight = exl3(n, k, rates[e % 2], Some(("mul1", MUL1_MULTIPLIER)));
+                let shape = weight.parts[0].1.shape().to_vec();
+                let rings = bytes(shape.iter().product::<usize>() * 2, (17 * e + salt) as u64);
+                weight.parts[0].1 = HostTensor::new(DType::I16, shape, rings.into()).unwrap();
+                // Keep the products of three matrices small.
+                weight
+            };
+            let weights: Vec<[Weight; 3]> = (0..count)
+                .map(|e| {
+                    [
+                        make(inner, hidden, e, 1),
+                        make(inner, hidden, e, 2),
+                        make(hidden, inner, e, 3),
+                    ]
+                })
+                .collect();
+            let load = |i: usize| -> Vec<Linear> {
+                let options = LinearOptions::default();
+                weights.iter().map(|w| b.load_linear(&w[i], None, options).unwrap()).collect()
+            };
+            let experts = Experts { gate: load(0), up: load(1), down: load(2) };
+            let router = Router {
+                scoring: Scoring::Softmax,
+                num_experts: count,
+                top_k,
+                num_groups: 1,
+                top_k_groups: 1,
+                group_score_experts: 1,
+                normalize: true,
+                scaling_factor: 1.0,
+            };
+            for rows in [1, 3, 40] {
+                let logits = b.upload(rows, count, values(rows * count, 7)).unwrap();
+                let routing = b.route(&logits, None, &router).unwrap();
+                let (ids, shares) = b.download_routing(&routing).unwrap();
+                let scaled: Vec<f32> = values(rows * hidden, 8).iter().map(|v| v * 1e-2).collect();
+                let mut expected = vec![0.0; rows * hidden];
+                for (entry, (&id, &share)) in ids.iter().zip(&shares).enumerate() {
+                    let x = &scaled[entry / top_k * hidden..][..hidden];
+                    let [gate, up, down] = &weights[id as usize];
+                    let inner: Vec<f32> = product(gate, x)
+                        .iter()
+                        .zip(product(up, x))
+                        .map(|(g, u)| (g / (1.0 + (-g).exp()) * u) as f32)
+                        .collect();
+                    let y = &mut expected[entry / top_k * hidden..][..hidden];
+                    y.iter_mut()
+                        .zip(product(down, &inner))
+                        .for_each(|(y, d)| *y += f64::from(share) * d);
+                }
+                let x = b.upload(rows, hidden, scaled).unwrap();
+                let found = b.experts(&x, &routing, &experts, Activation::Silu).unwrap();
+                let what = format!("experts of {rates:?}, {rows} rows on {}", b.name());
+                close(&what, &b.download(&found).unwrap(), &expected, 2e-5);
+            }
+            // A matrix of a stack is still a matrix.
+            let x = values(3 * hidden, 9);
+            let expected = product(&weights[3][0], &x);
+            let x = b.upload(3, hidden, x).unwrap();
+            let found = b.linear(&x, &experts.gate[3]).unwrap();
+            close("one expert", &b.download(&found).unwrap(), &expected, 3e-6);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Rows of the attention table, and what they are checked with.
+
+use super::{batch, check, dot, upload, values};
+use marlin_tensor::{
+    AttentionParams, Backend, Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor,
+};
+
+/// One row of the attention table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Query heads and key/value heads.
+    pub heads: (usize, usize),
+    /// Columns of a key head and of a value head.
+    pub dims: (usize, usize),
+    /// Keys a query sees, itself included.
+    pub window: Option<u32>,
+    /// Cap of scores.
+    pub softcap: Option<f32>,
+    /// Whether values are a prefix of the keys.
+    pub latent: bool,
+    /// Element type of the cache.
+    pub dtype: DType,
+    /// On the absolute difference.
+    pub tolerance: f64,
+}
+
+/// Two heads of 16 columns, in f32.
+pub const PLAIN: Row = Row {
+    heads: (2, 2),
+    dims: (16, 16),
+    window: None,
+    softcap: None,
+    latent: false,
+    dtype: DType::F32,
+    tolerance: 2e-6,
+};
+
+/// `attention` over the paged cache, `create_cache` and `copy_blocks`.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn attention(b: &dyn Backend) {
+    let table = [
+        PLAIN,
+        Row { heads: (6, 2), dims: (20, 12), ..PLAIN },
+        Row { heads: (9, 3), dims: (64, 64), window: Some(7), ..PLAIN },
+        Row { heads: (4, 1), dims: (33, 7), softcap: Some(1.5), ..PLAIN },
+        Row { heads: (6, 1), dims: (48, 32), latent: true, ..PLAIN },
+        Row { heads: (4, 2), dims: (64, 80), dtype: DType::F16, tolerance: 1e-3, ..PLAIN },
+        Row {
+            heads: (3, 1),
+            dims: (24, 16),
+            latent: true,
+            dtype: DType::BF16,
+            tolerance: 8e-3,
+            ..PLAIN
+        },
+    ];
+    for row in table {
+        check_attention(b, &row, &[9, 1, 4], &[1, 2, 3], 4);
+    }
+    // Several steps of the online softmax, tiles of several tasks, a window that starts late.
+    let wide = Row { heads: (4, 2), dims: (32, 32), ..PLAIN };
+    check_attention(b, &wide, &[530], &[40], 32);
+    check_attention(b, &Row { window: Some(100), ..wide }, &[530], &[40], 32);
+    check_attention(b, &Row { latent: true, heads: (6, 1), ..wide }, &[600, 3], &[1, 1], 32);
+}
+
+/// Prefills `cached` tokens of each sequence, then attends with `rows` more.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn check_attention(
+    b: &dyn Backend,
+    row: &Row,
+    cached: &[usize],
+    rows: &[usize],
+    block_size: usize,
+) {
+    let ((heads, kv_heads), (dk, dv)) = (row.heads, row.dims);
+    let params = AttentionParams {
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        key_head_dim: dk,
+        value_head_dim: dv,
+        scale: 0.7,
+        window: row.window,
+        softcap: row.softcap,
+    };
+    let lens: Vec<(usize, usize)> = cached.iter().copied().zip(rows.iter().copied()).collect();
+    let (second, blocks) = batch(&lens, block_size);
+    let mut first = Batch::new(block_size);
+    for (sequence, cached) in second.sequences.iter().zip(cached) {
+        first.push(&vec![0; *cached], 0, &sequence.block_table, 64, 0);
+    }
+    let layer = CacheLayerSpec {
+        num_kv_heads: kv_heads,
+        key_head_dim: dk,
+        value_head_dim: if row.latent { 0 } else { dv },
+    };
+    let spec =
+        CacheSpec { layers: vec![layer; 2], block_size, num_blocks: blocks + 3, dtype: row.dtype };
+    let mut cache = b.create_cache(&spec).unwrap();
+    // Keys and values of every position of every sequence, and queries of the second pass.
+    let total: usize = lens.iter().map(|(c, r)| c + r).sum();
+    let (k, v) = (values(total * kv_heads * dk, 13), values(total * kv_heads * dv, 14));
+    let q = values(second.rows() * heads * dk, 15);
+    let pick = |batch: &Batch, all: &[f32], columns: usize| -> Tensor {
+        let mut out = Vec::new();
+        let mut start = 0;
+        for (sequence, (c, r)) in batch.sequences.iter().zip(&lens) {
+            let from = start + sequence.context_len - sequence.rows;
+            out.extend_from_slice(&all[from * columns..(from + sequence.rows) * columns]);
+            start += c + r;
+        }
+        upload(b, batch.rows(), &out)
+    };
+    let attend = |cache: &Cache, batch: &Batch, q: &Tensor| {
+        let keys = pick(batch, &k, kv_heads * dk);
+        let vals = pick(batch, &v, kv_heads * dv);
+        let vals = (!row.latent).then_some(&vals);
+        b.attention(q, &keys, vals, cache, 1, batch, &params).unwrap()
+    };
+    let zeros = upload(b, first.rows(), &vec![0.0; first.rows() * heads * dk]);
+    attend(&cache, &first, &zeros);
+    // The blocks may move between passes.
+    let mut second = second;
+    if blocks > 3 {
+        let moved = second.sequences[0].block_table[0];
+        b.copy_blocks(&cache, &[(moved, blocks as u32 + 1)]).unwrap();
+        cache = Cache { spec: cache.spec.clone(), handle: cache.handle.clone() };
+        second.sequences[0].block_table[0] = blocks as u32 + 1;
+        for row in 0..second.sequences[0].rows {
+            let position = second.positions[row] as usize;
+            let block = second.sequences[0].block_table[position / block_size] as usize;
+            second.slot_mapping[row] = (block * block_size + position % block_size) as u32;
+        }
+    }
+    let found = attend(&cache, &second, &upload(b, second.rows(), &q));
+
+    let mut expected = Vec::new();
+    let mut start = 0;
+    for (sequence, (c, r)) in second.sequences.iter().zip(&lens) {
+        for (i, head) in (0..*r).flat_map(|i| (0..heads).map(move |h| (i, h))) {
+            let q = &q[((sequence.first_row + i) * heads + head) * dk..][..dk];
+            let at = |all: &[f32], p: usize, dim: usize, len: usize| {
+                let head = head / (heads / kv_heads);
+                all[((start + p) * kv_heads + head) * dim..][..len].to_vec()
+            };
+            let position = c + i;
+            let visible =
+                (0..=position).filter(|p| row.window.is_none_or(|w| position - p < w as usize));
+            let scores: Vec<(usize, f64)> = visible
+                .map(|p| {
+                    let score = dot(q, &at(&k, p, dk, dk)) * 0.7f32 as f64;
+                    let cap = |c: f32| f64::from(c) * (score / f64::from(c)).tanh();
+                    (p, row.softcap.map_or(score, cap).exp())
+                })
+                .collect();
+            let total: f64 = scores.iter().map(|(_, e)| e).sum();
+            let mut sums = vec![0.0; dv];
+            for (p, e) in scores {
+                let value = if row.latent { at(&k, p, dk, dv) } else { at(&v, p, dv, dv) };
+                sums.iter_mut().zip(value).for_each(|(s, v)| *s += e / total * f64::from(v));
+            }
+            expected.extend(sums);
+        }
+        start += c + r;
+    }
+    let what = format!("attention {:?} {:?} {:?}", row.heads, row.dims, row.dtype);
+    check(b, &what, &found, &expected, row.tolerance);
+}
