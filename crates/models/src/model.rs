@@ -85,7 +85,12 @@ impl Model {
     /// When a token is outside the vocabulary or the backend fails.
     pub fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor> {
         let x = self.blocks(batch, cache, &mut None)?;
-        self.logits_of(&x, &batch.output_rows)
+        let mut x = self.backend.gather_rows(&x, &batch.output_rows)?;
+        if batch.most_outputs <= 1 {
+            // What is chosen from them are tokens of answers.
+            x.decode_rows = x.rows;
+        }
+        self.logits(&self.norm.forward(self.backend.as_ref(), &x)?)
     }
 
     /// Embedded tokens of `batch`, `[rows, hidden_size]`: what the first block reads.

@@ -188,7 +188,10 @@ impl Test<'_> {
             let mut batch = Batch::new(BLOCK_SIZE);
             for (s, table) in tables.iter().enumerate() {
                 let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
-                batch.push(&tokens, start, table, max, 1);
+                match self.prefill {
+                    true => batch.push(&tokens, start, table, max, 1),
+                    false => batch.push_decode(&tokens, start, table, max, 1),
+                }
             }
             let logits = self.model.forward(&batch, cache)?;
             self.model.backend().download(&logits)?;

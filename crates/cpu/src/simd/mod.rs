@@ -63,14 +63,8 @@ pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub use kernels::AMX_ROWS;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use kernels::multiply_rounded;
 pub(crate) use scatter::transpose_f16;
-
-/// Without kernels there is nothing to multiply on tiles.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub const AMX_ROWS: usize = usize::MAX;
 
 /// Never called: there is no [`amx::Amx`].
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
