@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod quantize;
+pub mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use marlin_tensor::DType;
@@ -57,6 +58,11 @@ pub enum Command {
     Bench(bench::Bench),
     /// Make a quantized model.
     Quantize(quantize::Quantize),
+    /// Serve models over HTTP: OpenAI's and Anthropic's protocols, and a web page.
+    Serve(serve::Serve),
+    /// Look at settings.
+    #[command(subcommand)]
+    Config(serve::Config),
     /// Download a model into the cache shared with other programs.
     #[cfg(feature = "hub")]
     Pull(Pull),
@@ -85,7 +91,7 @@ pub struct ModelArgs {
 }
 
 /// Where and how to compute.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
     /// Device to run on.
     #[arg(long, value_enum, default_value_t = Device::Auto)]

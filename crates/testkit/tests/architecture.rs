@@ -14,7 +14,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("text", &["checkpoint", "tensor"]),
     ("engine", &["models", "quant", "checkpoint", "tensor"]),
     ("convert", &["engine", "models", "quant", "checkpoint", "tensor"]),
-    ("cli", &["convert", "engine", "models", "text", "cpu", "quant", "checkpoint", "tensor"]),
+    ("server", &["engine", "text", "models", "quant", "checkpoint", "tensor"]),
+    (
+        "cli",
+        &["server", "convert", "engine", "models", "text", "cpu", "quant", "checkpoint", "tensor"],
+    ),
     ("testkit", &[]),
 ];
 

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod completions;
+mod config;
 mod doctor;
 mod eval;
 mod inspect;
@@ -12,6 +13,7 @@ mod pull;
 mod quantize;
 mod rm;
 mod run;
+mod serve;
 mod tokenize;
 
 use crate::args::Command;
@@ -31,6 +33,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Config(args) => config::run(&args),
         #[cfg(feature = "hub")]
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),

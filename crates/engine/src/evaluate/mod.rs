@@ -11,7 +11,7 @@ mod perplexity;
 
 pub use choices::{Choice, ChoiceRow, ChoicesReport, choices};
 pub use embed::{Pooling, embed};
-pub use logits::{for_each_logits, logits};
+pub use logits::{for_each_logits, for_each_logprob, logits};
 pub use perplexity::{
     NamedModel, PerplexityOptions, PerplexityProgress, PerplexityReport, compare, perplexity,
 };

@@ -1,0 +1,156 @@
+//! Connections: accepted, bounded, drained.
+
+use super::Server;
+use axum::Router;
+use axum::extract::Request;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 64 << 10;
+/// Header fields of a request.
+const HEADERS: usize = 100;
+
+/// A server that listens.
+pub struct Listening {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    server: Arc<Server>,
+}
+
+impl Listening {
+    /// Listens at `address`; with `tls`, over it.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub async fn bind(
+        server: Arc<Server>,
+        address: SocketAddr,
+        tls: Option<ServerConfig>,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+        Ok(Self { listener, tls, server })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` says so; then takes nothing new, lets what is under way end within the time that is set for it, and
+    /// cuts the rest off. A second word from `stop` cuts at once.
+    pub async fn run(self, mut stop: watch::Receiver<u32>) {
+        let Self { listener, tls, server } = self;
+        let router = server.router();
+        let permits = Arc::new(Semaphore::new(server.config.max_connections));
+        let (closing, closed) = watch::channel(false);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = told(&mut stop, 1) => break,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors: others have to close first.
+                    tracing::warn!(%error, "a connection was not accepted");
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
+                tracing::warn!("too many connections, one is closed");
+                continue;
+            };
+            let connection = Connection {
+                router: router.clone(),
+                closed: closed.clone(),
+                head_time: server.config.header_timeout,
+            };
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                connection.serve(stream, tls).await;
+                drop(permit);
+            });
+        }
+        drop(listener);
+        server.drain();
+        let all = async {
+            while server.active() > 0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            _ = timeout(server.config.drain, all) => {}
+            () = told(&mut stop, 2) => {}
+        }
+        let _ = closing.send(true);
+        // What is out is still to be written.
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Returns once `stop` has been said `times` times; never, if nobody can say it any more.
+async fn told(stop: &mut watch::Receiver<u32>, times: u32) {
+    if stop.wait_for(|told| *told >= times).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+struct Connection {
+    router: Router,
+    closed: watch::Receiver<bool>,
+    head_time: Duration,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        // Events are small and are not to wait for more.
+        let _ = stream.set_nodelay(true);
+        match tls {
+            None => self.speak(stream).await,
+            Some(tls) => match timeout(self.head_time, tls.accept(stream)).await {
+                Ok(Ok(stream)) => self.speak(stream).await,
+                Ok(Err(error)) => tracing::debug!(%error, "no TLS"),
+                Err(_) => tracing::debug!("a TLS handshake took too long"),
+            },
+        }
+    }
+
+    async fn speak(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = TowerToHyperService::new(self.router);
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.head_time)
+            .max_buf_size(HEAD_BYTES)
+            .max_headers(HEADERS)
+            .keep_alive(true);
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            hyper::service::Service::call(&service, request)
+        });
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection ended");
+                }
+            }
+            _ = self.closed.wait_for(|closed| *closed) => {}
+        }
+    }
+}
