@@ -277,7 +277,11 @@ fn call(value: Value, path: &str) -> Result<Value, ApiError> {
         Some(Value::String(text)) => match serde_json::from_str::<Value>(&text) {
             Ok(arguments @ Value::Object(_)) => arguments,
             _ => {
-                return Err(function.wrong("arguments", "the JSON text of an object", &text.into()));
+                return Err(function.wrong(
+                    "arguments",
+                    "the JSON text of an object",
+                    &text.into(),
+                ));
             }
         },
         Some(arguments @ Value::Object(_)) => arguments,
