@@ -8,6 +8,7 @@ mod embedded;
 mod exit;
 mod generate;
 mod glob;
+mod http;
 mod hub;
 mod interrupt;
 mod loaded;

@@ -3,6 +3,7 @@
 mod memory;
 mod ops;
 mod profile;
+mod serve;
 
 use crate::args::ActivationsArg;
 use crate::args::bench::{Bench, Speed, What};
@@ -39,11 +40,12 @@ struct Row {
 /// Runs one kind of measurement.
 pub fn run(args: &Bench) -> Result<ExitCode> {
     match &args.what {
-        None => speed(&args.speed),
-        Some(What::Ops(args)) => ops::run(args),
-        Some(What::Memory(args)) => memory::run(args),
+        None => speed(&args.speed)?,
+        Some(What::Ops(args)) => ops::run(args)?,
+        Some(What::Memory(args)) => memory::run(args)?,
+        Some(What::Serve(args)) => return serve::run(args),
     }
-    .map(|()| ExitCode::SUCCESS)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs every test and prints a table.

@@ -7,6 +7,7 @@ mod config;
 mod doctor;
 mod eval;
 mod inspect;
+mod launch;
 mod list;
 #[cfg(feature = "hub")]
 mod pull;
@@ -39,6 +40,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),
         Command::Rm(args) => rm::run(&args),
+        Command::Launch(args) => launch::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => completions::run(shell),
     }
