@@ -27,7 +27,10 @@ pub fn arguments() -> Result<Vec<OsString>> {
     // What is wrong with them is told when they are parsed for good.
     let Ok(matches) = command.clone().try_get_matches_from(&given) else { return Ok(given) };
     let Some((serve, matches)) = serve(&command, &matches) else { return Ok(given) };
-    given.extend(from_file(serve, matches)?);
+    let environment = from_environment(serve, matches);
+    let named = |argument: &str| environment.iter().any(|(id, _)| id == argument);
+    given.extend(from_file(serve, matches, &named)?);
+    given.extend(environment.into_iter().map(|(_, option)| option));
     Ok(given)
 }
 
@@ -57,8 +60,32 @@ fn file(matches: &ArgMatches) -> Option<PathBuf> {
     candidates.into_iter().flatten().find(|path| path.is_file())
 }
 
+/// Variable of an option.
+fn variable(long: &str) -> String {
+    format!("MARLIN_{}", long.replace('-', "_").to_uppercase())
+}
+
+/// Options for variables of what is shared with other verbs, which do not read them: id and option.
+fn from_environment(command: &Command, matches: &ArgMatches) -> Vec<(String, OsString)> {
+    let shared =
+        command.get_arguments().filter(|a| a.get_env().is_none() && a.get_action().takes_values());
+    let option = |argument: &clap::Arg| {
+        let (id, long) = (argument.get_id().as_str(), argument.get_long()?);
+        if matches.value_source(id) == Some(ValueSource::CommandLine) {
+            return None;
+        }
+        let value = std::env::var(variable(long)).ok()?;
+        Some((id.to_owned(), format!("--{long}={value}").into()))
+    };
+    shared.filter_map(option).collect()
+}
+
 /// Options for the lines of the file that count.
-fn from_file(command: &Command, matches: &ArgMatches) -> Result<Vec<OsString>> {
+fn from_file(
+    command: &Command,
+    matches: &ArgMatches,
+    named: &dyn Fn(&str) -> bool,
+) -> Result<Vec<OsString>> {
     let Some(path) = file(matches) else { return Ok(Vec::new()) };
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let wrong = |message: String| exit::usage(format!("{}: {message}", path.display()));
@@ -75,8 +102,10 @@ fn from_file(command: &Command, matches: &ArgMatches) -> Result<Vec<OsString>> {
         else {
             return Err(wrong(format!("{key} is no setting; `marlin config show` lists them")));
         };
-        let source = matches.value_source(argument.get_id().as_str());
-        if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+        let id = argument.get_id().as_str();
+        let source = matches.value_source(id);
+        if named(id) || matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+        {
             continue;
         }
         let long = argument.get_long().unwrap_or_default();
@@ -113,6 +142,7 @@ pub fn show(origins: bool, as_json: bool) -> Result<()> {
     else {
         return Ok(());
     };
+    let environment = from_environment(serve_command, first);
     let path = file(first).map(|path| path.display().to_string()).unwrap_or_default();
     let mut document = Map::new();
     for argument in serve_command.get_arguments() {
@@ -128,9 +158,8 @@ pub fn show(origins: bool, as_json: bool) -> Result<()> {
         let values: Vec<String> = values.map(shown).collect();
         let origin = match first.value_source(id) {
             Some(ValueSource::CommandLine) => "command line".to_owned(),
-            Some(ValueSource::EnvVariable) => {
-                format!("MARLIN_{}", long.replace('-', "_").to_uppercase())
-            }
+            Some(ValueSource::EnvVariable) => variable(long),
+            _ if environment.iter().any(|(other, _)| other == id) => variable(long),
             _ if all.value_source(id) == Some(ValueSource::CommandLine) => path.clone(),
             _ => "default".to_owned(),
         };

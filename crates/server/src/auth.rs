@@ -21,6 +21,19 @@ pub struct Key {
 }
 
 impl Key {
+    /// A key called `name`.
+    ///
+    /// # Errors
+    /// When it is too short to be one.
+    pub fn new(name: String, secret: &str) -> Result<Self, String> {
+        match secret.trim() == secret && secret.len() >= MIN_KEY {
+            true => Ok(Self { name, secret: secret.to_owned() }),
+            false => {
+                Err(format!("a key has at least {MIN_KEY} characters, and no space around them"))
+            }
+        }
+    }
+
     /// The keys of a file: one in a line, as `NAME:KEY` or `KEY`; lines that begin with `#` are not read.
     ///
     /// # Errors

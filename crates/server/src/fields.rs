@@ -120,11 +120,7 @@ impl Fields {
         range: RangeInclusive<u64>,
     ) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        // Some clients write whole numbers as 64.0.
-        let whole = value.as_u64().or_else(|| {
-            value.as_f64().filter(|v| v.fract() == 0.0 && (0.0..9e15).contains(v)).map(|v| v as u64)
-        });
-        match whole.filter(|v| range.contains(v)) {
+        match whole(&value).and_then(|v| u64::try_from(v).ok()).filter(|v| range.contains(v)) {
             Some(count) => Ok(Some(count)),
             None => {
                 let expected = format!("a whole number from {} to {}", range.start(), range.end());
@@ -200,6 +196,18 @@ impl Fields {
             }
         }
     }
+}
+
+/// A whole number; `64.0` is one, too.
+pub fn whole(value: &Value) -> Option<i128> {
+    let float = |v: f64| (v.fract() == 0.0 && v.abs() < 9e15).then_some(v as i128);
+    let signed = || value.as_i64().map(i128::from);
+    value.as_u64().map(i128::from).or_else(signed).or_else(|| value.as_f64().and_then(float))
+}
+
+/// Token ids.
+pub fn token_ids(list: &[Value]) -> Option<Vec<u32>> {
+    list.iter().map(|id| u32::try_from(whole(id)?).ok()).collect()
 }
 
 fn wrong(path: &str, expected: &str, found: &Value) -> ApiError {

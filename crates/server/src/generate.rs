@@ -3,7 +3,7 @@
 use crate::ApiError;
 use crate::answer::{AnswerOptions, Answers};
 use crate::constraint::Shape;
-use crate::fields::Fields;
+use crate::fields::{Fields, token_ids, whole};
 use crate::models::Served;
 use crate::runtime::Refusal;
 use marlin_engine::{Request, SamplingOptions, SamplingParams};
@@ -78,12 +78,14 @@ impl Choosing {
     pub fn read_extensions(fields: &mut Fields) -> Result<Self, ApiError> {
         let top_k = fields.count("top_k", 0..=u64::from(u32::MAX))?;
         let tokens = fields.list("stop_token_ids", 64)?.unwrap_or_default();
-        let token = |value: &Value| {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| fields.wrong("stop_token_ids", "token ids", value))
+        let stop_tokens = token_ids(&tokens)
+            .ok_or_else(|| fields.wrong("stop_token_ids", "token ids", &Value::Array(tokens)))?;
+        let priority = match fields.take("priority") {
+            None => 0,
+            Some(value) => whole(&value)
+                .and_then(|v| i32::try_from(v).ok())
+                .ok_or_else(|| fields.wrong("priority", "a whole number of 32 bits", &value))?,
         };
-        let stop_tokens = tokens.iter().map(token).collect::<Result<_, _>>()?;
-        let priority = fields.read::<i32>("priority", "a whole number")?.unwrap_or(0);
         let salt = fields.string("cache_salt")?;
         if salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.len() > 256) {
             return Err(ApiError::invalid("cache_salt", "cache_salt: expected 1 to 256 bytes"));
@@ -166,7 +168,8 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
 
 fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(None) };
-    let seed = value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64));
+    let range = i128::from(i64::MIN)..=i128::from(u64::MAX);
+    let seed = whole(&value).filter(|seed| range.contains(seed)).map(|seed| seed as u64);
     seed.map(Some).ok_or_else(|| fields.wrong("seed", "a whole number of 64 bits", &value))
 }
 

@@ -32,6 +32,7 @@ pub use error::{ApiError, ErrorBody, ErrorResponse};
 pub use fields::Fields;
 pub use generate::{Choosing, Generate, Prompt, Running};
 pub use models::{Loaded, Loader, Models, Served};
+pub use protocol::read_body;
 pub use routes::{Config, Listening, Server};
 pub use runtime::{End, Output, QueueLimits, Refusal, Runtime, Tokens};
 

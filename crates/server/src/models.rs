@@ -3,9 +3,9 @@
 use crate::ApiError;
 use crate::runtime::{QueueLimits, Runtime};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
-use marlin_text::{ChatTemplate, OutputFormat, Tokenizer};
+use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, TextError, Tokenizer};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
@@ -65,6 +65,21 @@ pub struct Served {
     pub block_size: usize,
     /// Device, for people.
     pub device: String,
+    grammars: OnceLock<GrammarFactory>,
+}
+
+impl Served {
+    /// What compiles grammars for its vocabulary.
+    ///
+    /// # Errors
+    /// When the vocabulary cannot be used so.
+    pub fn grammars(&self) -> Result<GrammarFactory, TextError> {
+        if let Some(factory) = self.grammars.get() {
+            return Ok(factory.clone());
+        }
+        let factory = GrammarFactory::new(&self.tokenizer)?;
+        Ok(self.grammars.get_or_init(|| factory).clone())
+    }
 }
 
 struct Entry {
@@ -228,6 +243,7 @@ impl Models {
             bytes: loaded.bytes,
             block_size: loaded.options.block_size,
             device: loaded.device,
+            grammars: OnceLock::new(),
         }))
     }
 }

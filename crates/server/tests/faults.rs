@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Running, Setup, read};
+use common::{Running, Setup};
 use marlin_engine::EngineOptions;
 use marlin_server::{Config, QueueLimits};
 use serde_json::{Value, json};

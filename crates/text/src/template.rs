@@ -36,6 +36,7 @@ pub struct ChatTemplate {
     /// `bos_token` and `eos_token`, where the model has them.
     tokens: Vec<(&'static str, String)>,
     names: Vec<String>,
+    sources: Vec<String>,
     probed: messages::Probed,
 }
 
@@ -129,15 +130,17 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         let names: Vec<String> = sources.keys().cloned().collect();
+        let mut kept = Vec::new();
         for (name, source) in sources {
             environment
                 .add_template_owned(name, without_generation_tags(&source))
                 .map_err(|error| template_error(origin, &error))?;
+            kept.push(source);
         }
         let tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
         let tokens = tokens.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
         let probed = messages::Probed::new(names.len());
-        Ok(Self { environment, origin: origin.into(), tokens, names, probed })
+        Ok(Self { environment, origin: origin.into(), tokens, names, sources: kept, probed })
     }
 
     /// Names of the templates.
@@ -146,10 +149,8 @@ impl ChatTemplate {
     }
 
     /// The sources of the templates, in the order of [`ChatTemplate::names`].
-    pub fn sources(&self) -> impl Iterator<Item = String> {
-        let templates =
-            self.names.iter().filter_map(|name| self.environment.get_template(name).ok());
-        templates.map(|template| template.source().to_owned())
+    pub fn sources(&self) -> &[String] {
+        &self.sources
     }
 
     /// The prompt for `inputs`. Without a name in them the template is `tool_use` where there are

@@ -271,7 +271,7 @@ fn sources_are_told() {
     let sources = BTreeMap::from([("b".to_owned(), "2".to_owned()), ("a".into(), "1".into())]);
     let template = ChatTemplate::new("test", sources, None, None).unwrap();
     assert_eq!(template.names(), ["a", "b"]);
-    assert_eq!(template.sources().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(template.sources(), ["1", "2"]);
 }
 
 /// A rendered prompt that clients send on to a completion endpoint, which adds the token again.

@@ -105,7 +105,11 @@ fn keys(args: &Serve) -> Result<Option<Vec<Key>>> {
 }
 
 fn given(keys: &[String]) -> Result<Vec<Key>> {
-    Key::parse_all(&keys.join("\n")).map_err(|error| exit::usage(format!("--api-key: {error}")))
+    let key = |(i, secret): (usize, &String)| {
+        let name = format!("given-{}", i + 1);
+        Key::new(name, secret).map_err(|error| exit::usage(format!("--api-key: {error}")))
+    };
+    keys.iter().enumerate().map(key).collect()
 }
 
 fn read_keys(file: &Path) -> Result<Vec<Key>> {

@@ -390,15 +390,15 @@ fn response_format(fields: &mut Fields) -> Result<Option<Shape>, ApiError> {
             let mut schema = format.object("json_schema")?.ok_or_else(missing)?;
             schema.string("name")?;
             schema.string("description")?;
-            // The schema is kept to whether it is strict or not.
-            schema.flag("strict")?;
+
+            let strict = schema.flag("strict")?.unwrap_or(false);
             let value = schema.take("schema").unwrap_or_else(|| json!({"type": "object"}));
             if !value.is_object() && !value.is_boolean() {
                 return Err(schema.wrong("schema", "a JSON schema", &value));
             }
             check_schema(&value, "response_format.json_schema.schema")?;
             schema.finish()?;
-            Some(Shape::JsonSchema(value))
+            Some(Shape::JsonSchema { schema: value, strict })
         }
         other => {
             let expected = "text, json_object or json_schema";

@@ -4,7 +4,7 @@ use super::chat::{Wants, grammar, harmless};
 use super::{Encoder, Spent, event, finish_reason, new_id, now, token_text};
 use crate::ApiError;
 use crate::answer::{Delta, Finish, Piece, TokenChance, Whole};
-use crate::fields::Fields;
+use crate::fields::{Fields, token_ids};
 use crate::generate::{Choosing, Generate, Prompt};
 use crate::models::Served;
 use marlin_text::ToolSet;
@@ -83,10 +83,6 @@ impl CompletionRequest {
     }
 }
 
-fn tokens(list: &[Value]) -> Option<Vec<u32>> {
-    list.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
-}
-
 fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     let missing = || ApiError::invalid("prompt", "prompt is missing");
     let value = fields.take("prompt").ok_or_else(missing)?;
@@ -97,7 +93,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
         Value::Array(list) if !list.is_empty() => list,
         _ => return Err(wrong()),
     };
-    if let Some(ids) = tokens(list) {
+    if let Some(ids) = token_ids(list) {
         return Ok(vec![Prompt::Tokens(ids)]);
     }
     if list.len() > MAX_PROMPTS {
@@ -105,7 +101,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     }
     let prompt = |value: &Value| match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(ids) => tokens(ids).map(Prompt::Tokens).ok_or_else(wrong),
+        Value::Array(ids) => token_ids(ids).map(Prompt::Tokens).ok_or_else(wrong),
         _ => Err(wrong()),
     };
     list.iter().map(prompt).collect()

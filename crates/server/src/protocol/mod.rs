@@ -145,3 +145,16 @@ pub fn named_event(out: &mut Vec<u8>, name: &str, data: &impl Serialize) {
     out.push(b'\n');
     event(out, data);
 }
+
+/// Reads the body of a request to `path` and forgets it: what clients may send, without a server.
+///
+/// # Errors
+/// When it is refused.
+pub fn read_body(path: &str, body: &[u8]) -> Result<(), ApiError> {
+    let fields = crate::Fields::parse(body)?;
+    match path {
+        "/v1/chat/completions" => chat::ChatRequest::parse(fields).map(drop),
+        "/v1/completions" => completion::CompletionRequest::parse(fields).map(drop),
+        _ => Err(ApiError::not_found("no such path")),
+    }
+}

@@ -3,6 +3,7 @@
 use super::Server;
 use crate::{ApiError, FINGERPRINT};
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -35,8 +36,9 @@ pub(super) async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
 /// `GET /v1/models/{id}`.
 pub(super) async fn model(
     State(server): State<Arc<Server>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::invalid("id", error.body_text()))?;
     Ok(Json(card(&server, server.models.resolve(Some(&id))?)))
 }
 

@@ -28,8 +28,7 @@ fn encode(
 }
 
 fn token_ids(fields: &Fields, name: &str, value: &Value) -> Result<Vec<u32>, ApiError> {
-    let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids = value.as_array().and_then(|list| list.iter().map(id).collect());
+    let ids = value.as_array().and_then(|list| crate::fields::token_ids(list));
     ids.ok_or_else(|| fields.wrong(name, "token ids", value))
 }
 

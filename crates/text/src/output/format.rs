@@ -155,7 +155,7 @@ pub struct OutputFormat {
 impl OutputFormat {
     /// The formats whose markers stand in any of the model's templates.
     pub fn detect(template: &ChatTemplate) -> Self {
-        Self::detect_in(&template.sources().collect::<Vec<_>>().join("\n"))
+        Self::detect_in(&template.sources().join("\n"))
     }
 
     /// The formats whose markers stand in the `source` of a template.
