@@ -22,5 +22,5 @@ mod vocabulary;
 pub use error::TextError;
 pub use export::hugging_face_files;
 pub use stream::{Emitted, StreamDecoder, StreamOptions};
-pub use template::{ChatTemplate, TemplateInputs};
+pub use template::{ChatTemplate, RenderLimits, TemplateInputs};
 pub use tokenizer::{Specials, Tokenizer};
