@@ -3,6 +3,7 @@
 //! * [`Tokenizer`]: `tokenizer.json`, or the vocabulary inside a GGUF file and nothing else.
 //! * [`StreamDecoder`]: tokens to text as they come, never half a character, stop strings held back.
 //! * [`ChatTemplate`]: messages to the prompt the model was trained on.
+//! * [`OutputParser`]: the answer, as it comes, to reasoning, content and calls of functions.
 //! * [`hugging_face_files`]: the vocabulary of a GGUF file for programs that read directories.
 //!
 //! Everything is read through a [`marlin_checkpoint::Checkpoint`]; damaged or unsupported input is
@@ -13,14 +14,20 @@ mod error;
 mod export;
 mod ggml;
 mod hugging_face;
+mod output;
 mod special;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 mod vocabulary;
 
 pub use error::TextError;
 pub use export::hugging_face_files;
+pub use output::{
+    CallFormat, OutputEvent, OutputFormat, OutputParser, ParserOptions, ReasoningMarkers,
+};
 pub use stream::{Emitted, StreamDecoder, StreamOptions};
 pub use template::{ChatTemplate, RenderLimits, TemplateInputs};
 pub use tokenizer::{Specials, Tokenizer};
+pub use tools::{Tool, ToolSet};
