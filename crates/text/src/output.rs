@@ -30,7 +30,6 @@ pub use format::{CallFormat, OutputFormat, ReasoningMarkers};
 
 use crate::tools::ToolSet;
 use call::{Calls, Finder, Step, Syntax};
-pub(crate) use syntax::deepseek;
 
 /// A piece of an answer. Text comes in as many events as it likes; it is never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +101,8 @@ pub struct OutputParser {
     content_begun: bool,
     /// What was read since the last thing that was given out and cannot be taken back.
     raw: String,
+    /// Nothing has come of the opening marker yet.
+    unanswered: bool,
     calls: Calls,
 }
 
@@ -130,6 +131,7 @@ impl OutputParser {
             gap: String::new(),
             content_begun: false,
             raw: String::new(),
+            unanswered: false,
             calls: Calls::new(options.tools, options.stream_arguments),
         }
     }
@@ -245,6 +247,7 @@ impl OutputParser {
         // Kept for the case that it is no call after all.
         self.raw = std::mem::take(&mut self.gap);
         self.raw.push_str(marker);
+        self.unanswered = true;
         self.state = State::Call(syntax);
     }
 
@@ -252,15 +255,17 @@ impl OutputParser {
         if std::mem::take(&mut self.calls.committed) {
             self.raw.drain(..self.raw.len() - held);
             self.content_begun = true;
+            self.unanswered = false;
         }
         match step {
             Step::More => {}
-            Step::Finished => {
+            Step::Finished if !self.unanswered => {
                 self.raw.clear();
                 self.after_marker = true;
                 self.state = State::Content;
             }
-            Step::Break => {
+            // Markers around nothing are no call either.
+            Step::Finished | Step::Break => {
                 self.calls.abandon();
                 let raw = std::mem::take(&mut self.raw);
                 let (text, again) = raw.split_at(raw.len() - held);

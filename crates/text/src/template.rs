@@ -23,8 +23,9 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Instructions and 64-byte units of data one rendering may use: far more than a prompt of a
-/// million characters needs.
-const FUEL: u64 = 10_000_000;
+/// million characters needs. It also bounds what a template may allocate, 256 MB here, and how long one
+/// runs that writes nothing, which [`RenderLimits::max_time`] cannot see.
+const FUEL: u64 = 4_000_000;
 /// The template that is used unless another is asked for.
 pub(crate) const DEFAULT: &str = "default";
 
@@ -65,7 +66,7 @@ pub struct TemplateInputs<'a> {
 pub struct RenderLimits {
     /// Longest prompt. A server gives four bytes for each token of its context.
     pub max_bytes: usize,
-    /// Longest time.
+    /// Longest time, looked at whenever text is written.
     pub max_time: Duration,
 }
 

@@ -172,6 +172,7 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
         r#"c"<tool_call>{\"name\":\"now\",\"arguments\":{\"a\":\"\\ud800\"}}""#,
         r#"now{"a":"\ud800… c"\"}}""#,
     ),
+    ("hermes", "<tool_call>\n</tool_call>", r#"c"<tool_call>\n</tool_call>""#, ""),
     // GLM, with and without line breaks.
     (
         "glm+think",
