@@ -29,6 +29,7 @@ mod syntax;
 pub use format::{CallFormat, OutputFormat, ReasoningMarkers};
 
 use crate::tools::ToolSet;
+pub(crate) use syntax::deepseek;
 use call::{Calls, Finder, Step, Syntax};
 
 /// A piece of an answer. Text comes in as many events as it likes; it is never empty.
