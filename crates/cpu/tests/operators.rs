@@ -378,8 +378,52 @@ fn attention_on_tiles() {
     }
 }
 
+/// Tokens of answers, over caches of every type: groups of every size, ragged columns, several parts, windows.
+#[test]
+fn attention_of_single_tokens() {
+    for b in backends() {
+        for dtype in [DType::F16, DType::F32, DType::BF16] {
+            let tolerance = if dtype == DType::BF16 { 8e-3 } else { 1e-3 };
+            let row = Row { dtype, tolerance, ..PLAIN };
+            for heads in [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (14, 2), (7, 1), (70, 1)] {
+                let row = Row { heads, dims: (32, 48), ..row };
+                check_decode(&b, &row, &[9, 1, 40], &[1, 1, 1], 16);
+            }
+            check_decode(
+                &b,
+                &Row { dims: (33, 64), heads: (3, 1), ..row },
+                &[300, 128],
+                &[1, 3],
+                32,
+            );
+            check_decode(&b, &Row { dims: (64, 20), heads: (3, 1), ..row }, &[30], &[2], 16);
+            check_decode(&b, &Row { dims: (16, 16), ..row }, &[30], &[2], 4);
+            let window = Row { window: Some(100), softcap: Some(1.5), heads: (4, 2), ..row };
+            check_decode(&b, &window, &[530, 20], &[2, 1], 16);
+            check_decode(&b, &Row { window: Some(3), ..window }, &[128], &[4], 16);
+            let latent = Row { heads: (6, 1), dims: (48, 32), latent: true, ..row };
+            check_decode(&b, &latent, &[300, 5], &[1, 2], 16);
+        }
+    }
+}
+
+fn check_decode(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], block_size: usize) {
+    attend(b, row, cached, rows, block_size, true);
+}
+
 /// Prefills `cached` tokens of each sequence, then attends with `rows` more.
 fn check_attention(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], block_size: usize) {
+    attend(b, row, cached, rows, block_size, false);
+}
+
+fn attend(
+    b: &CpuBackend,
+    row: &Row,
+    cached: &[usize],
+    rows: &[usize],
+    block_size: usize,
+    decode: bool,
+) {
     let ((heads, kv_heads), (dk, dv)) = (row.heads, row.dims);
     let params = AttentionParams {
         num_heads: heads,
@@ -391,7 +435,8 @@ fn check_attention(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], 
         softcap: row.softcap,
     };
     let lens: Vec<(usize, usize)> = cached.iter().copied().zip(rows.iter().copied()).collect();
-    let (second, blocks) = batch(&lens, block_size);
+    let (mut second, blocks) = batch(&lens, block_size);
+    second.sequences.iter_mut().for_each(|sequence| sequence.decode = decode);
     let mut first = Batch::new(block_size);
     for (sequence, cached) in second.sequences.iter().zip(cached) {
         first.push(&vec![0; *cached], 0, &sequence.block_table, 64, 0);

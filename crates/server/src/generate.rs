@@ -7,7 +7,7 @@ use crate::fields::{Fields, token_ids, whole};
 use crate::models::Served;
 use crate::runtime::Refusal;
 use marlin_engine::{Request, SamplingOptions, SamplingParams};
-use marlin_text::{OutputParser, ParserOptions, Specials, TemplateInputs, ToolSet};
+use marlin_text::{OutputParser, ParserOptions, RenderLimits, Specials, TemplateInputs, ToolSet};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,6 +20,8 @@ pub const MAX_N: u64 = 16;
 const BIASES: usize = 1024;
 /// Most likeliest tokens reported.
 pub const MAX_TOP_LOGPROBS: u64 = 20;
+/// Bytes of a rendered prompt for each token of the context.
+const PROMPT_BYTES: usize = 64;
 /// Longest time a request may ask for, seconds.
 const MAX_TIMEOUT: f64 = 86_400.0;
 
@@ -292,11 +294,16 @@ pub fn render(
         let message = format!("model {} has no chat template; use /v1/completions", served.id);
         ApiError::invalid("messages", message)
     })?;
+    let tools = (!tools.is_empty()).then_some(tools);
+    let messages = template.prepare(messages, tools, None);
+    // No text of a prompt that fits has so many bytes; a template that multiplies what it is given would.
+    let max_bytes = PROMPT_BYTES * served.runtime.limits().max_context.max(4096);
     let inputs = TemplateInputs {
-        tools: (!tools.is_empty()).then_some(tools),
+        tools,
         extra: Some(extra),
         now: SystemTime::now(),
-        ..TemplateInputs::new(messages)
+        limits: RenderLimits { max_bytes, ..RenderLimits::default() },
+        ..TemplateInputs::new(&messages)
     };
     template.render(&inputs).map_err(|error| ApiError::invalid("messages", error.to_string()))
 }

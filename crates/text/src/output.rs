@@ -29,8 +29,8 @@ mod syntax;
 pub use format::{CallFormat, OutputFormat, ReasoningMarkers};
 
 use crate::tools::ToolSet;
-pub(crate) use syntax::deepseek;
 use call::{Calls, Finder, Step, Syntax};
+pub(crate) use syntax::deepseek;
 
 /// A piece of an answer. Text comes in as many events as it likes; it is never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]

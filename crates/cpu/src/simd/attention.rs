@@ -13,6 +13,7 @@
 use super::amx;
 use super::dense::{Matrix, accumulate, products, weighted_sums};
 use super::elementwise::{add_scaled, exponentials, softcap};
+use super::single;
 use crate::cache::{Elements, Layer};
 use crate::memory::{Arena, Buffer};
 use crate::reference::first_visible;
@@ -151,6 +152,7 @@ impl Attention<'_> {
                     let rows = start..rows.min(start + height);
                     let mut tile = Tile { sequence, kv_head, rows, parts: 1 };
                     if sequence.decode {
+                        // Long contexts are shared; the softmax of a part is one step.
                         let positions = self.positions(&tile);
                         tile.parts = positions.end.div_ceil(PART) - positions.start / PART;
                     }
@@ -236,6 +238,13 @@ impl Attention<'_> {
             attend.run(&mut sums, &mut softmax);
             return Part { sums, softmax };
         }
+        if let (Elements::F16(keys), Elements::F16(values)) = (&self.layer.keys, &self.layer.values)
+            && tile.sequence.decode
+            && !self.layer.is_latent()
+            && single::fits(self.layer.block_size, dv)
+        {
+            return self.single(tile, &queries, keys, values, positions);
+        }
         let Layer { keys, values, block_size, .. } = self.layer;
         let (latent, block_size) = (self.layer.is_latent(), *block_size);
         let mut step_len = (STEP_ELEMENTS / dk).clamp(32, 128) / 32 * 32;
@@ -309,6 +318,45 @@ impl Attention<'_> {
                 accumulate(self.level, weights, values, &mut sums, dv);
             }
         }
+        Part { sums, softmax }
+    }
+
+    /// [`part`](Self::part) of one token over a cache of halves; its positions are few enough for one step.
+    fn single(
+        &self,
+        tile: &Tile,
+        queries: &[f32],
+        keys: &[u16],
+        values: &[u16],
+        positions: Range<usize>,
+    ) -> Part {
+        let (p, block_size) = (self.params, self.layer.block_size);
+        let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
+        let blocks = positions.start / block_size..positions.end.div_ceil(block_size);
+        let table = &tile.sequence.block_table[blocks.clone()];
+        let starts = |dim: usize| -> Vec<usize> {
+            table.iter().map(|b| self.layer.block_at(*b as usize, tile.kv_head, dim)).collect()
+        };
+        let first = positions.start - blocks.start * block_size;
+        let seen = first..first + positions.len();
+        let stride = table.len() * block_size;
+        let mut scores = self.arena.take(rows * stride);
+        let (key_starts, value_starts) = (starts(dk), starts(dv));
+        let keys = single::Blocks { elements: keys, starts: &key_starts, block_size, dim: dk };
+        let values =
+            single::Blocks { elements: values, starts: &value_starts, block_size, dim: dv };
+        single::scores(self.level, queries, keys, &mut scores);
+        let soften = |scores: &mut [f32]| {
+            let scores = &mut scores[seen.clone()];
+            if let Some(cap) = p.softcap {
+                softcap(self.level, scores, cap);
+            }
+            let (total, max) = exponentials(self.level, scores, f32::NEG_INFINITY);
+            (max, total)
+        };
+        let softmax = scores.chunks_exact_mut(stride).map(soften).collect();
+        let mut sums = self.arena.take(rows * dv);
+        single::sums(self.level, (&scores, stride), seen.clone(), values, &mut sums);
         Part { sums, softmax }
     }
 

@@ -55,6 +55,7 @@ mod elementwise;
 pub(crate) mod exl3;
 pub(crate) mod probe;
 mod scatter;
+mod single;
 mod vector;
 
 pub(crate) use attention::Attention;
