@@ -7,7 +7,7 @@ import { storage } from "./store.js";
 const KEY = "marlin.key";
 const session = storage("sessionStorage");
 
-/** `status` is 0 where no answer came; the other fields are those of OpenAI's error shape. */
+/** `status` is 0 where none tells of the failure; the other fields are those of OpenAI's error shape. */
 export class ApiError extends Error {
   constructor(status, message, fields = {}) {
     super(message);
@@ -79,7 +79,7 @@ export async function* chat(body, signal) {
       for (const { data } of stream.push(part.value)) {
         if (data === "[DONE]") return;
         const chunk = parsed(data);
-        if (chunk.error) throw new ApiError(response.status, String(chunk.error.message ?? data), chunk.error);
+        if (chunk.error) throw new ApiError(0, String(chunk.error.message ?? data), chunk.error);
         yield chunk;
       }
     }

@@ -1,7 +1,7 @@
 // The page: what is shown, what runs, and what the keys and buttons do.
 
 import { accumulate, ApiError, chat, key, load, models } from "./api.js";
-import { append, branch, create, remove, requestBody, select, siblings } from "./conversation.js";
+import { append, branch, create, remove, requestBody, select, siblings, toolsProblem } from "./conversation.js";
 import { exportFile, importText, openSettings } from "./settings.js";
 import { rename, showList } from "./sidebar.js";
 import { lastSettings, openStore, storage } from "./store.js";
@@ -22,6 +22,7 @@ let followUp = null; // what to do once a key was given
 const conversations = new Map();
 const runs = new Map(); // conversation id -> {conversation, message, abort, saved}
 const views = new WeakMap(); // message -> MessageView
+const warned = new Set(); // conversations whose model is gone, once told
 const drafts = new Map(); // conversation id -> text not sent yet
 const others = new BroadcastChannel("marlin"); // other tabs of this page
 
@@ -56,15 +57,32 @@ function draw() {
   document.title = current.title ? `${current.title} · Marlin` : "Marlin";
   drawList();
   drawModels();
+  drawSettings();
   follow();
+}
+
+function drawSettings() {
+  const { model, ...rest } = current.settings;
+  const set = Object.values(rest).some((value) => value?.trim());
+  $("open-settings").classList.toggle("set", set);
+  $("open-settings").setAttribute("aria-label", set ? "Settings, some are set" : "Settings");
 }
 
 const drawList = () => showList($("conversations"), conversations.values(), current.id, (id) => runs.has(id));
 
 function drawModels() {
   const model = modelOf(current);
-  $("model").replaceChildren(...(offered.length ? offered : [model]).map((id) => el("option", { value: id, textContent: id })));
+  const ids = offered.length ? offered : [model];
+  if ($("model").dataset.ids !== JSON.stringify(ids)) {
+    $("model").replaceChildren(...ids.map((id) => el("option", { value: id, textContent: id })));
+    $("model").dataset.ids = JSON.stringify(ids);
+  }
   $("model").value = model;
+  const wanted = current.settings.model;
+  if (wanted && wanted !== model && !warned.has(current.id + wanted)) {
+    warned.add(current.id + wanted);
+    toast(`${wanted} is not served here; ${model} answers instead.`);
+  }
   $("welcome-model").textContent = offered.length ? `${model} answers.` : "";
 }
 
@@ -161,9 +179,6 @@ async function connect() {
     offered = await models();
     connect.delay = 0;
     banner("");
-    if (current.settings.model && offered.length && !offered.includes(current.settings.model)) {
-      toast(`${current.settings.model} is not served here; ${modelOf(current)} answers instead.`);
-    }
     drawModels();
   } catch (error) {
     if (error.status === 401) return askKey(error, connect);
@@ -178,7 +193,7 @@ function askKey(error, then) {
   $("ask-key-problem").textContent = key.get() ? `The key was refused: ${error.message}` : "";
   $("key").value = "";
   if (!$("ask-key").open) $("ask-key").showModal();
-  banner("The server asks for an API key, which the settings take.");
+  banner("The server asks for an API key. The settings take it.");
 }
 
 async function pollLoad() {
@@ -187,7 +202,8 @@ async function pollLoad() {
     $("load").hidden = !figures;
     if (!figures) return;
     const percent = Math.round(figures.cache * 100);
-    $("load-text").textContent = `KV ${percent} % · ${figures.running} running`;
+    $("load-text").textContent = `KV ${percent} %`;
+    $("load-running").textContent = ` · ${figures.running} running`;
     $("load-bar").setAttribute("aria-valuenow", percent);
     $("load-bar").firstChild.style.width = `${Math.max(percent, figures.cache > 0 ? 2 : 0)}%`;
   } catch {
@@ -199,6 +215,8 @@ async function pollLoad() {
 
 async function answer(conversation, parent) {
   if (runs.has(conversation.id)) return;
+  const problem = toolsProblem(conversation.settings.tools ?? "");
+  if (problem) return toast(`Not sent. ${problem} The settings have them.`);
   const model = modelOf(conversation);
   const body = requestBody(conversation, model, parent);
   const timing = { sent: performance.now(), first: 0, last: 0, pieces: 0 };
@@ -262,7 +280,6 @@ function ended({ state, error, tool_calls, id }) {
 
 /** While anything runs: waiting times, load, and a copy of what came so far. */
 function ticking() {
-  pollLoad();
   let turn = 0;
   const timer = setInterval(() => {
     turn += 1;
@@ -273,7 +290,7 @@ function ticking() {
       run.saved = now;
       keep(run.conversation);
     }
-    if (turn % 8 === 0 || !runs.size) pollLoad();
+    if (turn % 8 === 1 || !runs.size) pollLoad();
     if (!runs.size) clearInterval(timer);
   }, 250);
 }
@@ -419,6 +436,7 @@ $("theme").onclick = () => {
 function changeSettings(changes) {
   Object.assign(current.settings, changes);
   lastSettings.set(current.settings);
+  drawSettings();
   clearTimeout(changeSettings.timer);
   const conversation = current;
   changeSettings.timer = setTimeout(() => conversations.has(conversation.id) && keep(conversation), 400);

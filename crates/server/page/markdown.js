@@ -471,12 +471,15 @@ export function render(block) {
 /** Keeps an element showing a growing text, touching only the blocks that changed. */
 export class MarkdownView {
   #shown = [];
+  #text = "";
 
   constructor(root) {
     this.root = root;
   }
 
   update(text) {
+    if (text === this.#text) return;
+    this.#text = text;
     const wanted = parse(text);
     wanted.forEach((block, i) => {
       const old = this.#shown[i];

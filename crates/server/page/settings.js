@@ -9,18 +9,18 @@ const $ = (id) => document.getElementById(id);
 export function openSettings(settings, changed) {
   const fields = [...NUMBERS, ...TEXTS].map($);
   const problem = () => {
-    for (const field of fields) {
+    const found = fields.map((field) => {
       let text = field.validationMessage;
       if (field.id === "tools") text = toolsProblem(field.value);
-      if (field.id === "stop" && field.value.split("\n").filter(Boolean).length > 4) text = "At most four stop strings.";
-      field.toggleAttribute("aria-invalid", Boolean(text));
-      if (text) return `${$("settings").querySelector(`label[for=${field.id}]`).textContent}: ${text}`;
-    }
-    return "";
+      if (field.id === "stop" && field.value.split("\n").filter(Boolean).length > 4) text = "At most four.";
+      field.setAttribute("aria-invalid", Boolean(text));
+      return text && `${field.labels[0].textContent}: ${text}`;
+    });
+    return found.filter(Boolean).join(" ");
   };
   const read = () => {
     const text = problem();
-    $("settings-problem").textContent = text && `${text} Not used until it is right.`;
+    $("settings-problem").textContent = text && `${text} Changes wait until this is right.`;
     if (!text) changed(Object.fromEntries(fields.map((field) => [field.id, field.value])));
   };
   for (const field of fields) {

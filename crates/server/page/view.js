@@ -31,7 +31,7 @@ const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 export function figures({ timing, usage, state }, now) {
   if (!timing) return "";
   const { sent, first, last, pieces } = timing;
-  if (!first) return state === "running" ? `waiting ${((now - sent) / 1000).toFixed(1)} s` : "";
+  if (!first) return state === "running" ? `waiting ${(Math.max(0, now - sent) / 1000).toFixed(1)} s` : "";
   const tokens = usage?.completion_tokens ?? pieces;
   const about = usage ? "" : "≈ ";
   const parts = [about + count(tokens, "token")];
@@ -39,7 +39,7 @@ export function figures({ timing, usage, state }, now) {
     const rate = ((tokens - 1) * 1000) / (last - first);
     parts.unshift(`${about}${rate.toFixed(rate < 100 ? 1 : 0)} tokens/s`);
   }
-  parts.push(`first after ${seconds(first - sent)}`);
+  parts.push(`first token ${seconds(first - sent)}`);
   if (usage?.prompt_tokens) {
     const cached = usage.prompt_tokens_details?.cached_tokens;
     parts.push(`${usage.prompt_tokens} in prompt${cached ? `, ${cached} cached` : ""}`);
@@ -111,11 +111,14 @@ export class MessageView {
     }
     this.#showCalls();
     this.#showNotice();
+    this.actions.hidden = running || !(message.content || message.tool_calls.length || this.notice.hidden);
     this.tick();
   }
 
   tick(now = performance.now()) {
-    this.figures.textContent = figures(this.message, now);
+    const { model, state } = this.message;
+    const text = figures(this.message, now);
+    this.figures.textContent = text && model && state !== "running" ? `${text} · ${model}` : text;
   }
 
   #placed({ index, total, last }) {

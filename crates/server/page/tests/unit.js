@@ -241,9 +241,9 @@ same("samples", samples('# HELP x y\nvllm:kv_cache_usage_perc{engine="0",model_n
 
 const timing = { sent: 1000, first: 1250, last: 3250, pieces: 101 };
 same("figures before the first token", figures({ timing: { ...timing, first: 0 }, state: "running" }, 2234), "waiting 1.2 s");
-same("figures while running", figures({ timing, state: "running" }, 3300), "≈ 50.0 tokens/s · ≈ 101 tokens · first after 250 ms");
-same("figures at the end", figures({ timing, usage: { completion_tokens: 201, prompt_tokens: 12, prompt_tokens_details: { cached_tokens: 8 } } }), "100 tokens/s · 201 tokens · first after 250 ms · 12 in prompt, 8 cached");
-same("figures of one token", figures({ timing: { ...timing, last: 1250 }, usage: { completion_tokens: 1 } }), "1 token · first after 250 ms");
+same("figures while running", figures({ timing, state: "running" }, 3300), "≈ 50.0 tokens/s · ≈ 101 tokens · first token 250 ms");
+same("figures at the end", figures({ timing, usage: { completion_tokens: 201, prompt_tokens: 12, prompt_tokens_details: { cached_tokens: 8 } } }), "100 tokens/s · 201 tokens · first token 250 ms · 12 in prompt, 8 cached");
+same("figures of one token", figures({ timing: { ...timing, last: 1250 }, usage: { completion_tokens: 1 } }), "1 token · first token 250 ms");
 
 // Conversations.
 
