@@ -179,8 +179,10 @@ def narrow(r):
     r.page.set_viewport_size({"width": 375, "height": 720})
     check(not r.page.is_visible("#nav"), "the list covers the page")
     r.send("Show markdown, please.")
-    wide = r.page.evaluate("document.scrollingElement.scrollWidth")
-    check(wide <= 375, f"the page is {wide} px wide")
+    for width in (320, 375):
+        r.page.set_viewport_size({"width": width, "height": 720})
+        wide = r.page.evaluate("Math.max(document.scrollingElement.scrollWidth, document.querySelector('#scroll').scrollWidth)")
+        check(wide <= width, f"at {width} px the page is {wide} px wide")
     r.shot("phone")
     r.page.click("#menu")
     check(r.page.evaluate("document.querySelector('#page').inert"), "what lies behind the list can be reached")
@@ -194,6 +196,24 @@ def narrow(r):
     r.page.click("#open-settings")
     r.shot("phone-settings")
     r.audit()
+
+
+@test(any_server=True)
+def touch(r):
+    phone = Reader(r.context.browser, r.url, viewport={"width": 390, "height": 700}, has_touch=True, is_mobile=True)
+    check(phone.page.evaluate("document.activeElement.id") != "input", "the keyboard of the phone opens by itself")
+    phone.page.tap("#input")
+    phone.page.keyboard.type("Two")
+    phone.page.keyboard.press("Enter")
+    phone.page.keyboard.type("lines")
+    phone.page.tap("#send")
+    phone.page.wait_for_selector(".assistant")
+    phone.idle()
+    check(phone.text(".user .text") == "Two\nlines", phone.text(".user .text"))
+    phone.page.tap(".user [data-action=edit]")
+    check(phone.page.locator(".edit textarea").count() == 1, "what is shown on hover only cannot be tapped")
+    check(not phone.errors and not phone.strangers, [*phone.errors, *phone.strangers])
+    phone.context.close()
 
 
 @test(any_server=True)
@@ -388,6 +408,7 @@ def api_key(r):
     r.page.keyboard.press("Enter")
     r.shows("document.querySelectorAll('.assistant').length === 2", "the message is not sent again after the key")
     r.idle()
+    check("/" not in r.page.locator(".assistant:last-child .branches").inner_text(), "the refusal counts as an answer")
     kept = r.page.evaluate("""async () => {
       const open = indexedDB.open("marlin");
       const database = await new Promise((resolve) => (open.onsuccess = () => resolve(open.result)));
@@ -473,6 +494,17 @@ def several_at_once(r):
     r.page.reload()
     r.shows("document.querySelector('.assistant .notice')?.innerText.includes('Stopped')", "a reload while it runs loses the answer")
     check(len(r.last()) > 40, "what had come is lost")
+
+
+@test(allow=["404"])
+def without_metrics(r):
+    asked = []
+    r.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/metrics") else None)
+    r.mock.state.metrics = False
+    for _ in range(3):
+        r.send("hello")
+    r.page.wait_for_timeout(400)
+    check(not r.page.is_visible("#load") and len(asked) == 1, f"asked for metrics {len(asked)} times")
 
 
 @test()

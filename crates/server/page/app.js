@@ -17,6 +17,7 @@ const touch = matchMedia("(hover: none) and (pointer: coarse)");
 let store;
 let current; // the conversation that is shown; stored once it has a message
 let offered = []; // ids of the server's models
+let metered = true; // the server has metrics, as far as is known
 let pinned = true; // the view follows the end of the answer
 let followUp = null; // what to do once a key was given
 const conversations = new Map();
@@ -197,6 +198,7 @@ function askKey(error, then) {
 }
 
 async function pollLoad() {
+  if (!metered) return;
   try {
     const figures = await load(modelOf(current));
     $("load").hidden = !figures;
@@ -206,8 +208,9 @@ async function pollLoad() {
     $("load-running").textContent = ` · ${figures.running} running`;
     $("load-bar").setAttribute("aria-valuenow", percent);
     $("load-bar").firstChild.style.width = `${Math.max(percent, figures.cache > 0 ? 2 : 0)}%`;
-  } catch {
-    $("load").hidden = true; // metrics may be switched off, or closed to this key
+  } catch (error) {
+    $("load").hidden = true;
+    metered = error.status !== 404; // switched off
   }
 }
 

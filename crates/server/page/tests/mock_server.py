@@ -137,6 +137,7 @@ class State:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *args):
         pass
@@ -228,6 +229,8 @@ class Handler(BaseHTTPRequestHandler):
             data = "\r\n".join([": a comment", "id: 1", *lines, "", ""]).encode()
             for byte in data:
                 write(bytes([byte]))
+                if byte >= 0x80:
+                    time.sleep(0.003)  # or the pieces of a character arrive together
             return None
 
         def chunk(**fields):

@@ -36,6 +36,7 @@ const EVENTS = [
   ["CR", "data: a\r\rdata: b\r\r", [["message", "a"], ["message", "b"]]],
   ["mixed ends", "data: a\r\n\ndata: b\n\r\n", [["message", "a"], ["message", "b"]]],
   ["several lines", "data: a\ndata: b\ndata:\n\n", [["message", "a\nb\n"]]],
+  ["several lines, CRLF", "data: a\r\ndata: b\r\n\r\n", [["message", "a\nb"]]],
   ["comments", ": ping\n\n:\ndata: a\n: in between\n\n", [["message", "a"]]],
   ["named", "event: error\ndata: a\n\ndata: b\n\n", [["error", "a"], ["message", "b"]]],
   ["other fields", "id: 1\nretry: 5\nnonsense\ndata: a\n\n", [["message", "a"]]],
@@ -206,6 +207,12 @@ for (const [name, unit] of Object.entries(BOMBS)) {
   const ms = Math.round(performance.now() - start);
   if (ms > 1000) failed.push(`bomb of ${name}: ${ms} ms for ${text.length} characters`);
   else passed += 1;
+}
+{
+  let node = render(parse("*a ".repeat(900) + "a* ".repeat(900))[0]);
+  let depth = 0;
+  while ((node = node.querySelector(":scope > em, :scope > strong"))) depth += 1;
+  same("emphasis nests so far and no further", depth > 20 && depth <= 40, true);
 }
 same("deep lists", parse(Array.from({ length: 500 }, (_, i) => `${"  ".repeat(i)}- x`).join("\n")).length, 1);
 same("inline gives data only", inline("a **b**"), ["a ", { tag: "strong", nodes: ["b"], depth: 1 }]);
