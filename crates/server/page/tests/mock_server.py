@@ -19,6 +19,8 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 POLICY = ("default-src 'self'; style-src 'self'; script-src 'self'; img-src 'self' data:; "
           "connect-src 'self'")
 
+PAUSE_S = 60
+
 STORY = ("The marlin kept to the deep water until the boats had gone. Then it rose, slowly, "
          "through green light and blue, and for a moment hung above the sea like a held breath.")
 
@@ -71,6 +73,8 @@ EVIL = """<script>window.pwned = 1</script>
 The end of it.
 """
 
+FLOOD = [f"Line {i} of **many**, with `code`.\n\n" for i in range(3000)]
+
 UTF8 = "Grüße, 漢字, 🐟🐠, 👩‍🚀 and e\u0301. Ω ≈ ∞."
 
 
@@ -95,15 +99,16 @@ def content(parts):
     return [{"content": part} for part in parts]
 
 
-# Word in the last message: (seconds before the first delta, seconds between deltas, deltas).
+# Word in the last message: (seconds before the first delta, seconds between deltas, deltas). At
+# "pause" the server waits for `State.go`, so that a test sees the middle of an answer on a slow machine too.
 SCENARIOS = {
     "markdown": (0.05, 0.004, content(pieces(MARKDOWN))),
     "evil": (0.05, 0.004, content(pieces(EVIL))),
     "utf8": (0.02, 0.004, content(pieces(UTF8, 1))),
     "forever": (0.05, 0.03, content([f"word {i} " for i in range(2000)])),
-    "patient": (1.2, 0.01, content(words(STORY))),
-    "flood": (0.0, 0.0, content([f"Line {i} of **many**, with `code`.\n\n" for i in range(3000)])),
-    "think": (0.05, 0.02, [{"reasoning_content": part} for part in words("First I weigh the question, then I look for *the short way* to say it.")]
+    "patient": (0.0, 0.01, ["pause", *content(words(STORY))]),
+    "flood": (0.0, 0.0, content(FLOOD[:500]) + ["pause"] + content(FLOOD[500:])),
+    "think": (0.05, 0.02, [{"reasoning_content": part} for part in words("First I weigh the question, then I look for *the short way* to say it.")] + ["pause"]
               + content(words("The short way is the answer itself."))),
     "tools": (0.05, 0.02, content(["I look that up."])
               + [call(0, "", "get_weather"), call(0, '{"city": "Ha'), call(0, 'vana", "unit": "celsius"}'),
@@ -132,6 +137,7 @@ class State:
         self.models = ["glm-stories", "SmolLM2-135M-Instruct"]
         self.requests = []  # bodies of completions
         self.running = 0
+        self.go = threading.Event()
         self.aborted = 0
 
 
@@ -240,6 +246,9 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(wait)
         chunk(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         for delta in deltas:
+            if delta == "pause":
+                self.server.state.go.wait(PAUSE_S)
+                continue
             if delta == "error":
                 event({"error": {"message": "the engine stopped while it wrote this", "type": "server_error", "param": None, "code": None}})
                 return write(b"")
@@ -248,10 +257,11 @@ class Handler(BaseHTTPRequestHandler):
             chunk(choices=[{"index": 0, "delta": delta, "finish_reason": None}])
             if gap:
                 time.sleep(gap)
+        tokens = sum(isinstance(delta, dict) for delta in deltas)
         end = {"tools": "tool_calls", "length": "length"}.get(name, "stop")
         chunk(choices=[{"index": 0, "delta": {}, "finish_reason": end}])
         if body.get("stream_options", {}).get("include_usage"):
-            chunk(choices=[], usage={"prompt_tokens": 34, "completion_tokens": len(deltas), "total_tokens": 34 + len(deltas),
+            chunk(choices=[], usage={"prompt_tokens": 34, "completion_tokens": tokens, "total_tokens": 34 + tokens,
                                      "prompt_tokens_details": {"cached_tokens": 20}})
         event("[DONE]")
         write(b"")
@@ -315,6 +325,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8090)
     mock = Mock(parser.parse_args().port)
+    mock.state.go.set()
     print(mock.url, flush=True)
     try:
         threading.Event().wait()

@@ -2,7 +2,7 @@
 import time
 from urllib.parse import urlsplit
 
-WAIT_S = 15
+WAIT_S = 30
 
 # Text whose contrast to the nearest background is under WCAG's 4.5, and elements without a name.
 AUDIT = """() => {
