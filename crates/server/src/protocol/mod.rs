@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod tools;
 
 use crate::ApiError;
 use crate::answer::{Answers, Finish, TokenChance};
