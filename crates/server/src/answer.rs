@@ -287,6 +287,55 @@ fn collect(events: Vec<OutputEvent>, deltas: &mut Vec<Delta>) -> bool {
     calls
 }
 
+/// A part of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Reasoning,
+    Content,
+    Calls,
+}
+
+/// Tells the tokens of reasoning and of content from each other, and from the markers between them.
+///
+/// A token that brings no text belongs to what comes next, unless another part begins there: then it is a marker.
+#[derive(Debug, Default)]
+pub struct Tally {
+    part: Option<Part>,
+    held: usize,
+    held_chances: Vec<TokenChance>,
+    /// Tokens of reasoning.
+    pub reasoning: usize,
+    /// Tokens of content, when asked for.
+    pub content: Vec<TokenChance>,
+}
+
+impl Tally {
+    /// Adds the tokens of a piece of this answer.
+    pub fn take(&mut self, piece: &Piece) {
+        let part = match piece.deltas.last() {
+            None => None,
+            Some(Delta::Reasoning(_)) => Some(Part::Reasoning),
+            Some(Delta::Content(_)) => Some(Part::Content),
+            Some(Delta::Call { .. } | Delta::Arguments { .. }) => Some(Part::Calls),
+        };
+        if part.is_some() && self.part.is_some() && part != self.part {
+            self.held = 0;
+            self.held_chances.clear();
+        }
+        self.held += piece.tokens.len();
+        self.held_chances.extend_from_slice(&piece.chances);
+        let Some(part) = part else { return };
+        let held = std::mem::take(&mut self.held);
+        match part {
+            Part::Reasoning => self.reasoning += held,
+            Part::Content => self.content.append(&mut self.held_chances),
+            Part::Calls => {}
+        }
+        self.held_chances.clear();
+        self.part = Some(part);
+    }
+}
+
 /// One whole answer.
 #[derive(Debug, Default)]
 pub struct Whole {
@@ -298,6 +347,8 @@ pub struct Whole {
     pub calls: Vec<(String, String)>,
     /// Tokens, when asked for.
     pub chances: Vec<TokenChance>,
+    /// Which tokens are of what.
+    pub tally: Tally,
     /// Why it ended and what it took; set once it has.
     pub finish: Option<(Finish, Usage)>,
 }
@@ -305,6 +356,7 @@ pub struct Whole {
 impl Whole {
     /// Appends a piece of this answer.
     pub fn take(&mut self, piece: Piece) {
+        self.tally.take(&piece);
         for delta in piece.deltas {
             match delta {
                 Delta::Reasoning(text) => self.reasoning.push_str(&text),

@@ -173,6 +173,12 @@ impl Fields {
         }
     }
 
+    /// The error of a field that has to be there and is not.
+    pub fn missing(&self, name: &str) -> ApiError {
+        let path = self.path(name);
+        ApiError::invalid(&path, format!("{path} is missing"))
+    }
+
     /// The error of a value that is not `expected`.
     pub fn wrong(&self, name: &str, expected: &str, found: &Value) -> ApiError {
         wrong(&self.path(name), expected, found)

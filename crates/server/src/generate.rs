@@ -51,7 +51,8 @@ pub struct Choosing {
     priority: i32,
     cache_salt: Option<Arc<str>>,
     timeout: Option<Duration>,
-    truncate_prompt: bool,
+    /// A prompt that is too long loses its beginning.
+    pub truncate_prompt: bool,
 }
 
 impl Choosing {
@@ -264,7 +265,10 @@ impl Generate {
     }
 
     /// Token ids, and for messages the text they are from.
-    fn prompt(&self, served: &Served) -> Result<(Vec<u32>, String), ApiError> {
+    ///
+    /// # Errors
+    /// When the model has no template for messages, or cannot take them.
+    pub(crate) fn prompt(&self, served: &Served) -> Result<(Vec<u32>, String), ApiError> {
         let encode = |text: &str, specials| {
             let ids = served.tokenizer.encode(text, specials);
             ids.map_err(|error| ApiError::invalid("prompt", error.to_string()))

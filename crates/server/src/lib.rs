@@ -25,7 +25,7 @@ mod protocol;
 mod routes;
 mod runtime;
 
-pub use answer::{AnswerOptions, Answers, Delta, Finish, Piece, TokenChance, Whole, whole};
+pub use answer::{AnswerOptions, Answers, Delta, Finish, Piece, Tally, TokenChance, Whole, whole};
 pub use auth::{Key, Keys, Quota};
 pub use constraint::Shape;
 pub use error::{ApiError, ErrorBody, ErrorResponse};

@@ -1,5 +1,8 @@
 //! OpenAI's chat completions.
 
+use super::tools::{
+    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, tools_and_choice,
+};
 use super::{Encoder, Spent, chat_logprobs, event, finish_reason, new_id, now};
 use crate::ApiError;
 use crate::answer::{Delta, Finish, Piece, Whole};
@@ -7,17 +10,12 @@ use crate::constraint::Shape;
 use crate::fields::Fields;
 use crate::generate::{Choosing, Generate, MAX_TOP_LOGPROBS, Prompt};
 use crate::models::Served;
-use marlin_text::{Tool, ToolSet};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// Most messages of a request.
-const MAX_MESSAGES: usize = 4096;
-/// Most tools of a request.
-const MAX_TOOLS: usize = 128;
-/// Depth and nodes of a schema.
-const SCHEMA: (usize, usize) = (64, 20_000);
+pub(super) const MAX_MESSAGES: usize = 4096;
 
 /// What a request wants beside the answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,22 +63,13 @@ impl ChatRequest {
         let (tools, choice) = tools_and_choice(&mut fields, tools)?;
         let mut shape = response_format(&mut fields)?;
         shape = shape.or(grammar(&mut fields)?);
-        let (set, tools) = match choice {
-            _ if tools.is_empty() => (ToolSet::None, tools),
-            ToolChoice::None => (ToolSet::None, Vec::new()),
-            _ => (ToolSet::Only(parse_tools(&tools)?), tools),
-        };
+        let (set, tools) = offered(&choice, tools)?;
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
         if let ToolChoice::Calls(name) = choice {
             shape = Some(Shape::Calls { name, parallel });
         }
-        let mut extra = match fields.take("chat_template_kwargs") {
-            None => Map::new(),
-            Some(Value::Object(map)) => map,
-            Some(other) => return Err(fields.wrong("chat_template_kwargs", "an object", &other)),
-        };
-        reserved(&extra)?;
-        reasoning_effort(&mut fields, &mut extra)?;
+        let mut extra = template_variables(&mut fields)?;
+        effort(&mut fields, "reasoning_effort", &mut extra)?;
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };
@@ -112,11 +101,19 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// Variables that the server sets itself.
-fn reserved(extra: &Map<String, Value>) -> Result<(), ApiError> {
+/// Our extension `chat_template_kwargs`: variables of the template, without those that the server sets itself.
+///
+/// # Errors
+/// When it is no object, or sets one of those.
+pub(super) fn template_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let extra = match fields.take("chat_template_kwargs") {
+        None => Map::new(),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(fields.wrong("chat_template_kwargs", "an object", &other)),
+    };
     let names = ["messages", "tools", "add_generation_prompt", "strftime_now", "raise_exception"];
     match extra.keys().find(|key| names.contains(&key.as_str())) {
-        None => Ok(()),
+        None => Ok(extra),
         Some(name) => {
             let path = format!("chat_template_kwargs.{name}");
             Err(ApiError::invalid(&path, format!("{path}: set by the server")))
@@ -124,18 +121,26 @@ fn reserved(extra: &Map<String, Value>) -> Result<(), ApiError> {
     }
 }
 
-fn reasoning_effort(fields: &mut Fields, extra: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let Some(effort) = fields.string("reasoning_effort")? else { return Ok(()) };
+/// How much to think, in field `name`, as templates are told.
+///
+/// # Errors
+/// When it is none of OpenAI's words.
+pub(super) fn effort(
+    fields: &mut Fields,
+    name: &str,
+    extra: &mut Map<String, Value>,
+) -> Result<Option<String>, ApiError> {
+    let Some(effort) = fields.string(name)? else { return Ok(None) };
     match effort.as_str() {
-        "none" | "minimal" | "low" | "medium" | "high" | "xhigh" => {
+        "none" | "minimal" | "low" | "medium" | "high" | "xhigh" | "max" => {
             let thinks = !matches!(effort.as_str(), "none" | "minimal");
             extra.entry("enable_thinking").or_insert(thinks.into());
-            extra.entry("reasoning_effort").or_insert(effort.into());
-            Ok(())
+            extra.entry("reasoning_effort").or_insert(effort.clone().into());
+            Ok(Some(effort))
         }
         _ => {
-            let expected = "none, minimal, low, medium, high or xhigh";
-            Err(fields.wrong("reasoning_effort", expected, &json!(effort)))
+            let expected = "none, minimal, low, medium, high, xhigh or max";
+            Err(fields.wrong(name, expected, &json!(effort)))
         }
     }
 }
@@ -183,7 +188,7 @@ pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
             return Err(fields.wrong("role", expected, &json!(role)));
         }
     };
-    let content = content(&mut fields)?;
+    let content = content(&mut fields, "content")?;
     let calls = fields.list("tool_calls", MAX_TOOLS)?;
     let mut out = Map::new();
     out.insert("role".into(), role.into());
@@ -226,14 +231,17 @@ pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(out))
 }
 
-/// Text, or the text of parts.
-fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
-    let path = fields.path("content");
-    let parts = match fields.take("content") {
+/// Field `name`: text, or the text of parts.
+///
+/// # Errors
+/// When it is something else.
+pub(super) fn content(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
+    let path = fields.path(name);
+    let parts = match fields.take(name) {
         None => return Ok(None),
         Some(Value::String(text)) => return Ok(Some(text)),
         Some(Value::Array(parts)) => parts,
-        Some(other) => return Err(fields.wrong("content", "a string or a list of parts", &other)),
+        Some(other) => return Err(fields.wrong(name, "a string or a list of parts", &other)),
     };
     let mut all = String::new();
     for (i, part) in parts.into_iter().enumerate() {
@@ -250,8 +258,10 @@ fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
                 return Err(ApiError::unsupported(&path, message));
             }
         };
-        part.take("annotations");
-        part.take("cache_control");
+        // What earlier answers had, and marks of prefixes, which are kept without.
+        for name in ["annotations", "logprobs", "cache_control", "prompt_cache_breakpoint"] {
+            part.take(name);
+        }
         let missing = || ApiError::invalid(&path, format!("{path}.text is missing"));
         all.push_str(&text.ok_or_else(missing)?);
         part.finish()?;
@@ -271,110 +281,10 @@ fn call(value: Value, path: &str) -> Result<Value, ApiError> {
     };
     let mut function = fields.object("function")?.ok_or_else(|| missing("function"))?;
     let name = function.string("name")?.ok_or_else(|| missing("function.name"))?;
-    let arguments = match function.take("arguments") {
-        None => Value::Object(Map::new()),
-        Some(Value::String(text)) if text.trim().is_empty() => Value::Object(Map::new()),
-        Some(Value::String(text)) => match serde_json::from_str::<Value>(&text) {
-            Ok(arguments @ Value::Object(_)) => arguments,
-            _ => {
-                return Err(function.wrong(
-                    "arguments",
-                    "the JSON text of an object",
-                    &text.into(),
-                ));
-            }
-        },
-        Some(arguments @ Value::Object(_)) => arguments,
-        Some(other) => {
-            return Err(function.wrong("arguments", "the JSON text of an object", &other));
-        }
-    };
+    let arguments = arguments(&mut function)?;
     function.finish()?;
     fields.finish()?;
     Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
-}
-
-/// Which calls a request wants.
-enum ToolChoice {
-    None,
-    Auto,
-    /// Of this function, or of any.
-    Calls(Option<String>),
-}
-
-fn tools_and_choice(
-    fields: &mut Fields,
-    tools: Vec<Value>,
-) -> Result<(Vec<Value>, ToolChoice), ApiError> {
-    let expected = "none, auto, required, or {\"type\": \"function\", \"function\": {\"name\": …}}";
-    let choice = match fields.take("tool_choice") {
-        None => ToolChoice::Auto,
-        Some(value) => {
-            match (value.as_str(), value.pointer("/function/name").or(value.get("name"))) {
-                (Some("none"), _) => ToolChoice::None,
-                (Some("auto"), _) => ToolChoice::Auto,
-                (Some("required"), _) => ToolChoice::Calls(None),
-                (None, Some(Value::String(name))) => ToolChoice::Calls(Some(name.clone())),
-                _ => return Err(fields.wrong("tool_choice", expected, &value)),
-            }
-        }
-    };
-    if let ToolChoice::Calls(name) = &choice {
-        let named = |tool: &Value| {
-            let function = tool.get("function").unwrap_or(tool).get("name");
-            name.is_none() || function.and_then(Value::as_str) == name.as_deref()
-        };
-        if !tools.iter().any(named) {
-            return Err(ApiError::invalid(
-                "tool_choice",
-                "tool_choice: tools has no such function",
-            ));
-        }
-    }
-    Ok((tools, choice))
-}
-
-/// The functions of `tools`.
-///
-/// # Errors
-/// When one of them is malformed.
-pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
-    let tool = |(i, value): (usize, &Value)| {
-        let path = format!("tools[{i}]");
-        let kind = value.get("type").and_then(Value::as_str);
-        if kind.is_some_and(|kind| kind != "function") {
-            let message = format!("{path}.type: only functions are supported");
-            return Err(ApiError::unsupported(&path, message));
-        }
-        check_schema(value, &path)?;
-        Tool::parse(value).map_err(|error| ApiError::invalid(&path, format!("{path}: {error}")))
-    };
-    tools.iter().enumerate().map(tool).collect()
-}
-
-/// Bounds the depth and size of a schema.
-///
-/// # Errors
-/// When it is deeper or larger.
-pub fn check_schema(schema: &Value, path: &str) -> Result<(), ApiError> {
-    fn nodes(value: &Value, depth: usize) -> Option<usize> {
-        let (most, _) = SCHEMA;
-        let add = |sum: usize, value: &Value| Some(sum + nodes(value, depth + 1)?);
-        match value {
-            _ if depth > most => None,
-            Value::Array(list) => list.iter().try_fold(1, add),
-            Value::Object(map) => map.values().try_fold(1, add),
-            _ => Some(1),
-        }
-    }
-    match nodes(schema, 0) {
-        Some(count) if count <= SCHEMA.1 => Ok(()),
-        _ => {
-            let (depth, count) = SCHEMA;
-            let message = format!("{path}: a schema may be {depth} deep and have {count} values");
-            Err(ApiError::invalid(path, message))
-        }
-    }
 }
 
 fn response_format(fields: &mut Fields) -> Result<Option<Shape>, ApiError> {
@@ -388,16 +298,9 @@ fn response_format(fields: &mut Fields) -> Result<Option<Shape>, ApiError> {
                 ApiError::invalid(path, format!("{path} is missing"))
             };
             let mut schema = format.object("json_schema")?.ok_or_else(missing)?;
-            schema.string("name")?;
-            schema.string("description")?;
-
-            let strict = schema.flag("strict")?.unwrap_or(false);
-            let value = schema.take("schema").unwrap_or_else(|| json!({"type": "object"}));
-            if !value.is_object() && !value.is_boolean() {
-                return Err(schema.wrong("schema", "a JSON schema", &value));
-            }
-            check_schema(&value, "response_format.json_schema.schema")?;
+            let NamedSchema { schema: value, strict, .. } = named_schema(&mut schema)?;
             schema.finish()?;
+            let value = value.unwrap_or_else(|| json!({"type": "object"}));
             Some(Shape::JsonSchema { schema: value, strict })
         }
         other => {

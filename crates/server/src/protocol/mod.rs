@@ -2,6 +2,12 @@
 
 pub mod chat;
 pub mod completion;
+pub mod messages;
+pub mod responses;
+#[cfg(test)]
+mod tests;
+pub mod tools;
+mod turns;
 
 use crate::ApiError;
 use crate::answer::{Answers, Finish, TokenChance};

@@ -2,6 +2,7 @@
 
 mod answers;
 mod body;
+mod conversations;
 mod information;
 mod listener;
 mod openapi;
@@ -108,6 +109,9 @@ impl Server {
         let guarded = Router::new()
             .route("/v1/chat/completions", post(answers::chat))
             .route("/v1/completions", post(answers::completions))
+            .route("/v1/messages", post(conversations::messages))
+            .route("/v1/messages/count_tokens", post(conversations::count_tokens))
+            .route("/v1/responses", post(conversations::responses))
             .route("/v1/embeddings", post(text::embeddings))
             .route("/v1/models", get(information::models))
             .route("/v1/models/{*id}", get(information::model))
@@ -276,8 +280,11 @@ async fn authorize(
 }
 
 /// An error in the shape of the protocol of a path.
-fn refuse(_path: &str, error: ApiError) -> Response {
-    error.into_response()
+fn refuse(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => conversations::AnthropicError(error).into_response(),
+        false => error.into_response(),
+    }
 }
 
 /// Held until a request's answer is out: its share of the quota, and its place among those under way.

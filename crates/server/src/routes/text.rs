@@ -266,7 +266,7 @@ fn messages(fields: &mut Fields) -> Result<Option<Messages>, ApiError> {
     let Some(list) = fields.list("messages", 4096)? else { return Ok(None) };
     let message = |(i, value)| crate::protocol::chat::message(value, &format!("messages[{i}]"));
     let list = list.into_iter().enumerate().map(message).collect::<Result<_, _>>()?;
-    crate::protocol::chat::parse_tools(&tools)?;
+    crate::protocol::tools::parse_tools(&tools)?;
     Ok(Some((list, tools, extra)))
 }
 
