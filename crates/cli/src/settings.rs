@@ -95,7 +95,11 @@ fn from_file(
         return Err(wrong(format!("{key}: settings stand below [{TABLE}]")));
     }
     let mut options = Vec::new();
-    let Some(toml::Value::Table(settings)) = table.get(TABLE) else { return Ok(options) };
+    let settings = match table.get(TABLE) {
+        None => return Ok(options),
+        Some(toml::Value::Table(settings)) => settings,
+        Some(_) => return Err(wrong(format!("{TABLE}: settings stand below [{TABLE}]"))),
+    };
     for (key, value) in settings {
         let known = command.get_arguments().find(|a| a.get_long() == Some(&key.replace('_', "-")));
         let Some(argument) = known.filter(|a| a.get_id() != "config" && a.get_id() != "help")

@@ -269,10 +269,8 @@ impl Generate {
     /// # Errors
     /// When the model has no template for messages, or cannot take them.
     pub(crate) fn prompt(&self, served: &Served) -> Result<(Vec<u32>, String), ApiError> {
-        let encode = |text: &str, specials| {
-            let ids = served.tokenizer.encode(text, specials);
-            ids.map_err(|error| ApiError::invalid("prompt", error.to_string()))
-        };
+        let truncates = self.choosing.truncate_prompt;
+        let encode = |text: &str, specials| served.encode(text, specials, "prompt", truncates);
         match &self.prompt {
             Prompt::Chat { messages, tools, extra } => {
                 let text = render(served, messages, tools, extra)?;

@@ -3,7 +3,7 @@
 use crate::ApiError;
 use crate::runtime::{QueueLimits, Runtime};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
-use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, TextError, Tokenizer};
+use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, Specials, TextError, Tokenizer};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -68,7 +68,36 @@ pub struct Served {
     grammars: OnceLock<GrammarFactory>,
 }
 
+/// Bytes of text, beside a few, that no context of so many tokens can hold, as a multiple of the tokens: a token has at most
+/// some hundred bytes, and texts of nothing but the longest tokens are no texts.
+const BYTES_PER_TOKEN: usize = 64;
+
 impl Served {
+    /// Token ids of a text that is `field` of a request. A text that cannot fit the context is not even encoded, unless it is to
+    /// be truncated.
+    ///
+    /// # Errors
+    /// When it is too long, or has no tokens.
+    pub fn encode(
+        &self,
+        text: &str,
+        specials: Specials,
+        field: &str,
+        truncates: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        let context = self.runtime.limits().max_context;
+        if !truncates && text.len() > BYTES_PER_TOKEN * (context + 64) {
+            let message = format!(
+                "the text has {} bytes, far more than a context of {context} tokens holds",
+                text.len()
+            );
+            let error = ApiError::invalid(field, message);
+            return Err(ApiError { code: Some("context_length_exceeded"), ..error });
+        }
+        let ids = self.tokenizer.encode(text, specials);
+        ids.map_err(|error| ApiError::invalid(field, error.to_string()))
+    }
+
     /// What compiles grammars for its vocabulary.
     ///
     /// # Errors

@@ -137,6 +137,10 @@ fn every_field_is_honoured_or_refused_by_name() {
         (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
         (json!({"tools": [{"type": "retrieval"}]}), "tools[0]"),
         (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0]"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f", "mood": 1}}]}),
+            "tools[0].function.mood",
+        ),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"store": true}), "store"),
         (json!({"modalities": ["audio"]}), "modalities"),
@@ -326,6 +330,9 @@ fn keys_guard_everything_but_health() {
             "{path}"
         );
     }
+    let response = server.post("/v1/messages", &chat("Hi"));
+    assert_eq!((response.status, &response.json()["type"]), (401, &json!("error")));
+    assert_eq!(server.post("/v1/responses", &chat("Hi")).status, 401);
     for path in ["/health", "/ready", "/version"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }

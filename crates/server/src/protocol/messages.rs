@@ -354,7 +354,7 @@ fn output_config(
     }
     check_schema(&schema, &format.path("schema"))?;
     format.finish()?;
-    Ok(Some(Shape::JsonSchema(schema)))
+    Ok(Some(Shape::JsonSchema { schema, strict: true }))
 }
 
 /// The response to a request for the number of its tokens.

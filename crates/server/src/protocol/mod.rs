@@ -161,6 +161,8 @@ pub fn read_body(path: &str, body: &[u8]) -> Result<(), ApiError> {
     match path {
         "/v1/chat/completions" => chat::ChatRequest::parse(fields).map(drop),
         "/v1/completions" => completion::CompletionRequest::parse(fields).map(drop),
+        "/v1/responses" => responses::ResponsesRequest::parse(fields).map(drop),
+        "/v1/messages" => messages::MessagesRequest::parse(fields).map(drop),
         _ => Err(ApiError::not_found("no such path")),
     }
 }

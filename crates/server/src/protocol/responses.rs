@@ -11,7 +11,9 @@ mod tests;
 pub use stream::Stream;
 
 use super::chat::{MAX_MESSAGES, content, effort, grammar, template_variables};
-use super::tools::{MAX_TOOLS, ToolChoice, arguments, named_schema, offered, tools_and_choice};
+use super::tools::{
+    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, tools_and_choice,
+};
 use super::turns::Turns;
 use super::{Spent, chat_logprobs, new_id, now};
 use crate::ApiError;
@@ -257,9 +259,10 @@ fn text(fields: &mut Fields) -> Result<(Value, Option<Shape>), ApiError> {
         "text" => None,
         "json_object" => Some(Shape::JsonObject),
         "json_schema" => {
-            let (name, schema) = named_schema(&mut format)?;
+            let NamedSchema { name, schema, strict } = named_schema(&mut format)?;
             name.ok_or_else(|| format.missing("name"))?;
-            Some(Shape::JsonSchema(schema.ok_or_else(|| format.missing("schema"))?))
+            let schema = schema.ok_or_else(|| format.missing("schema"))?;
+            Some(Shape::JsonSchema { schema, strict })
         }
         other => {
             let expected = "text, json_object or json_schema";

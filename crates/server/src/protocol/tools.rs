@@ -106,6 +106,18 @@ pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
             return Err(ApiError::unsupported(&path, message));
         }
         check_schema(value, &path)?;
+        let mut outer = Fields::of(value.clone(), &path)?;
+        outer.take("type");
+        let mut function = outer.object("function")?;
+        let inner = function.as_mut().unwrap_or(&mut outer);
+        for name in ["name", "parameters"] {
+            inner.take(name);
+        }
+        inner.string("description")?;
+        // Arguments are held to their schema where calls are required, strict or not.
+        inner.flag("strict")?;
+        function.map_or(Ok(()), Fields::finish)?;
+        outer.finish()?;
         Tool::parse(value).map_err(|error| ApiError::invalid(&path, format!("{path}: {error}")))
     };
     tools.iter().enumerate().map(tool).collect()

@@ -1,4 +1,4 @@
-//! Requests that are answered by a model, in OpenAI's protocols.
+//! Requests that are answered by a model.
 
 use super::body::{blocking, stream};
 use super::{Guard, Server};

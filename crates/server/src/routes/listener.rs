@@ -57,7 +57,7 @@ impl Listening {
         let Self { listener, tls, server } = self;
         let router = server.router();
         let permits = Arc::new(Semaphore::new(server.config.max_connections));
-        let (closing, closed) = watch::channel(false);
+        let (ending, ends) = watch::channel(Ending::No);
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -78,7 +78,7 @@ impl Listening {
             };
             let connection = Connection {
                 router: router.clone(),
-                closed: closed.clone(),
+                ends: ends.clone(),
                 head_time: server.config.header_timeout,
             };
             let tls = tls.clone();
@@ -89,19 +89,27 @@ impl Listening {
         }
         drop(listener);
         server.drain();
-        let all = async {
-            while server.active() > 0 {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
+        let _ = ending.send(Ending::Soon);
+        // A connection ends with the last byte of its response, not when that has been made.
+        let most = u32::try_from(server.config.max_connections).unwrap_or(u32::MAX);
         tokio::select! {
-            _ = timeout(server.config.drain, all) => {}
+            _ = timeout(server.config.drain, permits.acquire_many(most)) => {}
             () = told(&mut stop, 2) => {}
         }
-        let _ = closing.send(true);
-        // What is out is still to be written.
-        sleep(Duration::from_millis(50)).await;
+        let _ = ending.send(Ending::Now);
+        let _ = timeout(Duration::from_secs(1), permits.acquire_many(most)).await;
     }
+}
+
+/// How connections are to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Not.
+    No,
+    /// With the response that is being sent.
+    Soon,
+    /// As they are.
+    Now,
 }
 
 /// Returns once `stop` has been said `times` times; never, if nobody can say it any more.
@@ -113,7 +121,7 @@ async fn told(stop: &mut watch::Receiver<u32>, times: u32) {
 
 struct Connection {
     router: Router,
-    closed: watch::Receiver<bool>,
+    ends: watch::Receiver<Ending>,
     head_time: Duration,
 }
 
@@ -144,13 +152,23 @@ impl Connection {
         });
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "a connection ended");
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = until(&mut self.ends, |ending| ending != Ending::No) => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    result = connection.as_mut() => result,
+                    () = until(&mut self.ends, |ending| ending == Ending::Now) => return,
                 }
             }
-            _ = self.closed.wait_for(|closed| *closed) => {}
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "a connection ended");
         }
     }
+}
+
+/// Returns once `ends` is as wanted, or nobody can say so any more.
+async fn until(ends: &mut watch::Receiver<Ending>, wanted: impl Fn(Ending) -> bool) {
+    let _ = ends.wait_for(|ending| wanted(*ending)).await;
 }

@@ -112,7 +112,7 @@ fn or_null_with(schema: &Value) -> Value {
 }
 
 fn stop() -> Value {
-    let one = json!({"type": "string", "minLength": 1, "maxLength": 64});
+    let one = json!({"type": "string", "minLength": 1, "maxLength": 256});
     json!({"anyOf": [one, list(one.clone(), 4)]})
 }
 
@@ -153,8 +153,12 @@ fn message() -> Value {
 
 fn tool() -> Value {
     let name = json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"});
-    let fields =
-        [("name", name), ("description", string()), ("parameters", json!({"type": "object"}))];
+    let fields = [
+        ("name", name),
+        ("description", string()),
+        ("parameters", json!({"type": "object"})),
+        ("strict", flag()),
+    ];
     let function = object(&fields, &["name"]);
     object(&[("type", one_of(&["function"])), ("function", function)], &["type", "function"])
 }
@@ -428,7 +432,8 @@ fn description() -> Value {
         at_least(&[("object", string()), ("data", json!({"type": "array", "items": card}))]);
     let text = |kind: &str| json!({kind: {"schema": {"type": "string"}}});
     let mut one = operation("One model.", None, as_json(card.clone()));
-    one["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]+$"}}]);
+    one["parameters"] =
+        json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
     let get = |operation: Value| json!({"get": operation});
     let post = |operation: Value| json!({"post": operation});
     json!({
@@ -443,6 +448,9 @@ fn description() -> Value {
         "paths": {
             "/v1/chat/completions": post(operation("Answers a conversation.", Some(chat()), as_json_or_stream(answers.clone()))),
             "/v1/completions": post(operation("Goes on with a text.", Some(completion()), as_json_or_stream(answers))),
+            "/v1/responses": post(operation("OpenAI's responses, text only; fields as there.", Some(at_least(&[("input", json!({}))])), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
+            "/v1/messages": post(operation("Anthropic's messages; fields and errors as there.", Some(at_least(&[("messages", json!({"type": "array"})), ("max_tokens", count(1, 1 << 32))])), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))])))),
+            "/v1/messages/count_tokens": post(operation("Tokens of such a request.", Some(at_least(&[("messages", json!({"type": "array"}))])), as_json(at_least(&[("input_tokens", count(0, 1 << 40))])))),
             "/v1/embeddings": post(operation("Vectors of texts: pooled hidden states of length 1.", Some(embeddings), as_json(at_least(&[("data", json!({"type": "array"}))])))),
             "/v1/models": get(operation("The models.", None, as_json(cards))),
             "/v1/models/{id}": get(one),

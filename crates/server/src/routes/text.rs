@@ -3,7 +3,6 @@
 use super::Server;
 use super::body::blocking;
 use crate::generate::render;
-use crate::models::Served;
 use crate::{ApiError, Fields};
 use axum::Json;
 use axum::body::Body;
@@ -16,16 +15,6 @@ use std::sync::Arc;
 
 /// Most texts of a request.
 const MAX_INPUTS: usize = 2048;
-
-fn encode(
-    served: &Served,
-    text: &str,
-    specials: Specials,
-    field: &str,
-) -> Result<Vec<u32>, ApiError> {
-    let ids = served.tokenizer.encode(text, specials);
-    ids.map_err(|error| ApiError::invalid(field, error.to_string()))
-}
 
 fn token_ids(fields: &Fields, name: &str, value: &Value) -> Result<Vec<u32>, ApiError> {
     let ids = value.as_array().and_then(|list| crate::fields::token_ids(list));
@@ -85,7 +74,7 @@ pub(super) async fn embeddings(
         let (mut data, mut tokens) = (Vec::new(), 0);
         for (index, input) in inputs.into_iter().enumerate() {
             let ids = match input {
-                Input::Text(text) => encode(&served, &text, Specials::PROMPT, "input")?,
+                Input::Text(text) => served.encode(&text, Specials::PROMPT, "input", false)?,
                 Input::Tokens(ids) => ids,
             };
             tokens += ids.len();
@@ -152,7 +141,7 @@ pub(super) async fn perplexity(
     let served = server.models.get(model.as_deref()).await?;
     let (body, perplexity, scored) = blocking(move || {
         let tokens = match (text, tokens) {
-            (Some(text), None) => encode(&served, &text, Specials::NONE, "text")?,
+            (Some(text), None) => served.encode(&text, Specials::NONE, "text", false)?,
             (None, Some(tokens)) => tokens,
             _ => return Err(ApiError::invalid("text", "give text or token_ids, one of them")),
         };
@@ -231,11 +220,11 @@ pub(super) async fn tokenize(
             (Some(text), None) => {
                 let specials =
                     Specials { add: special.unwrap_or(true), parse: parse.unwrap_or(true) };
-                encode(&served, &text, specials, "prompt")?
+                served.encode(&text, specials, "prompt", false)?
             }
             (None, Some((messages, tools, extra))) => {
                 let text = render(&served, &messages, &tools, &extra)?;
-                encode(&served, &text, Specials::TEMPLATE, "messages")?
+                served.encode(&text, Specials::TEMPLATE, "messages", false)?
             }
             _ => return Err(ApiError::invalid("prompt", "give prompt or messages, one of them")),
         };
@@ -264,6 +253,9 @@ fn messages(fields: &mut Fields) -> Result<Option<Messages>, ApiError> {
         extra.insert("add_generation_prompt".into(), prompt.into());
     }
     let Some(list) = fields.list("messages", 4096)? else { return Ok(None) };
+    if list.is_empty() {
+        return Err(ApiError::invalid("messages", "messages: expected at least one"));
+    }
     let message = |(i, value)| crate::protocol::chat::message(value, &format!("messages[{i}]"));
     let list = list.into_iter().enumerate().map(message).collect::<Result<_, _>>()?;
     crate::protocol::tools::parse_tools(&tools)?;

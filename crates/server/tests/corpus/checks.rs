@@ -3,7 +3,8 @@
 use marlin_server::read_body;
 
 /// Paths that read JSON bodies.
-const PATHS: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
+const PATHS: [&str; 4] =
+    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
 
 /// A body is read, or refused with a 4xx that says why.
 pub fn request(body: &[u8]) {

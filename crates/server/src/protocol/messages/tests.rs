@@ -166,7 +166,7 @@ fn thinking_and_output() {
         (
             json!({"output_config": {"format": {"type": "json_schema", "schema": {"type": "array"}}}}),
             json!({}),
-            Some(Shape::JsonSchema(json!({"type": "array"}))),
+            Some(Shape::JsonSchema { schema: json!({"type": "array"}), strict: true }),
         ),
         (
             json!({"grammar": {"type": "regex", "value": "a+"}}),

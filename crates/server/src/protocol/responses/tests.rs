@@ -174,7 +174,10 @@ fn formats() {
         (json!({"text": {}}), None),
         (json!({"text": {"format": {"type": "text"}}}), None),
         (json!({"text": {"format": {"type": "json_object"}}}), Some(Shape::JsonObject)),
-        (json!({"text": {"format": format}}), Some(Shape::JsonSchema(json!({"type": "array"})))),
+        (
+            json!({"text": {"format": format}}),
+            Some(Shape::JsonSchema { schema: json!({"type": "array"}), strict: true }),
+        ),
         (
             json!({"grammar": {"type": "gbnf", "value": "root ::= \"a\""}}),
             Some(Shape::Gbnf("root ::= \"a\"".into())),
