@@ -83,6 +83,8 @@ pub struct AnswerOptions {
     pub continues_text: bool,
     /// Takes reasoning and calls out of the text; without one everything is content.
     pub parser: Option<Arc<dyn Fn() -> OutputParser + Send + Sync>>,
+    /// The answer ends with its first call.
+    pub one_call: bool,
 }
 
 struct Choice {
@@ -91,7 +93,12 @@ struct Choice {
     tokens: usize,
     stopped_by: Option<usize>,
     calls: bool,
+    one_call: bool,
     ended: bool,
+    /// Bytes of the tokens so far, and of the text given out.
+    bytes: (usize, usize),
+    /// Where each token ends whose text has not been given out, for what a stop string takes away.
+    held: VecDeque<(usize, TokenChance)>,
 }
 
 /// The answers to one request, as they come.
@@ -102,11 +109,17 @@ pub struct Answers {
     ready: VecDeque<Piece>,
     open: usize,
     observe: Option<Box<dyn FnMut(&Piece) + Send>>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Answers {
     /// Of `n` answers.
-    pub fn new(tokens: Tokens, n: usize, tokenizer: &Tokenizer, options: &AnswerOptions) -> Self {
+    pub fn new(
+        tokens: Tokens,
+        n: usize,
+        tokenizer: &Arc<Tokenizer>,
+        options: &AnswerOptions,
+    ) -> Self {
         let choice = || Choice {
             stream: tokenizer.stream(StreamOptions {
                 show: options.shown.clone(),
@@ -118,11 +131,15 @@ impl Answers {
             tokens: 0,
             stopped_by: None,
             calls: false,
+            one_call: options.one_call,
             ended: false,
+            bytes: (0, 0),
+            held: VecDeque::new(),
         };
         let choices = (0..n).map(|_| choice()).collect();
         let (stop, ready) = (options.stop.clone(), VecDeque::new());
-        Self { tokens, choices, stop, ready, open: n, observe: None }
+        let tokenizer = tokenizer.clone();
+        Self { tokens, choices, stop, ready, open: n, observe: None, tokenizer }
     }
 
     /// Calls `observe` with every piece as it is made.
@@ -218,8 +235,21 @@ impl Answers {
             choice.stopped_by = emitted.stopped_by;
             self.tokens.cancel(index);
         }
+        let (ends, mut given) = choice.bytes;
+        given += emitted.text.len();
+        let ends = ends + self.tokenizer.token_bytes(token).map_or(0, <[u8]>::len);
+        choice.bytes = (ends, given);
+        choice.held.extend(chance.map(|chance| (ends, chance)));
+        let mut chances = Vec::new();
+        while let Some((_, chance)) = choice.held.pop_front_if(|(end, _)| *end <= given) {
+            chances.push(chance);
+        }
+        let had_calls = choice.calls;
         let deltas = choice.deltas(emitted.text);
-        let chances = chance.into_iter().collect();
+        if choice.one_call && choice.calls && had_calls {
+            // Whatever follows the first call is not wanted.
+            self.tokens.cancel(index);
+        }
         self.give(Piece { choice: index, deltas, chances, tokens: vec![token], finish: None });
     }
 
@@ -234,9 +264,15 @@ impl Answers {
         if let Some(parser) = &mut choice.parser {
             let events = parser.finish();
             choice.calls |= collect(events, &mut deltas);
+            choice.keep_one(&mut deltas);
         }
+        // What a stop string has taken away is gone.
+        let held = std::mem::take(&mut choice.held).into_iter().map(|(_, chance)| chance);
+        let chances =
+            if choice.stopped_by.is_some() { Vec::new() } else { held.collect::<Vec<_>>() };
         let mut usage = usage;
         let finish = match finish {
+            Finish::Failed(_) if choice.calls && choice.one_call => Finish::ToolCalls,
             Finish::Stop { .. } if choice.calls => Finish::ToolCalls,
             Finish::Stop { .. } => {
                 Finish::Stop { by: choice.stopped_by.map(|i| self.stop[i].clone()) }
@@ -247,12 +283,22 @@ impl Answers {
             usage.completion_tokens = choice.tokens;
         }
         let finish = Some((finish, usage));
-        let (chances, tokens) = (Vec::new(), Vec::new());
-        self.give(Piece { choice: index, deltas, chances, tokens, finish });
+        self.give(Piece { choice: index, deltas, chances, tokens: Vec::new(), finish });
     }
 }
 
 impl Choice {
+    /// Drops calls after the first, where one is wanted.
+    fn keep_one(&self, deltas: &mut Vec<Delta>) {
+        let first = |delta: &Delta| match delta {
+            Delta::Call { index, .. } | Delta::Arguments { index, .. } => *index == 0,
+            _ => true,
+        };
+        if self.one_call {
+            deltas.retain(first);
+        }
+    }
+
     fn deltas(&mut self, text: String) -> Vec<Delta> {
         let mut deltas = Vec::new();
         match &mut self.parser {
@@ -260,6 +306,7 @@ impl Choice {
             Some(parser) => {
                 let events = parser.push(&text);
                 self.calls |= collect(events, &mut deltas);
+                self.keep_one(&mut deltas);
             }
             None => deltas.push(Delta::Content(text)),
         }

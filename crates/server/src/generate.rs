@@ -203,6 +203,8 @@ pub struct Generate {
     pub tools: ToolSet,
     /// What the answer has to look like.
     pub shape: Option<Shape>,
+    /// An answer ends with its first call.
+    pub one_call: bool,
 }
 
 /// A request under way.
@@ -222,7 +224,7 @@ impl Generate {
         let start = Instant::now();
         let chat = matches!(self.prompt, Prompt::Chat { .. });
         let (mut prompt, text) = self.prompt(served)?;
-        let Self { choosing, tools, shape, .. } = self;
+        let Self { choosing, tools, shape, one_call, .. } = self;
         let limits = served.runtime.limits();
         if choosing.truncate_prompt {
             let answer = choosing.max_tokens.unwrap_or(1).max(1);
@@ -230,6 +232,10 @@ impl Generate {
             prompt.drain(..prompt.len().saturating_sub(room));
         }
         let format = served.format;
+        if tools != ToolSet::None && format.calls.is_none() {
+            let message = format!("model {} has no known form of calls", served.id);
+            return Err(ApiError::unsupported("tools", message));
+        }
         let starts_in_reasoning = chat && format.starts_in_reasoning(&text);
         let parses = chat && (format.reasoning.is_some() || tools != ToolSet::None);
         let constraint =
@@ -252,6 +258,7 @@ impl Generate {
         let tokens = served.runtime.submit(request, choosing.n, deadline).map_err(refused)?;
         let parser = ParserOptions { tools, starts_in_reasoning, ..ParserOptions::default() };
         let options = AnswerOptions {
+            one_call,
             stop: choosing.stop,
             shown: if parses { format.markers() } else { Vec::new() },
             continues_text: !chat,

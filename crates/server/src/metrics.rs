@@ -89,8 +89,8 @@ pub struct Metrics {
     waiting: Family<OfModel, Gauge>,
     cache_usage: Family<OfModel, Number>,
     cache_config: Family<CacheConfig, Gauge>,
-    preemptions: Family<OfModel, Gauge>,
-    restarts: Family<OfModel, Gauge>,
+    preemptions: Family<OfModel, Counter>,
+    restarts: Family<OfModel, Counter>,
     model_bytes: Family<OfModel, Gauge>,
     prefix_queries: Family<OfModel, Counter>,
     prefix_hits: Family<OfModel, Counter>,
@@ -218,8 +218,8 @@ impl Metrics {
             let used =
                 (stats.num_blocks - stats.free_blocks) as f64 / stats.num_blocks.max(1) as f64;
             self.cache_usage.get_or_create(&labels).set(used);
-            self.preemptions.get_or_create(&labels).set(stats.preemptions as i64);
-            self.restarts.get_or_create(&labels).set(served.runtime.restarts() as i64);
+            raise(&self.preemptions.get_or_create(&labels), stats.preemptions);
+            raise(&self.restarts.get_or_create(&labels), served.runtime.restarts());
             self.model_bytes.get_or_create(&labels).set(served.bytes as i64);
             let config = CacheConfig {
                 model_name: served.id.clone(),
@@ -309,6 +309,11 @@ impl Perplexities {
             max: sorted.last().copied(),
         }
     }
+}
+
+/// Counts up to `total`; what a model counted before it was loaded again stays.
+fn raise(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
 }
 
 /// The clock of one request.

@@ -126,7 +126,7 @@ pub struct Models {
     queue: QueueLimits,
     turn: AtomicU64,
     /// One is loaded at a time.
-    loading: Mutex<()>,
+    loading: Arc<Mutex<()>>,
     /// Unix seconds at which the server was started.
     pub created: u64,
 }
@@ -147,7 +147,7 @@ impl Models {
         let entry = |id| Entry { id, loaded: RwLock::new(None), used: AtomicU64::new(0) };
         let entries = ids.into_iter().map(entry).collect();
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let (turn, loading) = (AtomicU64::new(1), Mutex::new(()));
+        let (turn, loading) = (AtomicU64::new(1), Arc::default());
         Self { entries, loader, budget, queue, turn, loading, created }
     }
 
@@ -192,10 +192,17 @@ impl Models {
         if let Some(served) = self.loaded(index).filter(|served| !served.runtime.is_dead()) {
             return Ok(served);
         }
-        let Ok(_guard) = self.loading.try_lock() else {
+        let Ok(guard) = self.loading.clone().try_lock_owned() else {
             return Err(ApiError::unavailable("a model is being loaded; try again"));
         };
-        self.load(index).await
+        // Goes on when the client leaves, so that what was begun is not begun again.
+        let models = self.clone();
+        let load = async move {
+            let _guard = guard;
+            models.load(index).await
+        };
+        let loaded = tokio::spawn(load).await;
+        loaded.map_err(|_| ApiError::internal("loading the model failed"))?
     }
 
     /// Loads model `index`, unloading those that were used longest ago where the budget asks for it.

@@ -98,7 +98,7 @@ fn company_and_a_small_cache_change_no_answer() {
         });
         assert_eq!(together, alone, "{blocks} blocks");
         server.idle(FREED);
-        let preempted = server.metric("vllm:num_preemptions") > 0.0;
+        let preempted = server.metric("vllm:num_preemptions_total") > 0.0;
         assert_eq!(preempted, blocks < 32 * 32, "{blocks} blocks");
     }
 }
@@ -113,7 +113,7 @@ fn a_panic_in_the_engine_costs_the_answers_under_way_and_no_more() {
     assert!(rest.contains("\"error\"") && rest.contains("send the request again"), "{rest}");
     assert!(rest.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "the stream ends cleanly: {rest}");
     answer(&server, &chat("Hi", 5, false));
-    assert_eq!(server.metric("marlin:engine_restarts"), 1.0);
+    assert_eq!(server.metric("marlin:engine_restarts_total"), 1.0);
     // Again at once: it is given up, told, and loaded anew for the next request.
     server.behaviour.panics.store(true, Ordering::Relaxed);
     let lost = server.post("/v1/chat/completions", &chat("Hi", 5, false));

@@ -1,7 +1,7 @@
 //! Arguments of `serve` and `config`.
 
 use super::{CacheType, DeviceArgs, size};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum, value_parser};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -39,11 +39,11 @@ pub struct Serve {
     #[arg(long, value_name = "FILE", env = "MARLIN_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
     /// Requests in a minute for each key.
-    #[arg(long, value_name = "N", env = "MARLIN_RATE_LIMIT")]
+    #[arg(long, value_name = "N", env = "MARLIN_RATE_LIMIT", value_parser = value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
     /// Requests under way for each key.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_CONCURRENT")]
-    pub max_concurrent: Option<usize>,
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_CONCURRENT", value_parser = value_parser!(u32).range(1..))]
+    pub max_concurrent: Option<u32>,
     /// Most tokens of prompt and answer together [default: the model's, at most 8192].
     #[arg(long, value_name = "TOKENS", env = "MARLIN_CONTEXT")]
     pub context: Option<usize>,
@@ -75,19 +75,19 @@ pub struct Serve {
     #[arg(long, value_name = "SIZE", env = "MARLIN_MAX_BODY", value_parser = size, default_value = "32M")]
     pub max_body: u64,
     /// Connections at once.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_CONNECTIONS", default_value_t = 4096)]
-    pub max_connections: usize,
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_CONNECTIONS", default_value_t = 4096, value_parser = value_parser!(u32).range(1..=1 << 20))]
+    pub max_connections: u32,
     /// Seconds for the head of a request to arrive.
-    #[arg(long, value_name = "SECONDS", env = "MARLIN_HEADER_TIMEOUT", default_value_t = 10)]
+    #[arg(long, value_name = "SECONDS", env = "MARLIN_HEADER_TIMEOUT", default_value_t = 10, value_parser = value_parser!(u64).range(1..=86_400))]
     pub header_timeout: u64,
     /// Seconds for the body of a request to arrive.
-    #[arg(long, value_name = "SECONDS", env = "MARLIN_BODY_TIMEOUT", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", env = "MARLIN_BODY_TIMEOUT", default_value_t = 30, value_parser = value_parser!(u64).range(1..=86_400))]
     pub body_timeout: u64,
     /// Seconds of silence after which a stream sends a comment.
-    #[arg(long, value_name = "SECONDS", env = "MARLIN_KEEP_ALIVE", default_value_t = 15)]
+    #[arg(long, value_name = "SECONDS", env = "MARLIN_KEEP_ALIVE", default_value_t = 15, value_parser = value_parser!(u64).range(1..=86_400))]
     pub keep_alive: u64,
     /// Seconds for answers to end when the server is told to stop.
-    #[arg(long, value_name = "SECONDS", env = "MARLIN_DRAIN", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", env = "MARLIN_DRAIN", default_value_t = 30, value_parser = value_parser!(u64).range(0..=86_400))]
     pub drain: u64,
     /// Certificate chain (PEM) for TLS.
     #[arg(long, value_name = "FILE", env = "MARLIN_TLS_CERT", requires = "tls_key")]

@@ -27,7 +27,8 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
             "warning: everybody who can reach this address can use the server; --api-key sets a key",
         );
     }
-    let quota = Quota { per_minute: args.rate_limit, concurrent: args.max_concurrent };
+    let quota =
+        Quota { per_minute: args.rate_limit, concurrent: args.max_concurrent.map(|n| n as usize) };
     let keys = Keys::new(keys, quota);
     let (names, loader) = models::of(args)?;
     let queue = QueueLimits { answers: args.queue, ..QueueLimits::default() };
@@ -86,9 +87,9 @@ fn config(args: &Serve) -> Config {
         max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
         header_timeout: Duration::from_secs(args.header_timeout),
         body_timeout: Duration::from_secs(args.body_timeout),
-        keep_alive: Duration::from_secs(args.keep_alive.max(1)),
+        keep_alive: Duration::from_secs(args.keep_alive),
         drain: Duration::from_secs(args.drain),
-        max_connections: args.max_connections,
+        max_connections: args.max_connections as usize,
         cors: args.cors_origin.clone(),
         hosts,
         page: !args.no_page,

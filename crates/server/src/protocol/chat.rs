@@ -5,7 +5,7 @@ use super::tools::{
 };
 use super::{Encoder, Spent, chat_logprobs, event, finish_reason, new_id, now};
 use crate::ApiError;
-use crate::answer::{Delta, Finish, Piece, Whole};
+use crate::answer::{Delta, Finish, Piece, Tally, Whole};
 use crate::constraint::Shape;
 use crate::fields::Fields;
 use crate::generate::{Choosing, Generate, MAX_TOP_LOGPROBS, Prompt};
@@ -73,7 +73,7 @@ impl ChatRequest {
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };
-        let generate = Generate { prompt, choosing, tools: set, shape };
+        let generate = Generate { prompt, choosing, tools: set, shape, one_call: !parallel };
         Ok(Self { model, generate, wants: Wants { stream, usage } })
     }
 }
@@ -337,6 +337,7 @@ pub fn response(served: &Served, answers: &[Whole], logprobs: bool) -> Value {
     let choice = |(index, answer): (usize, &Whole)| {
         if let Some((_, usage)) = &answer.finish {
             spent.add(usage);
+            spent.reasoning += answer.tally.reasoning;
         }
         let mut message = Map::new();
         message.insert("role".into(), "assistant".into());
@@ -378,6 +379,7 @@ pub struct Stream {
     usage: bool,
     logprobs: bool,
     begun: Vec<bool>,
+    tallies: Vec<Tally>,
     spent: Spent,
 }
 
@@ -417,7 +419,8 @@ impl Stream {
     /// Of `n` answers.
     pub fn new(served: Arc<Served>, n: usize, usage: bool, logprobs: bool) -> Self {
         let (id, created, begun) = (new_id("chatcmpl-"), now(), vec![false; n]);
-        Self { id, created, served, usage, logprobs, begun, spent: Spent::default() }
+        let tallies = (0..n).map(|_| Tally::default()).collect();
+        Self { id, created, served, usage, logprobs, begun, tallies, spent: Spent::default() }
     }
 
     fn chunk(
@@ -469,6 +472,7 @@ impl Encoder for Stream {
 
     fn piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
         let index = piece.choice;
+        self.tallies[index].take(&piece);
         if !std::mem::replace(&mut self.begun[index], true) {
             let delta = ChunkDelta {
                 role: Some("assistant"),
@@ -490,6 +494,7 @@ impl Encoder for Stream {
             Some((Finish::Failed(error), _)) => event(out, &json!({"error": error.body()})),
             Some((finish, usage)) => {
                 self.spent.add(&usage);
+                self.spent.reasoning += self.tallies[index].reasoning;
                 let reason = Some(finish_reason(&finish));
                 self.chunk(index, ChunkDelta::default(), None, reason, out);
             }

@@ -77,6 +77,7 @@ impl CompletionRequest {
             choosing: choosing.clone(),
             tools: ToolSet::None,
             shape: shape.clone(),
+            one_call: false,
         });
         let wants = Wants { stream, usage };
         Ok(Self { model, generate: generate.collect(), n, echo, logprobs, wants })

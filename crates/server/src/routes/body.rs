@@ -12,7 +12,10 @@ use futures_core::Stream;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// Bodies up to this size are parsed where they arrive.
@@ -66,6 +69,57 @@ pub(super) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::internal("the request could not be worked on")),
+    }
+}
+
+/// Texts that are read beside answers, one at a time.
+pub(super) struct Readers {
+    turn: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+}
+
+/// Requests that read, or wait to.
+const READERS: usize = 64;
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), places: Arc::new(Semaphore::new(READERS)) }
+    }
+}
+
+/// Says that nobody waits any more when it is dropped.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Readers {
+    /// [`blocking`] when it is the request's turn. `work` asks between its parts whether the client has left.
+    ///
+    /// # Errors
+    /// Those of `work`, and when too many wait.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Fn() -> Result<(), ApiError>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let full = || ApiError::too_many("too many texts wait to be read", Duration::from_secs(1));
+        let place = self.places.clone().try_acquire_owned().map_err(|_| full())?;
+        let turn = self.turn.clone().acquire_owned().await.map_err(|_| full())?;
+        let left = Arc::new(AtomicBool::new(false));
+        let waiting = Waiting(left.clone());
+        let result = blocking(move || {
+            let _held = (place, turn);
+            work(&|| match left.load(Ordering::Relaxed) {
+                false => Ok(()),
+                true => Err(ApiError::internal("the client has left")),
+            })
+        });
+        let result = result.await;
+        drop(waiting);
+        result
     }
 }
 

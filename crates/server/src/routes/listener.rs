@@ -8,6 +8,7 @@ use hyper_util::service::TowerToHyperService;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +19,8 @@ use tokio_rustls::rustls::ServerConfig;
 
 /// Bytes of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
+/// Time for a connection without a request; longer than that of usual proxies, which are to close first.
+const IDLE: Duration = Duration::from_secs(75);
 /// Header fields of a request.
 const HEADERS: usize = 100;
 
@@ -143,17 +146,29 @@ impl Connection {
         let service = TowerToHyperService::new(self.router);
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(self.head_time)
+            .header_read_timeout(IDLE.max(self.head_time))
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS)
             .keep_alive(true);
+        let asked = Arc::new(AtomicBool::new(false));
+        let first = asked.clone();
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            first.store(true, Ordering::Relaxed);
             hyper::service::Service::call(&service, request)
         });
         let connection = http.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        // The time for a head would count while a connection idles, so it is that for idling, and a
+        // connection that sends no first head in time is closed here.
+        let silent = async {
+            sleep(self.head_time).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         let result = tokio::select! {
             result = connection.as_mut() => result,
+            () = silent => return,
             () = until(&mut self.ends, |ending| ending != Ending::No) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {

@@ -80,13 +80,15 @@ pub struct Server {
     pub metrics: Metrics,
     draining: AtomicBool,
     active: AtomicUsize,
+    readers: body::Readers,
 }
 
 impl Server {
     /// A server that does not listen yet.
     pub fn new(models: Arc<Models>, config: Config, keys: Arc<Keys>) -> Arc<Self> {
-        let (draining, active) = Default::default();
-        Arc::new(Self { models, config, keys, metrics: Metrics::new(), draining, active })
+        let (draining, active, readers) = Default::default();
+        let metrics = Metrics::new();
+        Arc::new(Self { models, config, keys, metrics, draining, active, readers })
     }
 
     /// Takes no new requests from now on.

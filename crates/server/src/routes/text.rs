@@ -70,9 +70,10 @@ pub(super) async fn embeddings(
     fields.finish()?;
     let served = server.models.get(model.as_deref()).await?;
     let id = served.id.clone();
-    let (data, tokens) = blocking(move || {
+    let read = server.readers.read(move |go_on| {
         let (mut data, mut tokens) = (Vec::new(), 0);
         for (index, input) in inputs.into_iter().enumerate() {
+            go_on()?;
             let ids = match input {
                 Input::Text(text) => served.encode(&text, Specials::PROMPT, "input", false)?,
                 Input::Tokens(ids) => ids,
@@ -97,8 +98,8 @@ pub(super) async fn embeddings(
             data.push(json!({"object": "embedding", "index": index, "embedding": embedding}));
         }
         Ok((data, tokens))
-    })
-    .await?;
+    });
+    let (data, tokens) = read.await?;
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     Ok(Json(json!({"object": "list", "data": data, "model": id, "usage": usage})))
 }
@@ -139,7 +140,7 @@ pub(super) async fn perplexity(
     let with_logprobs = fields.flag("include_token_logprobs")?.unwrap_or(false);
     fields.finish()?;
     let served = server.models.get(model.as_deref()).await?;
-    let (body, perplexity, scored) = blocking(move || {
+    let read = server.readers.read(move |go_on| {
         let tokens = match (text, tokens) {
             (Some(text), None) => served.encode(&text, Specials::NONE, "text", false)?,
             (None, Some(tokens)) => tokens,
@@ -173,6 +174,7 @@ pub(super) async fn perplexity(
         let windows = tokens.len() / window;
         let mut logprobs = Vec::new();
         for tokens in tokens.chunks_exact(window) {
+            go_on()?;
             let mut each = |logprob: f64| logprobs.push(logprob);
             for_each_logprob(served.runtime.model().as_ref(), tokens, from, &mut each)
                 .map_err(|error| ApiError::of_engine(&error))?;
@@ -188,8 +190,8 @@ pub(super) async fn perplexity(
             body["token_logprobs"] = json!(logprobs);
         }
         Ok((body, perplexity, scored))
-    })
-    .await?;
+    });
+    let (body, perplexity, scored) = read.await?;
     server.metrics.scored(perplexity, scored);
     Ok(Json(body))
 }

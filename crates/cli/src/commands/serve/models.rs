@@ -38,6 +38,12 @@ pub fn of(args: &Serve) -> Result<(Vec<String>, ModelLoader)> {
     for source in &sources {
         bytes.push(locate::open(source.as_deref())?.tensor_bytes());
     }
+    if let (Some(budget), Some(first)) =
+        (args.model_memory, bytes.first().filter(|b| Some(**b) > args.model_memory))
+    {
+        let message = format!("{} takes {first} bytes, --model-memory is {budget}", names[0]);
+        return Err(exit::coded(exit::DOES_NOT_FIT, message));
+    }
     let backend = loaded::backend(&args.device, crate::args::ActivationsArg::Auto)?;
     Ok((names, ModelLoader { sources, bytes, args: args.clone(), backend }))
 }
@@ -79,7 +85,13 @@ impl ModelLoader {
         let dtype = args.cache_type.dtype();
         let token = model.cache_spec(1, BLOCK_SIZE, dtype).bytes_per_token() as u64;
         let tokens = match args.cache_tokens {
-            Some(tokens) => tokens.max(max_context),
+            Some(tokens) if tokens >= max_context => tokens,
+            Some(tokens) => {
+                let message = format!(
+                    "--cache-tokens {tokens} holds no answer of {max_context} tokens of context; raise it or lower --context"
+                );
+                return Err(exit::usage(message));
+            }
             None => {
                 let fits =
                     loaded::available_memory().map_or(u64::MAX, |free| free / 2 / token.max(1));
