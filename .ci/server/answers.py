@@ -13,7 +13,7 @@ def bodies():
     for i in range(CLIENTS):
         text = f"Story {i}. " + "Tell me about the old mill and the river. " * (i % 7)
         more = {"temperature": 1, "seed": i, "top_p": 0.95} if i % 3 == 2 else {"temperature": 0}
-        yield {"messages": [{"role": "user", "content": text}], "max_tokens": 12 + 2 * (i % 8), "ignore_eos": True, **more}
+        yield {"messages": [{"role": "user", "content": text}], "max_tokens": 16 + 12 * (i % 4), "ignore_eos": True, **more}
 
 
 _alone = {}

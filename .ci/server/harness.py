@@ -120,8 +120,13 @@ class Server:
 
     # Requests.
 
-    def request(self, method, path, timeout=120, **more):
-        return httpx.request(method, self.url + path, timeout=timeout, **more)
+    @functools.cached_property
+    def client(self):
+        # A connection for each request: what one of them does to its connection is not to fail the next.
+        return httpx.Client(base_url=self.url, timeout=120, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+    def request(self, method, path, **more):
+        return self.client.request(method, path, **more)
 
     def get(self, path, **more):
         return self.request("GET", path, **more)
@@ -161,7 +166,7 @@ def events(response):
 @contextlib.contextmanager
 def streaming(server, body, path="/v1/chat/completions", **more):
     """A streamed request: yields the iterator of its events."""
-    with httpx.stream("POST", server.url + path, json={**body, "stream": True}, timeout=120, **more) as response:
+    with server.client.stream("POST", path, json={**body, "stream": True}, **more) as response:
         if response.status_code != 200:
             raise AssertionError(f"{response.status_code}: {response.read()[:500]}")
         yield events(response)

@@ -7,7 +7,7 @@ from .structured import FORMAT
 
 def model(context, **more):
     from langchain_openai import ChatOpenAI
-    more = {"temperature": 0, "max_tokens": 16, **more}
+    more = {"temperature": 0, "max_tokens": 16, "extra_body": {"ignore_eos": True}, **more}
     return ChatOpenAI(base_url=context.server.url + "/v1", api_key="none", model=context.model_id, max_retries=0, **more)
 
 
@@ -50,8 +50,8 @@ def structured(context):
         kind: Literal["cat", "dog", "mouse"]
         brave: bool
 
-    answer = model(context, max_tokens=100).with_structured_output(Pet, method="json_schema").invoke("A brave mouse.")
+    answer = model(context, max_tokens=100, extra_body={}).with_structured_output(Pet, method="json_schema").invoke("A brave mouse.")
     expect(isinstance(answer, Pet), answer)
     context.needs_chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], tool_choice="required")
-    answer = model(context, max_tokens=100).with_structured_output(Pet, method="function_calling").invoke("A brave mouse.")
+    answer = model(context, max_tokens=100, extra_body={}).with_structured_output(Pet, method="function_calling").invoke("A brave mouse.")
     expect(isinstance(answer, Pet), answer)

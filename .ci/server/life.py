@@ -27,18 +27,18 @@ def posix():
 def drains(context):
     posix()
     with context.start() as server:
-        tokens = max(24, min(1500, int(2 * tokens_per_second(server))))
+        tokens = max(100, min(1500, int(3 * tokens_per_second(server))))
         with streaming(server, {**LONG, "max_tokens": tokens}) as data:
             next(data)
             # A connection from before may still ask, and is told.
             with httpx.Client(base_url=server.url) as before:
                 before.get("/health")
                 server.signal(signal.SIGTERM)
-                time.sleep(0.15)
+                time.sleep(0.1)
+                equal(before.get("/ready").status_code, 503, "status of /ready")
                 refused = before.post("/tokenize", json={"prompt": "a"})
                 equal(refused.status_code, 503, "status of a new request")
                 expect("retry-after" in refused.headers, refused.headers)
-                equal(before.get("/ready").status_code, 503, "status of /ready")
             try:
                 late = server.get("/health", timeout=5).status_code
                 equal(late, 503, "status on a new connection")
@@ -71,12 +71,14 @@ def drains_whole(context):
 def drains_large(context):
     posix()
     with context.start() as server:
-        body = json.dumps({"prompt": "mouse and cat " * 100_000, "return_token_strs": True}).encode()
-        whole = len(server.request("POST", "/tokenize", content=body, headers={"content-type": "application/json"}).content)
+        word = server.post("/tokenize", {"prompt": "mouse", "add_special_tokens": False}).json()["tokens"][:1]
+        # More than the system holds between the two.
+        body = json.dumps({"tokens": word * 2_000_000}).encode()
+        whole = len(server.request("POST", "/detokenize", content=body, headers={"content-type": "application/json"}).content)
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             connection.settimeout(20)
-            head = f"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /detokenize HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
             got = len(connection.recv(1000))
             server.signal(signal.SIGTERM)
@@ -151,3 +153,26 @@ def leave(context):
                 time.sleep(0.01 * round)
     server.idle(3)
     equal(server.chat("Hi", max_tokens=2).status_code, 200)
+
+
+@check("life: a client that leaves stops its embeddings and perplexities")
+def leave_texts(context):
+    server = context.server
+    stat = f"/proc/{server.process.pid}/stat"
+    if not os.path.exists(stat):
+        raise Skip("no /proc to read the time of a process from")
+
+    def computed():
+        fields = open(stat, encoding="utf-8").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    for path, body in (("/v1/embeddings", {"input": ["mouse and cat " * 250] * 200}), ("/v1/perplexity", {"text": "mouse and cat " * 6000, "window": 512})):
+        text = json.dumps(body).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
+            connection.sendall(head.encode() + text)
+            time.sleep(0.3)
+        time.sleep(2)
+        before = computed()
+        time.sleep(1)
+        expect(computed() - before < 0.1, f"{path}: {computed() - before:.2f} s of work in the third second after the client left")

@@ -7,7 +7,9 @@ import struct
 from .harness import check, equal, expect
 
 MESSAGES = [{"role": "user", "content": "Tell me a story about a mouse."}]
-GREEDY = {"messages": MESSAGES, "model": "default", "max_tokens": 16, "temperature": 0}
+PLAIN = {"messages": MESSAGES, "model": "default", "max_tokens": 16, "temperature": 0}
+# Some models would end at once.
+GREEDY = {**PLAIN, "extra_body": {"ignore_eos": True}}
 TOOLS = [{"type": "function", "function": {
     "name": "get_weather", "description": "The weather of a town", "strict": True,
     "parameters": {"type": "object", "additionalProperties": False, "required": ["town", "unit"], "properties": {
@@ -98,13 +100,15 @@ def stop(context):
         body = {**GREEDY, "max_tokens": 24, "stop": [end, "\0never"], "logprobs": True}
         choice = context.openai.chat.completions.create(**body).choices[0]
         equal((choice.message.content, choice.finish_reason), (expected, "stop"), f"stopped at {end!r}")
+        told = "".join(entry.token for entry in choice.logprobs.content)
+        expect(end not in told, f"logprobs hold the tokens of the stop string {end!r}: {told!r}")
         streamed = "".join(c.choices[0].delta.content or "" for c in context.openai.chat.completions.create(**body, stream=True))
         equal(streamed, expected, f"stopped at {end!r}, streamed")
 
 
 @check("openai: tools that are not needed")
 def tools_auto(context):
-    body = {**GREEDY, "messages": [{"role": "user", "content": "What is the weather in Paris, in celsius?"}],
+    body = {**PLAIN, "messages": [{"role": "user", "content": "What is the weather in Paris, in celsius?"}],
             "tools": TOOLS, "max_tokens": 48}
     message = context.openai.chat.completions.create(**body).choices[0]
     content, calls = assembled(context.openai.chat.completions.create(**body, stream=True))
@@ -151,7 +155,7 @@ def tool_results(context):
 
 @check("openai: completions")
 def completions(context):
-    body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+    body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}}
     whole = context.openai.completions.create(**body)
     equal((whole.object, whole.choices[0].finish_reason), ("text_completion", "length"))
     text = "".join(chunk.choices[0].text for chunk in context.openai.completions.create(**body, stream=True))
@@ -213,8 +217,9 @@ def errors(context):
 
 @check("openai: responses")
 def responses(context):
-    body = {"model": "default", "input": "Tell me a story.", "max_output_tokens": 16, "temperature": 0}
-    context.needs("/v1/responses", body)
+    plain = {"model": "default", "input": "Tell me a story.", "max_output_tokens": 16, "temperature": 0}
+    context.needs("/v1/responses", plain)
+    body = {**plain, "extra_body": {"ignore_eos": True}}
     whole = context.openai.responses.create(**body, instructions="You are brief.")
     equal(whole.object, "response")
     equal(whole.status, "incomplete", "status at max_output_tokens")
@@ -233,5 +238,5 @@ def responses(context):
     turns = [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
              {"role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}, {"role": "user", "content": "Go on"}]
     equal(context.openai.responses.create(**{**body, "input": turns}).object, "response")
-    refused = context.server.post("/v1/responses", {**body, "previous_response_id": "resp_1"})
+    refused = context.server.post("/v1/responses", {**plain, "previous_response_id": "resp_1"})
     equal(refused.status_code, 400, "previous_response_id without a store")
