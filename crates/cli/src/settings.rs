@@ -91,7 +91,7 @@ fn from_file(
     let wrong = |message: String| exit::usage(format!("{}: {message}", path.display()));
     let table: toml::Table =
         text.parse().map_err(|error: toml::de::Error| wrong(error.to_string()))?;
-    for key in table.keys().filter(|key| *key != TABLE) {
+    if let Some(key) = table.keys().find(|key| *key != TABLE) {
         return Err(wrong(format!("{key}: settings stand below [{TABLE}]")));
     }
     let mut options = Vec::new();

@@ -472,7 +472,6 @@ fn attend(
     let zeros = upload(b, first.rows(), &vec![0.0; first.rows() * heads * dk]);
     attend(&cache, &first, &zeros);
     // The blocks may move between passes.
-    let mut second = second;
     if blocks > 3 {
         let moved = second.sequences[0].block_table[0];
         b.copy_blocks(&cache, &[(moved, blocks as u32 + 1)]).unwrap();

@@ -101,6 +101,9 @@ struct Choice {
     held: VecDeque<(usize, TokenChance)>,
 }
 
+/// Is told every piece.
+type Observe = Box<dyn FnMut(&Piece) + Send>;
+
 /// The answers to one request, as they come.
 pub struct Answers {
     tokens: Tokens,
@@ -108,7 +111,7 @@ pub struct Answers {
     stop: Vec<String>,
     ready: VecDeque<Piece>,
     open: usize,
-    observe: Option<Box<dyn FnMut(&Piece) + Send>>,
+    observe: Option<Observe>,
     tokenizer: Arc<Tokenizer>,
 }
 

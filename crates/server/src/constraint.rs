@@ -18,7 +18,7 @@ pub enum Shape {
     JsonSchema {
         /// The schema.
         schema: Value,
-        /// Refuses what cannot be enforced.
+        /// Refuses `oneOf` with choices that overlap.
         strict: bool,
     },
     /// Text that a regular expression matches.
@@ -80,7 +80,9 @@ impl Shape {
         let tools = if let ToolSet::Only(tools) = tools { &tools[..] } else { &[] };
         let grammar = self.grammar(served, tools)?;
         let factory: GrammarFactory = served.grammars().map_err(wrong)?;
-        let matcher = factory.compile(&grammar).map_err(wrong)?;
+        let mut matcher = factory.compile(&grammar).map_err(wrong)?;
+        // A grammar without any text shows at its first token.
+        matcher.mask().map_err(wrong)?;
         let reasoning = served.format.reasoning.filter(|_| starts_in_reasoning);
         let reasoning = reasoning.map(|markers| Reasoning {
             stream: served.tokenizer.stream(StreamOptions {

@@ -88,6 +88,13 @@ fn what_cannot_be_enforced_is_refused() {
         (0..40).fold(json!({"type": "string"}), |inner, _| json!({"properties": {"a": inner}}));
     for (more, param) in [
         (schema(json!({"type": "potato"})), "response_format"),
+        (
+            schema(json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}})),
+            "response_format",
+        ),
+        (schema(json!({"not": {}})), "response_format"),
+        (schema(json!({"type": "array", "uniqueItems": true})), "response_format"),
+        (json!({"grammar": {"type": "lark", "value": "start: start"}}), "grammar"),
         (schema(json!({"$ref": "#/nowhere"})), "response_format"),
         (schema(deep), "response_format.json_schema.schema"),
         (json!({"grammar": {"type": "regex", "value": "("}}), "grammar"),

@@ -10,7 +10,7 @@
 //! a thread of its own with a deep stack, since the compilers recurse over what the client sent, and is
 //! given up after two seconds; a mask that would take too many steps ends the answer with an error.
 //!
-//! **JSON.** White space between the parts of JSON is limited to [`MAX_SPACES`] characters, because models
+//! **JSON.** White space between the parts of JSON is a space, or one line break and up to [`MAX_SPACES`] spaces, because models
 //! are known to fall into endless line breaks where any amount is allowed. Reasoning is no part of a
 //! grammar: the caller starts the matcher when the content begins.
 
@@ -34,7 +34,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-/// Most white space between two parts of JSON.
+/// Most spaces before a part of JSON that begins a line.
 pub const MAX_SPACES: usize = 20;
 const COMPILE_TIME: Duration = Duration::from_secs(2);
 /// Address space, of which a usual grammar touches a few pages.
@@ -49,8 +49,8 @@ pub enum Grammar {
     JsonSchema {
         /// The schema.
         schema: Value,
-        /// A keyword that cannot be enforced is an error. Otherwise it is ignored, and `oneOf` is
-        /// read as `anyOf` where its choices overlap.
+        /// `oneOf` whose choices may overlap is an error; otherwise it is read as `anyOf`. A keyword that
+        /// cannot be enforced is an error always.
         strict: bool,
     },
     /// A regular expression in the syntax of the `regex` crate, for the whole answer.
@@ -123,9 +123,9 @@ impl Grammar {
 
 fn json_options(strict: bool) -> JsonCompileOptions {
     JsonCompileOptions {
-        whitespace_pattern: Some(format!(r"[\x20\x0A\x0D\x09]{{1,{MAX_SPACES}}}")),
+        whitespace_pattern: Some(format!(r"(\x0A[\x20]{{0,{MAX_SPACES}}}|[\x20])")),
         coerce_one_of: !strict,
-        lenient: !strict,
+        lenient: false,
         ..JsonCompileOptions::default()
     }
 }

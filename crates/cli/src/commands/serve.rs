@@ -158,9 +158,8 @@ fn signals(stop: watch::Sender<u32>) -> Result<()> {
                 return;
             }
             stop.send_modify(|told| *told += 1);
-            match *stop.borrow() {
-                1 => console::note("stopping: answers under way may end; once more stops at once"),
-                _ => {}
+            if *stop.borrow() == 1 {
+                console::note("stopping: answers under way may end; once more stops at once");
             }
         }
     });

@@ -192,7 +192,7 @@ pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
     let calls = fields.list("tool_calls", MAX_TOOLS)?;
     let mut out = Map::new();
     out.insert("role".into(), role.into());
-    if content.is_none() && !(role == "assistant") {
+    if content.is_none() && role != "assistant" {
         let path = fields.path("content");
         return Err(ApiError::invalid(&path, format!("{path} is missing")));
     }
