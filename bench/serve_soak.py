@@ -283,8 +283,9 @@ async def idle(soak, within):
 
 async def run(options, process, port):
     soak, samples = Soak(port), []
-    # Every client everything at once, so that a short run also begins with what is allocated on first use.
-    await asyncio.gather(*(soak.one(kind, random.Random(f"{options.seed} {kind} {i}")) for kind in SHARES for i in range(options.clients)))
+    # Every client the same at once, so that a short run also begins with what is allocated on first use.
+    for kind in SHARES:
+        await asyncio.gather(*(soak.one(kind, random.Random(f"{options.seed} {kind} {i}")) for i in range(2 * options.clients)))
     start = time.monotonic()
     seconds = options.minutes * 60
     until = start + seconds

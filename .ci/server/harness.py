@@ -86,6 +86,9 @@ class Server:
     def wait_ready(self):
         self.ready.wait(START_SECONDS)
         if self.url is None:
+            # Its output may end a moment before it does.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
             code = self.process.poll()
             said = "\n".join(self.lines[-20:])
             self.stop()

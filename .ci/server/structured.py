@@ -108,7 +108,7 @@ def keywords(context):
     obeyed = {"uniqueItems": lambda v: len(set(v)) == 3, "not": lambda v: False, "if": lambda v: v == "abc", "format": lambda v: False,
               "multipleOf": lambda v: v % 7 == 0}
     for name, value in cases.items():
-        response = context.server.chat("Hi", max_tokens=60, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": value}})
+        response = context.server.chat("Hi", max_tokens=200, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": value}})
         if response.status_code != 400:
             text = response.json()["choices"][0]["message"]["content"]
             expect(obeyed[name](json.loads(text)), f"{name} is taken and not obeyed: {text!r}")
