@@ -61,7 +61,11 @@ pub enum Command {
     /// Serve models over HTTP: OpenAI's and Anthropic's protocols, and a web page.
     Serve(serve::Serve),
     /// Look at settings.
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:
+  marlin config show --origin"
+    )]
     Config(serve::Config),
     /// Download a model into the cache shared with other programs.
     #[cfg(feature = "hub")]

@@ -189,12 +189,16 @@ fn told_to_stop_it_lets_answers_end() {
     slow(&server, Duration::from_millis(3));
     let streaming = begin(&server, &chat("Hi", 100, true), true);
     server.stop.send(1).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(TcpStream::connect(server.address).is_err(), "nobody new is let in");
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(server.get("/ready").status, 503);
+    assert_eq!(server.get("/health").json()["status"], "draining");
+    let late = server.post("/v1/chat/completions", &chat("Hi", 5, false));
+    assert_eq!(late.status, 503, "{}", late.body);
     let rest = read_rest(streaming);
     assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("[DONE]"), "{rest}");
     std::thread::sleep(Duration::from_millis(300));
     assert!(server.finished.load(Ordering::SeqCst));
+    assert!(TcpStream::connect(server.address).is_err());
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub struct Serve {
     #[arg(long, value_name = "TOKENS", env = "MARLIN_CONTEXT")]
     pub context: Option<usize>,
     /// Answers computed at once.
-    #[arg(long, value_name = "N", env = "MARLIN_PARALLEL", default_value_t = 32)]
+    #[arg(long, value_name = "N", env = "MARLIN_PARALLEL", default_value_t = 32, value_parser = count)]
     pub parallel: usize,
     /// Tokens that the cache holds for all answers together [default: four contexts, or what fits].
     #[arg(long, value_name = "TOKENS", env = "MARLIN_CACHE_TOKENS")]
@@ -60,10 +60,10 @@ pub struct Serve {
     #[arg(long, env = "MARLIN_NO_PREFIX_CACHE")]
     pub no_prefix_cache: bool,
     /// Prompt tokens read in one step while no answer is under way.
-    #[arg(long, value_name = "TOKENS", env = "MARLIN_PREFILL_CHUNK", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", env = "MARLIN_PREFILL_CHUNK", default_value_t = 512, value_parser = count)]
     pub prefill_chunk: usize,
     /// Prompt tokens read in one step beside answers, which wait for them.
-    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 64)]
+    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 64, value_parser = count)]
     pub mixed_chunk: usize,
     /// Answers that may wait; more are refused with 429.
     #[arg(long, value_name = "N", env = "MARLIN_QUEUE", default_value_t = 256)]
@@ -112,6 +112,14 @@ pub struct Serve {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// A whole number from 1 on.
+fn count(text: &str) -> Result<usize, String> {
+    match text.trim().parse::<usize>() {
+        Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1048576".to_owned()),
+    }
 }
 
 /// Forms of a log.

@@ -61,45 +61,52 @@ impl Listening {
         let router = server.router();
         let permits = Arc::new(Semaphore::new(server.config.max_connections));
         let (ending, ends) = watch::channel(Ending::No);
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = told(&mut stop, 1) => break,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+        let accept = async |ends: &watch::Receiver<Ending>, permits: &Arc<Semaphore>| {
+            match listener.accept().await {
                 Err(error) => {
                     // Out of descriptors: others have to close first.
                     tracing::warn!(%error, "a connection was not accepted");
                     sleep(Duration::from_millis(50)).await;
-                    continue;
                 }
-            };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                tracing::warn!("too many connections, one is closed");
-                continue;
-            };
-            let connection = Connection {
-                router: router.clone(),
-                ends: ends.clone(),
-                head_time: server.config.header_timeout,
-            };
-            let tls = tls.clone();
-            tokio::spawn(async move {
-                connection.serve(stream, tls).await;
-                drop(permit);
-            });
+                Ok((stream, _)) => match permits.clone().try_acquire_owned() {
+                    Err(_) => tracing::warn!("too many connections, one is closed"),
+                    Ok(permit) => {
+                        let router = router.clone();
+                        let head_time = server.config.header_timeout;
+                        let connection = Connection { router, ends: ends.clone(), head_time };
+                        let tls = tls.clone();
+                        tokio::spawn(async move {
+                            connection.serve(stream, tls).await;
+                            drop(permit);
+                        });
+                    }
+                },
+            }
+        };
+        loop {
+            tokio::select! {
+                () = accept(&ends, &permits) => {}
+                () = told(&mut stop, 1) => break,
+            }
         }
-        drop(listener);
         server.drain();
         let _ = ending.send(Ending::Soon);
+        // Whoever asks meanwhile is told that the server is about to stop, and waits for nobody.
+        let (late, late_ends) = watch::channel(Ending::No);
+        let late_permits = Arc::new(Semaphore::new(server.config.max_connections));
         // A connection ends with the last byte of its response, not when that has been made.
         let most = u32::try_from(server.config.max_connections).unwrap_or(u32::MAX);
-        tokio::select! {
-            _ = timeout(server.config.drain, permits.acquire_many(most)) => {}
-            () = told(&mut stop, 2) => {}
+        let drained = timeout(server.config.drain, permits.acquire_many(most));
+        tokio::pin!(drained);
+        loop {
+            tokio::select! {
+                () = accept(&late_ends, &late_permits) => {}
+                _ = drained.as_mut() => break,
+                () = told(&mut stop, 2) => break,
+            }
         }
         let _ = ending.send(Ending::Now);
+        let _ = late.send(Ending::Now);
         let _ = timeout(Duration::from_secs(1), permits.acquire_many(most)).await;
     }
 }

@@ -122,7 +122,8 @@ fn content() -> Value {
 }
 
 fn message() -> Value {
-    let function = object(&[("name", string()), ("arguments", string())], &["name"]);
+    let arguments = json!({"type": ["string", "object"]});
+    let function = object(&[("name", string()), ("arguments", arguments)], &["name"]);
     let call = object(
         &[("id", string()), ("type", one_of(&["function"])), ("function", function)],
         &["function"],
