@@ -247,6 +247,9 @@ class Soak:
                 failed = re.match(r'marlin:http_responses_total\{.*status="(5\d\d)"', line)
                 if failed:
                     totals["responses_5xx"] += float(value)
+        for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total", "disconnects_total", "engine_restarts_total"):
+            if name not in totals:
+                raise Wrong("/metrics", f"no marlin:{name}")
         return totals
 
 
@@ -257,7 +260,7 @@ async def sample(soak, pid, start, samples, every, until):
             found = await asyncio.wait_for(soak.metrics(), 30)
             row = {"seconds": round(time.monotonic() - start, 1), "rss_bytes": rss_bytes(pid), "running": int(found["num_requests_running"]),
                    "waiting": int(found["num_requests_waiting"]), "cache_used": round(found["kv_cache_usage_perc"], 3),
-                   "preemptions": int(found["num_preemptions"]), "tokens": int(found["generation_tokens_total"]),
+                   "preemptions": int(found["num_preemptions_total"]), "tokens": int(found["generation_tokens_total"]),
                    "disconnects": int(found["disconnects_total"]), "requests": sum(soak.counts[k] for k in soak.counts if k not in ("429", "faults")),
                    "refused": soak.counts["429"], "faults": soak.counts["faults"]}
         except (OSError, EOFError, TimeoutError, TypeError, Wrong) as error:
@@ -356,7 +359,7 @@ def main():
         failures.append(f"{soak.counts['faults']} faults")
     if last["responses_5xx"]:
         failures.append(f"{last['responses_5xx']:.0f} responses of 5xx")
-    if last["engine_restarts"] or "panicked" in log:
+    if last["engine_restarts_total"] or "panicked" in log:
         failures.append("a panic")
     if not grown <= GROWTH:
         failures.append(f"memory grew by {grown:.1%} after second {warm:.0f}")

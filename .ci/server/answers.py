@@ -57,7 +57,7 @@ def small_cache(context):
     with context.start("--context", str(CONTEXT), "--cache-tokens", str(tokens)) as server:
         compare(together(server), expected)
         server.idle()
-        return f"{tokens} of {demand} tokens, {server.metric('marlin:num_preemptions'):.0f} preemptions"
+        return f"{tokens} of {demand} tokens, {server.metric('marlin:num_preemptions_total'):.0f} preemptions"
 
 
 @check("answers: a known prefix is not computed again")

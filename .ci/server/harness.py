@@ -36,7 +36,7 @@ def check(name):
 def expect(condition, *found):
     """Raises with what was found; unlike assert it stays when Python optimizes."""
     if not condition:
-        raise AssertionError(" ".join(str(part)[:1500] for part in found) or "not so")
+        raise AssertionError(" ".join(str(part)[:20000] for part in found) or "not so")
 
 
 def equal(found, expected, what=""):
@@ -48,7 +48,7 @@ def failure(error):
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/.ci/" in f.filename.replace(os.sep, "/")]
     own = [f for f in frames if not f.filename.endswith(("harness.py", "check_server.py"))]
     at = f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}: {own[-1].line}" if own else "?"
-    return f"{at}\n         {type(error).__name__}: {str(error)[:3000]}"
+    return f"{at}\n         {type(error).__name__}: {str(error)[:20000]}"
 
 
 class Server:
@@ -267,8 +267,8 @@ class Context:
         error = response.json().get("error", {}) if response.status_code in (400, 404) else {}
         if response.status_code == 404 and error.get("code") != "model_not_found":
             return f"this binary has no {path}"
-        if error.get("code") == "unsupported_parameter":
-            return f"this binary refuses {error.get('param')} ({error.get('message')})"
+        if error.get("code") == "unsupported_parameter" or "no known form of calls" in error.get("message", ""):
+            return f"this binary refuses {error.get('param') or 'it'} ({error.get('message')})"
         return None
 
     def needs(self, path, body):

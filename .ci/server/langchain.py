@@ -2,6 +2,7 @@
 from typing import Literal
 
 from .harness import check, equal, expect
+from .openai import TOOLS
 from .structured import FORMAT
 
 
@@ -30,6 +31,7 @@ def stream(context):
 @check("langchain: bind_tools")
 def bind_tools(context):
     from langchain_core.tools import tool
+    context.needs_chat(tools=TOOLS)
 
     @tool
     def get_weather(town: str) -> str:
@@ -40,18 +42,28 @@ def bind_tools(context):
     expect(answer.content or answer.tool_calls, answer)
 
 
-@check("langchain: with_structured_output")
-def structured(context):
+def pet():
     import pydantic
-    context.needs_chat(response_format=FORMAT)
 
     class Pet(pydantic.BaseModel):
         """A pet."""
         kind: Literal["cat", "dog", "mouse"]
         brave: bool
 
+    return Pet
+
+
+@check("langchain: with_structured_output by a schema")
+def by_schema(context):
+    context.needs_chat(response_format=FORMAT)
+    Pet = pet()
     answer = model(context, max_tokens=100, extra_body={}).with_structured_output(Pet, method="json_schema").invoke("A brave mouse.")
     expect(isinstance(answer, Pet), answer)
-    context.needs_chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], tool_choice="required")
+
+
+@check("langchain: with_structured_output by a call")
+def by_call(context):
+    context.needs_chat(tools=TOOLS, tool_choice="required")
+    Pet = pet()
     answer = model(context, max_tokens=100, extra_body={}).with_structured_output(Pet, method="function_calling").invoke("A brave mouse.")
     expect(isinstance(answer, Pet), answer)

@@ -30,7 +30,7 @@ def told(output):
     failures = re.search(r"=+ FAILURES =+\n(.*?)\n=+ SUMMARY", output, re.S)
     errors = re.search(r"=+ ERRORS =+\n(.*?)\n=+ (?:FAILURES|SUMMARY)", output, re.S)
     parts = [found[1] for found in (errors, failures) if found]
-    return "\n".join(parts) or output[-3000:]
+    return "\n".join(line for line in "\n".join(parts).splitlines() if line.strip())[:20000] or output[-3000:]
 
 
 def generated(context, mode, phases, examples):
