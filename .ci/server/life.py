@@ -41,7 +41,7 @@ def drains(context):
                     except httpx.HTTPError:
                         pass
             try:
-                late = server.get("/health", timeout=5).status_code
+                late = server.get("/ready", timeout=5).status_code
                 equal(late, 503, "status on a new connection")
             except httpx.HTTPError:
                 pass

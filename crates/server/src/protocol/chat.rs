@@ -273,7 +273,11 @@ pub(super) fn content(fields: &mut Fields, name: &str) -> Result<Option<String>,
 fn call(value: Value, path: &str) -> Result<Value, ApiError> {
     let mut fields = Fields::of(value, path)?;
     let id = fields.string("id")?.unwrap_or_default();
-    fields.refuse("type", &[json!("function")], "calls are of functions")?;
+    if let Some(kind) = fields.string("type")?
+        && kind != "function"
+    {
+        return Err(fields.wrong("type", "function", &json!(kind)));
+    }
     fields.count("index", 0..=u64::from(u32::MAX))?;
     let missing = |name: &str| {
         let path = format!("{path}.{name}");

@@ -349,6 +349,15 @@ fn operation(summary: &str, schema: Option<Value>, answer: Value) -> Value {
     operation
 }
 
+/// [`operation`] whose errors have Anthropic's shape.
+fn of_anthropic(mut operation: Value) -> Value {
+    let schema = json!({"$ref": "#/components/schemas/AnthropicError"});
+    for status in ["4XX", "5XX"] {
+        operation["responses"][status]["content"]["application/json"]["schema"] = schema.clone();
+    }
+    operation
+}
+
 fn as_json(schema: Value) -> Value {
     json!({"application/json": {"schema": schema}})
 }
@@ -443,15 +452,15 @@ fn description() -> Value {
         "security": [{}, {"key": []}],
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": at_least(&[("error", at_least(&[("message", string()), ("type", string()),
+            "schemas": {"AnthropicError": at_least(&[("type", string()), ("error", at_least(&[("type", string()), ("message", string())]))]), "Error": at_least(&[("error", at_least(&[("message", string()), ("type", string()),
                 ("param", json!({"type": ["string", "null"]})), ("code", json!({"type": ["string", "null"]}))]))])},
         },
         "paths": {
             "/v1/chat/completions": post(operation("Answers a conversation.", Some(chat()), as_json_or_stream(answers.clone()))),
             "/v1/completions": post(operation("Goes on with a text.", Some(completion()), as_json_or_stream(answers))),
             "/v1/responses": post(operation("OpenAI's responses, text only; fields as there.", Some(at_least(&[("input", json!({}))])), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
-            "/v1/messages": post(operation("Anthropic's messages; fields and errors as there.", Some(at_least(&[("messages", json!({"type": "array"})), ("max_tokens", count(1, 1 << 32))])), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))])))),
-            "/v1/messages/count_tokens": post(operation("Tokens of such a request.", Some(at_least(&[("messages", json!({"type": "array"}))])), as_json(at_least(&[("input_tokens", count(0, 1 << 40))])))),
+            "/v1/messages": post(of_anthropic(operation("Anthropic's messages; fields and errors as there.", Some(at_least(&[("messages", json!({"type": "array"})), ("max_tokens", count(1, 1 << 32))])), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))]))))),
+            "/v1/messages/count_tokens": post(of_anthropic(operation("Tokens of such a request.", Some(at_least(&[("messages", json!({"type": "array"}))])), as_json(at_least(&[("input_tokens", count(0, 1 << 40))]))))),
             "/v1/embeddings": post(operation("Vectors of texts: pooled hidden states of length 1.", Some(embeddings), as_json(at_least(&[("data", json!({"type": "array"}))])))),
             "/v1/models": get(operation("The models.", None, as_json(cards))),
             "/v1/models/{id}": get(one),
