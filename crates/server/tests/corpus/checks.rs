@@ -3,8 +3,13 @@
 use marlin_server::read_body;
 
 /// Paths that read JSON bodies.
-const PATHS: [&str; 4] =
-    ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
+const PATHS: [&str; 5] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+];
 
 /// A body is read, or refused with a 4xx that says why.
 pub fn request(body: &[u8]) {
