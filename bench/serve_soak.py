@@ -143,10 +143,6 @@ class Soak:
         if status == 429:
             self.counts["429"] += 1
             return False
-        if status == 400 and "tools" in body and b"unsupported_parameter" in answer:
-            # A model that has no form of calls says so.
-            self.counts["tools refused"] += 1
-            return False
         if status != 200:
             raise Wrong(body, f"{status}: {answer[:400]}")
         return True
