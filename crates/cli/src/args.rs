@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod quantize;
+pub mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use marlin_tensor::DType;
@@ -57,6 +58,15 @@ pub enum Command {
     Bench(bench::Bench),
     /// Make a quantized model.
     Quantize(quantize::Quantize),
+    /// Serve models over HTTP: OpenAI's and Anthropic's protocols, and a web page.
+    Serve(serve::Serve),
+    /// Look at settings.
+    #[command(
+        subcommand,
+        after_help = "Example:
+  marlin config show --origin"
+    )]
+    Config(serve::Config),
     /// Download a model into the cache shared with other programs.
     #[cfg(feature = "hub")]
     Pull(Pull),
@@ -64,6 +74,8 @@ pub enum Command {
     List(List),
     /// Delete a downloaded model.
     Rm(Rm),
+    /// Point a coding agent at a running server: variables, files, or a command run with them.
+    Launch(Launch),
     /// Say what this machine and this binary can do.
     Doctor(Doctor),
     /// Print a completion script for a shell.
@@ -85,7 +97,7 @@ pub struct ModelArgs {
 }
 
 /// Where and how to compute.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DeviceArgs {
     /// Device to run on.
     #[arg(long, value_enum, default_value_t = Device::Auto)]
@@ -460,6 +472,50 @@ pub struct Rm {
     /// One JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `launch`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin launch
+  marlin launch claude
+  eval \"$(marlin launch aider --url http://127.0.0.1:8080)\"
+  marlin launch codex -- codex exec \"explain this repository\"")]
+pub struct Launch {
+    /// Which agent; all are listed if left out.
+    pub agent: Option<String>,
+    /// Server that it is to use.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// Model that it is to ask for.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub model: String,
+    /// The server's key; any text does for one without keys.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Tokens of prompt and answer together, for agents that want to be told [default: 8192].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: Option<u32>,
+    /// Whose words to print.
+    #[arg(long, value_enum, default_value_t = Shell::Sh)]
+    pub shell: Shell,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+    /// Run this with the variables, and the agent's own command with the arguments it needs.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Shells whose words are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// sh, bash, zsh.
+    Sh,
+    /// fish.
+    Fish,
+    /// PowerShell.
+    Powershell,
 }
 
 /// Arguments of `doctor`.

@@ -20,7 +20,6 @@ pub const NOT_FOUND: u8 = 3;
 /// Not enough memory.
 pub const DOES_NOT_FIT: u8 = 4;
 /// The network, or being forbidden to use it.
-#[cfg(feature = "hub")]
 pub const NETWORK: u8 = 5;
 /// A file that contradicts itself.
 pub const CORRUPT: u8 = 6;

@@ -185,7 +185,7 @@ impl Session {
                     Event::Finished { reason, usage, .. } => {
                         answer.ending = match reason {
                             _ if stopped => Ending::Stop,
-                            FinishReason::Stop(_) => Ending::Stop,
+                            FinishReason::Stop(_) | FinishReason::Complete => Ending::Stop,
                             FinishReason::Length => Ending::Length,
                             FinishReason::Cancelled => Ending::Interrupted,
                             FinishReason::Error(error) => return Err(anyhow!(error.to_string())),

@@ -18,7 +18,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Context of a session when the user names none: enough for a conversation, small enough for a
 /// laptop.
-const DEFAULT_CONTEXT: usize = 8192;
+pub const DEFAULT_CONTEXT: usize = 8192;
 
 /// The instruction set to use: the best there is, or what `MARLIN_CPU` says.
 pub fn level() -> Result<Level> {
@@ -157,6 +157,48 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     Ok(model)
 }
 
+/// A model and what belongs to it.
+pub struct Parts {
+    /// Weights on a backend.
+    pub model: Model,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// Chat format, if the model has one.
+    pub template: Option<ChatTemplate>,
+    /// What `generation_config.json` says.
+    pub defaults: GenerationConfig,
+    /// Ids that end an answer.
+    pub end_ids: Vec<u32>,
+    /// Backend's own name.
+    pub device: String,
+}
+
+impl Parts {
+    /// Opens `model` and loads it onto `backend`.
+    pub fn open(model: Option<&str>, backend: Arc<dyn Backend>) -> Result<Self> {
+        let checkpoint = locate::open(model)?;
+        let tokenizer = Tokenizer::open(&checkpoint)?;
+        let template = ChatTemplate::open(&checkpoint, &tokenizer)?;
+        let defaults = match &checkpoint.container {
+            Container::HuggingFace { generation_config: Some(json), .. } => {
+                GenerationConfig::from_json(json)
+                    .with_context(|| checkpoint.path.display().to_string())?
+            }
+            _ => GenerationConfig::default(),
+        };
+        for field in &defaults.ignored {
+            console::detail(&format!("generation_config.json: {field} has no effect"));
+        }
+        let model = load(&checkpoint, backend)?;
+        let mut end_ids = tokenizer.end_ids().to_vec();
+        end_ids.extend(&model.spec().eos_token_ids);
+        end_ids.sort_unstable();
+        end_ids.dedup();
+        let device = model.backend().name();
+        Ok(Self { model, tokenizer, template, defaults, end_ids, device })
+    }
+}
+
 /// Everything a conversation needs.
 pub struct Session {
     /// Runs sequences.
@@ -176,25 +218,8 @@ pub struct Session {
 impl Session {
     /// Opens and loads `model`.
     pub fn open(model: Option<&str>, context: &ContextArgs, device: &DeviceArgs) -> Result<Self> {
-        let checkpoint = locate::open(model)?;
-        let tokenizer = Tokenizer::open(&checkpoint)?;
-        let template = ChatTemplate::open(&checkpoint, &tokenizer)?;
-        let defaults = match &checkpoint.container {
-            Container::HuggingFace { generation_config: Some(json), .. } => {
-                GenerationConfig::from_json(json)
-                    .with_context(|| checkpoint.path.display().to_string())?
-            }
-            _ => GenerationConfig::default(),
-        };
-        for field in &defaults.ignored {
-            console::detail(&format!("generation_config.json: {field} has no effect"));
-        }
-        let model = load(&checkpoint, backend(device, ActivationsArg::Auto)?)?;
-        let mut end_ids = tokenizer.end_ids().to_vec();
-        end_ids.extend(&model.spec().eos_token_ids);
-        end_ids.sort_unstable();
-        end_ids.dedup();
-        let device = model.backend().name();
+        let parts = Parts::open(model, backend(device, ActivationsArg::Auto)?)?;
+        let Parts { model, tokenizer, template, defaults, end_ids, device } = parts;
         let limit = model.spec().max_position_embeddings;
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         let options = EngineOptions {

@@ -8,11 +8,13 @@ mod embedded;
 mod exit;
 mod generate;
 mod glob;
+mod http;
 mod hub;
 mod interrupt;
 mod loaded;
 mod locate;
 mod report;
+mod settings;
 
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
@@ -25,7 +27,11 @@ fn main() -> ExitCode {
             Err(error) => exit::report(&error.into()),
         };
     }
-    let cli = args::Cli::parse();
+    let arguments = match settings::arguments() {
+        Ok(arguments) => arguments,
+        Err(error) => return exit::report(&error),
+    };
+    let cli = args::Cli::parse_from(arguments);
     console::set_verbosity(cli.verbosity());
     match interrupt::catch().and_then(|()| commands::run(cli.command)) {
         Ok(code) => code,

@@ -1,7 +1,7 @@
 //! Speed of the EXL3 kernels per rate: `cargo run --release -p marlin-cpu --example exl3_bench
 //! [OUT IN [THREADS [K]]]`. Random rings; the best is what an undisturbed core does.
 
-use marlin_cpu::{Kernel, Level, Pool, simd};
+use marlin_cpu::{Kernel, Level, Pool, RowKind, simd};
 use marlin_quant::exl3::Rate;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_tensor::{DType, HostTensor, Weight};
@@ -34,10 +34,11 @@ fn weight(rate: Rate, marker: Option<(&'static str, u32)>, n: usize, k: usize) -
 fn time(kernel: &dyn Kernel, rows: usize, pool: &Pool) -> [f64; 2] {
     let x: Vec<f32> = (0..rows * kernel.in_features()).map(|i| (i % 17) as f32 - 8.0).collect();
     let mut out = vec![0.0; rows * kernel.out_features()];
+    let kind = if rows <= 8 { RowKind::Decode } else { RowKind::Prompt };
     let mut sample = || {
         let (start, mut calls) = (Instant::now(), 0);
         while calls == 0 || start.elapsed() < Duration::from_micros(300) {
-            kernel.matmul(&x, rows, &mut out, pool);
+            kernel.matmul(&x, rows, kind, &mut out, pool);
             calls += 1;
         }
         start.elapsed().as_secs_f64() / f64::from(calls)

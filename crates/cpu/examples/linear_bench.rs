@@ -7,7 +7,7 @@
 //! reads from beyond the second-level cache as it does in a model. `--cpu-time` counts the time
 //! this thread ran (Linux) and uses one thread: for machines that are not quiet.
 
-use marlin_cpu::{Kernel, Level, Pool, simd};
+use marlin_cpu::{Kernel, Level, Pool, RowKind, simd};
 use marlin_quant::format;
 use marlin_tensor::{DType, HostTensor, Weight};
 use std::sync::OnceLock;
@@ -131,11 +131,12 @@ fn measure(
     let (n, k) = (kernels[0].out_features(), kernels[0].in_features());
     let x: Vec<f32> = (0..rows * k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0).collect();
     let mut out = vec![0.0; rows * n];
+    let kind = if rows <= 8 { RowKind::Decode } else { RowKind::Prompt };
     let mut turn = kernels.iter().cycle();
     let mut run = |times: usize| {
         let start = clock();
         for kernel in turn.by_ref().take(times) {
-            kernel.matmul(&x, rows, &mut out, pool);
+            kernel.matmul(&x, rows, kind, &mut out, pool);
         }
         (clock() - start) / times as f64
     };

@@ -2,7 +2,7 @@
 
 use crate::cache::PagedCache;
 use crate::frequencies::Frequencies;
-use crate::kernel::{Decoded, Inputs, Prepared};
+use crate::kernel::{Decoded, Inputs, Prepared, RowKind};
 use crate::memory::{Arena, Buffer};
 use crate::moe::Moe;
 use crate::order::{FEW_ROWS, Next, Order};
@@ -87,8 +87,16 @@ pub(crate) fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
     })
 }
 
-fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
-    Tensor { rows, columns, handle: Arc::new(buffer) }
+/// `buffer` as the rows of `like`, with columns of its own.
+fn tensor(like: &Tensor, columns: usize, buffer: Buffer) -> Tensor {
+    let Tensor { rows, decode_rows, .. } = *like;
+    Tensor { rows, decode_rows, columns, handle: Arc::new(buffer) }
+}
+
+/// The kinds of the rows of `x` that there are, and how many rows have each.
+pub(crate) fn kinds(rows: usize, decode_rows: usize) -> impl Iterator<Item = (RowKind, usize)> {
+    let parts = [(RowKind::Decode, decode_rows), (RowKind::Prompt, rows - decode_rows)];
+    parts.into_iter().filter(|&(_, rows)| rows > 0)
 }
 
 impl CpuBackend {
@@ -112,7 +120,7 @@ impl CpuBackend {
     }
 
     /// Few rows times several matrices in one region.
-    fn parts(&self, x: &[f32], rows: usize, linears: &[&LoadedLinear], outs: &mut [Buffer]) {
+    fn parts(&self, x: &[f32], rows: usize, linears: &[&LoadedLinear], outs: &mut [&mut [f32]]) {
         let total: usize = linears.iter().map(|l| l.kernel.out_features()).sum();
         let columns = total.div_ceil(4 * self.pool.available_threads());
         let parts = linears.iter().zip(outs).map(|(linear, out)| {
@@ -129,18 +137,42 @@ impl CpuBackend {
         });
     }
 
-    /// The matrices as tiles, when `rows` are many enough and all of them are.
+    /// The matrices as tiles, when all of them are.
     fn tiles<'a>(
         &self,
-        rows: usize,
         linears: &[&'a LoadedLinear],
     ) -> Option<(simd::amx::Amx, Vec<&'a dyn simd::amx::Panels>)> {
-        if rows < simd::AMX_ROWS {
-            return None;
-        }
         let all: Option<Vec<_>> = linears.iter().map(|l| l.kernel.panels()).collect();
         let (amx, panels): (Vec<_>, Vec<_>) = all?.into_iter().unzip();
         Some((*amx.first()?, panels))
+    }
+
+    /// Rows of one kind times several matrices.
+    fn products(
+        &self,
+        x: &[f32],
+        rows: usize,
+        kind: RowKind,
+        linears: &[&LoadedLinear],
+        outs: &mut [&mut [f32]],
+    ) {
+        // One region for all is shorter than one each.
+        let parted = linears.len() > 1 && linears.iter().all(|l| l.kernel.part_columns().is_some());
+        match (kind, self.tiles(linears)) {
+            (RowKind::Prompt, Some((amx, panels))) => {
+                let columns = x.len() / rows;
+                let outs = outs.iter_mut().map(|out| &mut out[..]).collect();
+                simd::multiply_rounded(amx, &panels, x, columns, outs, &self.pool);
+            }
+            (RowKind::Decode, _) if parted && rows <= FEW_ROWS => {
+                self.parts(x, rows, linears, outs)
+            }
+            _ => {
+                for (linear, out) in linears.iter().zip(outs) {
+                    linear.kernel.matmul(x, rows, kind, out, &self.pool);
+                }
+            }
+        }
     }
 
     /// Elements of a task of an operator over `[rows, columns]`: whole rows, everything when small.
@@ -173,29 +205,44 @@ impl CpuBackend {
         }
         let mut copy = self.arena.copy_of(open::<Buffer>(&x.handle)?);
         change(&mut copy);
-        Ok(tensor(x.rows, x.columns, copy))
+        Ok(tensor(&x, x.columns, copy))
     }
 
-    /// A new tensor filled by `write`.
+    /// A new tensor of the rows of `like`, filled by `write`.
     fn create(
         &self,
-        rows: usize,
+        like: &Tensor,
         columns: usize,
         write: impl FnOnce(&mut [f32]),
     ) -> Result<Tensor> {
-        let mut buffer = self.arena.take(rows * columns);
+        let mut buffer = self.arena.take(like.rows * columns);
         write(&mut buffer);
-        Ok(tensor(rows, columns, buffer))
+        Ok(tensor(like, columns, buffer))
     }
 }
 
 impl LoadedLinear {
-    /// `out = x Wᵀ + bias`.
+    /// `out = x Wᵀ + bias`, the first `decode_rows` rows as those of answers.
     ///
     /// # Errors
     /// When the weights do not decode.
-    pub(crate) fn apply(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) -> Result<()> {
-        self.kernel.matmul(x, rows, out, pool);
+    pub(crate) fn apply(
+        &self,
+        x: &[f32],
+        rows: usize,
+        decode_rows: usize,
+        out: &mut [f32],
+        pool: &Pool,
+    ) -> Result<()> {
+        let at = decode_rows * self.kernel.in_features();
+        let (x_parts, outs) =
+            ([&x[..at], &x[at..]], out.split_at_mut(decode_rows * self.kernel.out_features()));
+        if decode_rows > 0 {
+            self.kernel.matmul(x_parts[0], decode_rows, RowKind::Decode, outs.0, pool);
+        }
+        if decode_rows < rows {
+            self.kernel.matmul(x_parts[1], rows - decode_rows, RowKind::Prompt, outs.1, pool);
+        }
         self.finish(out)
     }
 
@@ -289,7 +336,8 @@ impl Backend for CpuBackend {
 
     fn upload(&self, rows: usize, columns: usize, values: Vec<f32>) -> Result<Tensor> {
         assert_eq!(values.len(), rows * columns, "values fill [rows, columns]");
-        Ok(tensor(rows, columns, self.arena.copy_of(&values)))
+        let handle = Arc::new(self.arena.copy_of(&values));
+        Ok(Tensor { rows, decode_rows: 0, columns, handle })
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
@@ -333,14 +381,17 @@ impl Backend for CpuBackend {
         });
         match failure.into_inner() {
             Some(error) => Err(error),
-            None => Ok(tensor(batch.rows(), columns, out)),
+            None => {
+                let (rows, decode_rows) = (batch.rows(), batch.decode_rows());
+                Ok(Tensor { rows, decode_rows, columns, handle: Arc::new(out) })
+            }
         }
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {
         let (values, weight): (&Buffer, &Vec<f32>) = (open(&x.handle)?, open(&weight.handle)?);
         let piece = self.piece(x.rows, x.columns);
-        self.create(x.rows, x.columns, |out| {
+        self.create(x, x.columns, |out| {
             self.pool.run_chunks(out, piece, |i, out| {
                 let x = &values[i * piece..][..out.len()];
                 simd::rms_norm(self.options.level, x, weight, eps, out);
@@ -349,39 +400,35 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
-        let (values, linear): (&Buffer, &LoadedLinear) = (open(&x.handle)?, open(&weight.handle)?);
-        assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
-        self.order.expect(&self.pool, x.rows, &[linear]);
-        let mut out = self.arena.take(x.rows * weight.out_features);
-        linear.apply(values, x.rows, &mut out, &self.pool)?;
-        Ok(tensor(x.rows, weight.out_features, out))
+        Ok(self.linear_many(x, &[weight])?.remove(0))
     }
 
     fn linear_many(&self, x: &Tensor, weights: &[&Linear]) -> Result<Vec<Tensor>> {
         let values: &Buffer = open(&x.handle)?;
         let linears = weights.iter().map(|w| open::<LoadedLinear>(&w.handle));
         let linears: Vec<&LoadedLinear> = linears.collect::<Result<_>>()?;
-        let few = x.rows <= FEW_ROWS && linears.iter().all(|l| l.kernel.part_columns().is_some());
-        let tiles = self.tiles(x.rows, &linears);
-        if !few && tiles.is_none() {
-            return weights.iter().map(|w| self.linear(x, w)).collect();
+        for weight in weights {
+            assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
         }
-        // One region for all is shorter than one each.
         self.order.expect(&self.pool, x.rows, &linears);
         let mut outs: Vec<Buffer> =
             weights.iter().map(|w| self.arena.take(x.rows * w.out_features)).collect();
-        match tiles {
-            Some((amx, panels)) => {
-                let outs = outs.iter_mut().map(|out| &mut out[..]).collect();
-                simd::multiply_rounded(amx, &panels, values, x.columns, outs, &self.pool);
-            }
-            None => self.parts(values, x.rows, &linears, &mut outs),
+        let mut first = 0;
+        for (kind, rows) in kinds(x.rows, x.decode_rows) {
+            let inputs = &values[first * x.columns..][..rows * x.columns];
+            let mut parts: Vec<&mut [f32]> = outs
+                .iter_mut()
+                .zip(weights)
+                .map(|(out, w)| &mut out[first * w.out_features..][..rows * w.out_features])
+                .collect();
+            self.products(inputs, rows, kind, &linears, &mut parts);
+            first += rows;
         }
         for (linear, out) in linears.iter().zip(&mut outs) {
             linear.finish(out)?;
         }
         let tensors = outs.into_iter().zip(weights);
-        Ok(tensors.map(|(out, w)| tensor(x.rows, w.out_features, out)).collect())
+        Ok(tensors.map(|(out, w)| tensor(x, w.out_features, out)).collect())
     }
 
     fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {
@@ -396,7 +443,7 @@ impl Backend for CpuBackend {
             let matrix = Matrix::new(matrix, out_features, in_features, in_features);
             simd::products(self.options.level, inputs, matrix, out, stride);
         };
-        self.create(rows, columns, |out| {
+        self.create(x, columns, |out| {
             if rows * matrices.len() < SERIAL || rows >= 4 * self.pool.threads() {
                 let piece = self.piece(rows, columns);
                 self.pool.run_chunks(out, piece, |i, out| {
@@ -443,7 +490,7 @@ impl Backend for CpuBackend {
         let values: &Buffer = open(&x.handle)?;
         let columns = heads.heads * len;
         let rows = self.piece(x.rows, columns) / columns.max(1);
-        self.create(x.rows, columns, |out| {
+        self.create(x, columns, |out| {
             self.pool.run_chunks(out, rows * columns, |i, out| {
                 let x = &values[i * rows * x.columns..];
                 reference::slice_heads(x, heads, start, len, out);
@@ -456,7 +503,7 @@ impl Backend for CpuBackend {
         let (m, n) = (a.columns / heads, b.columns / heads);
         let columns = a.columns + b.columns;
         let rows = self.piece(a.rows, columns) / columns.max(1);
-        self.create(a.rows, columns, |out| {
+        self.create(a, columns, |out| {
             self.pool.run_chunks(out, rows * columns, |i, out| {
                 let (left, right) = (&left[i * rows * a.columns..], &right[i * rows * b.columns..]);
                 reference::concat_heads(left, m, right, n, out);
@@ -483,7 +530,7 @@ impl Backend for CpuBackend {
             layer.write(self.options.level, &batch.slot_mapping, keys, values);
         }
         let layer = paged.layers[layer].read().unwrap_or_else(|e| e.into_inner());
-        self.create(q.rows, params.num_heads * params.value_head_dim, |out| {
+        self.create(q, params.num_heads * params.value_head_dim, |out| {
             let level = self.options.level;
             if level == Level::Scalar {
                 return reference::attention(queries, &layer, &batch.sequences, params, out);
@@ -529,13 +576,17 @@ impl Backend for CpuBackend {
     ) -> Result<Tensor> {
         let (values, chosen): (&Buffer, &Chosen) = (open(&x.handle)?, open(&routing.handle)?);
         let (level, arena, pool) = (self.options.level, &self.arena, &self.pool);
-        let out = Moe { experts, activation, level, arena, pool }.run(values, chosen)?;
-        Ok(tensor(x.rows, out.len() / x.rows.max(1), out))
+        let decode_rows = x.decode_rows;
+        let moe = Moe { experts, activation, level, decode_rows, arena, pool };
+        let out = moe.run(values, chosen)?;
+        Ok(tensor(x, out.len() / x.rows.max(1), out))
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         let values: &Buffer = open(&x.handle)?;
-        self.create(rows.len(), x.columns, |out| {
+        let decode_rows = rows.iter().take_while(|&&row| (row as usize) < x.decode_rows).count();
+        let like = Tensor { rows: rows.len(), decode_rows, ..x.clone() };
+        self.create(&like, x.columns, |out| {
             for (&row, out) in rows.iter().zip(out.chunks_exact_mut(x.columns)) {
                 out.copy_from_slice(&values[row as usize * x.columns..][..x.columns]);
             }

@@ -23,6 +23,15 @@ pub struct Inputs<'a> {
     pub prepared: &'a Prepared,
 }
 
+/// How rows of inputs may be multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// The fast way for one row, also for many.
+    Decode,
+    /// The fast way for many rows, also for one.
+    Prompt,
+}
+
 /// One matrix `W [out_features, in_features]` prepared for multiplication.
 pub trait Kernel: Send + Sync {
     /// Kernel path for `inspect`, for example `"q4_0 avx512-vnni"`.
@@ -38,8 +47,9 @@ pub trait Kernel: Send + Sync {
     fn out_features(&self) -> usize;
 
     /// `out = x Wᵀ` with `x: [rows, in_features]`, `out: [rows, out_features]`; overwrites `out`.
+    /// A row's result depends on that row and `kind` alone, bit for bit.
     /// Splits its work over `pool`; a call from inside a pool task runs on that thread alone.
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool);
+    fn matmul(&self, x: &[f32], rows: usize, kind: RowKind, out: &mut [f32], pool: &Pool);
 
     /// The stored weights, in the order of the outputs; empty when they do not lie in one piece.
     fn stored(&self) -> &[u8] {
@@ -63,7 +73,7 @@ pub trait Kernel: Send + Sync {
         Arc::new(())
     }
 
-    /// Columns `columns` of [`matmul`](Self::matmul), for few rows, on this thread; the first is a multiple of
+    /// Columns `columns` of [`matmul`](Self::matmul), for few rows of an answer, on this thread; the first is a multiple of
     /// [`part_columns`](Self::part_columns). `out` begins with it.
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
         let _ = (inputs, columns, out);
@@ -136,7 +146,7 @@ impl Kernel for Decoded {
         self.weight.out_features
     }
 
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+    fn matmul(&self, x: &[f32], rows: usize, _: RowKind, out: &mut [f32], pool: &Pool) {
         let (k, n) = (self.weight.in_features, self.weight.out_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         pool.run_columns(out, n, self.band, |range, band| {
@@ -188,7 +198,7 @@ mod tests {
             for (level, threads) in levels.flat_map(|l| [(l, 1), (l, 3)]) {
                 let kernel = Decoded::new(&weight, level).unwrap();
                 let mut out = vec![f32::NAN; rows * n];
-                kernel.matmul(&x, rows, &mut out, &Pool::new(threads));
+                kernel.matmul(&x, rows, RowKind::Decode, &mut out, &Pool::new(threads));
                 for r in 0..rows {
                     for c in 0..n {
                         let bf = |v: f32| f64::from(half::bf16::from_f32(v).to_f32());

@@ -25,6 +25,6 @@ pub mod simd;
 
 pub use backend::{Activations, CpuBackend, CpuOptions};
 pub use encoder::CpuEncoder;
-pub use kernel::{Inputs, Kernel, Prepared};
+pub use kernel::{Inputs, Kernel, Prepared, RowKind};
 pub use level::{Level, UnknownLevel};
 pub use pool::{ColumnBand, Pool};

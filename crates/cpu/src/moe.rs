@@ -16,6 +16,8 @@ pub(crate) struct Moe<'a> {
     pub(crate) experts: &'a Experts,
     pub(crate) activation: Activation,
     pub(crate) level: Level,
+    /// Leading rows that are tokens of answers.
+    pub(crate) decode_rows: usize,
     pub(crate) arena: &'a Arena,
     pub(crate) pool: &'a Pool,
 }
@@ -100,6 +102,8 @@ impl Moe<'_> {
     ) -> Result<Buffer, BackendError> {
         let (count, i) = (group.entries.len(), group.expert);
         let Experts { gate, up, down } = self.experts;
+        let of_answers = |entry: &u32| (*entry as usize / top_k) < self.decode_rows;
+        let decode = group.entries.partition_point(of_answers);
         let gathered;
         let inputs: &[f32] = if x.len() == hidden {
             x
@@ -113,7 +117,7 @@ impl Moe<'_> {
         };
         let linear = |linear: &Linear, x: &[f32]| -> Result<Buffer, BackendError> {
             let mut out = self.arena.take(count * linear.out_features);
-            open::<LoadedLinear>(&linear.handle)?.apply(x, count, &mut out, self.pool)?;
+            open::<LoadedLinear>(&linear.handle)?.apply(x, count, decode, &mut out, self.pool)?;
             Ok(out)
         };
         let mut inner = linear(&gate[i], inputs)?;

@@ -2,7 +2,7 @@
 
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_tensor::DType;
-use marlin_testkit::conformance::{CHECKS, PLAIN, Row, check_attention};
+use marlin_testkit::conformance::{CHECKS, PLAIN, Row, check_attention, check_decode};
 
 /// Backends of every level this machine has, on one thread and on three.
 fn backends() -> Vec<CpuBackend> {
@@ -60,6 +60,35 @@ fn attention_on_tiles() {
             // Neither dimension is a whole number of tiles; then one that tiles cannot hold.
             check_attention(&b, &Row { dims: (50, 80), ..row }, &[30], &[33], 16);
             check_attention(&b, &Row { dims: (50, 81), ..row }, &[30], &[33], 16);
+        }
+    }
+}
+
+/// Tokens of answers, over caches of every type: groups of every size, ragged columns, several parts, windows.
+#[test]
+fn attention_of_single_tokens() {
+    for b in backends() {
+        for dtype in [DType::F16, DType::F32, DType::BF16] {
+            let tolerance = if dtype == DType::BF16 { 8e-3 } else { 1e-3 };
+            let row = Row { dtype, tolerance, ..PLAIN };
+            for heads in [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (14, 2), (7, 1), (70, 1)] {
+                let row = Row { heads, dims: (32, 48), ..row };
+                check_decode(&b, &row, &[9, 1, 40], &[1, 1, 1], 16);
+            }
+            check_decode(
+                &b,
+                &Row { dims: (33, 64), heads: (3, 1), ..row },
+                &[300, 128],
+                &[1, 3],
+                32,
+            );
+            check_decode(&b, &Row { dims: (64, 20), heads: (3, 1), ..row }, &[30], &[2], 16);
+            check_decode(&b, &Row { dims: (16, 16), ..row }, &[30], &[2], 4);
+            let window = Row { window: Some(100), softcap: Some(1.5), heads: (4, 2), ..row };
+            check_decode(&b, &window, &[530, 20], &[2, 1], 16);
+            check_decode(&b, &Row { window: Some(3), ..window }, &[128], &[4], 16);
+            let latent = Row { heads: (6, 1), dims: (48, 32), latent: true, ..row };
+            check_decode(&b, &latent, &[300, 5], &[1, 2], 16);
         }
     }
 }

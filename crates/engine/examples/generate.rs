@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Event::Finished { id, reason, .. } => {
                     let (name, tokens) = running.remove(&id).ok_or("an unknown sequence")?;
                     let finish_reason = match reason {
-                        FinishReason::Stop(_) => "stop",
+                        FinishReason::Stop(_) | FinishReason::Complete => "stop",
                         FinishReason::Length => "length",
                         FinishReason::Cancelled => "cancelled",
                         FinishReason::Error(error) => return Err(error.to_string().into()),

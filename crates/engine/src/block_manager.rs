@@ -2,11 +2,14 @@
 //!
 //! A block holds the keys and values of `block_size` consecutive tokens in every layer. Blocks are
 //! counted, not copied: tables that share a prefix share its blocks, and a shared block is copied
-//! only when someone is about to write into it. A [`BlockTable`] is the ownership of its blocks:
+//! only when someone is about to write into it. Full blocks whose text is known stay behind when they lose
+//! their last owner, for a prompt that begins alike. A [`BlockTable`] is the ownership of its blocks:
 //! it cannot be cloned, only shared through the manager, and giving it back consumes it, so a
 //! double free does not compile.
 
+use crate::prefix_cache::{Before, PrefixCache};
 use std::fmt;
+use std::sync::Arc;
 
 /// The pool has fewer free blocks than a reservation needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,10 @@ impl std::error::Error for OutOfBlocks {}
 #[must_use = "dropping a table leaks its blocks; give it back with BlockManager::release"]
 pub struct BlockTable {
     blocks: Vec<u32>,
+    /// Leading blocks whose text is known.
+    known: usize,
+    /// What the next one will be known by; none where nobody is to find it.
+    before: Option<Before>,
 }
 
 impl BlockTable {
@@ -51,6 +58,8 @@ pub struct BlockManager {
     /// Last in, first out: a block just freed is the likeliest to be in the processor's caches.
     free: Vec<u32>,
     references: Vec<u32>,
+    prefixes: PrefixCache,
+    reuses: bool,
 }
 
 impl BlockManager {
@@ -61,7 +70,18 @@ impl BlockManager {
     pub fn new(num_blocks: usize, block_size: usize) -> Self {
         assert!(block_size > 0, "a block holds at least one token");
         let blocks = u32::try_from(num_blocks).expect("block ids fit u32");
-        Self { block_size, free: (0..blocks).rev().collect(), references: vec![0; num_blocks] }
+        Self {
+            block_size,
+            free: (0..blocks).rev().collect(),
+            references: vec![0; num_blocks],
+            prefixes: PrefixCache::new(num_blocks),
+            reuses: true,
+        }
+    }
+
+    /// The same, whose [`prefix`](Self::prefix) finds nothing.
+    pub fn without_reuse(self) -> Self {
+        Self { reuses: false, ..self }
     }
 
     /// Tokens per block.
@@ -74,9 +94,9 @@ impl BlockManager {
         self.references.len()
     }
 
-    /// Blocks nobody owns.
+    /// Blocks nobody owns, those included that are kept for a prompt that begins alike.
     pub fn num_free(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.prefixes.num_idle()
     }
 
     /// Blocks that `tokens` tokens take.
@@ -108,13 +128,13 @@ impl BlockManager {
         let shared = |b: &&u32| self.references[**b as usize] > 1;
         let to_copy = table.blocks[first..last].iter().filter(shared).count();
         let needed = total - table.blocks.len() + to_copy;
-        if needed > self.free.len() {
-            return Err(OutOfBlocks { needed, free: self.free.len() });
+        if needed > self.num_free() {
+            return Err(OutOfBlocks { needed, free: self.num_free() });
         }
         for (index, block) in table.blocks.iter_mut().enumerate().take(last).skip(first) {
             let old = *block;
             if self.references[old as usize] > 1 {
-                *block = Self::take(&mut self.free, &mut self.references);
+                *block = self.take();
                 self.references[old as usize] -= 1;
                 if index * self.block_size < written {
                     copies.push((old, *block));
@@ -122,7 +142,8 @@ impl BlockManager {
             }
         }
         for _ in table.blocks.len()..total {
-            table.blocks.push(Self::take(&mut self.free, &mut self.references));
+            let block = self.take();
+            table.blocks.push(block);
         }
         Ok(())
     }
@@ -134,7 +155,42 @@ impl BlockManager {
         for &block in &blocks {
             self.references[block as usize] += 1;
         }
-        BlockTable { blocks }
+        // Known again only where nothing is cut off.
+        let before = table.before.clone().filter(|_| table.known <= tokens / self.block_size);
+        BlockTable { blocks, known: table.known, before }
+    }
+
+    /// A table of the known blocks that `tokens` begins with, all but the last token at most: that one has to be
+    /// computed. `root` is who shares with whom.
+    pub fn prefix(&mut self, root: Option<&Arc<str>>, tokens: &[u32]) -> BlockTable {
+        let mut table = BlockTable::new();
+        if !self.reuses {
+            return table;
+        }
+        let mut before = Before::Root(root.cloned());
+        let blocks = tokens.len().saturating_sub(1) / self.block_size;
+        for tokens in tokens.chunks(self.block_size).take(blocks) {
+            let Some((block, next)) = self.prefixes.find(&before, tokens) else { break };
+            self.prefixes.wake(block);
+            self.references[block as usize] += 1;
+            table.blocks.push(block);
+            before = next;
+        }
+        table.known = table.blocks.len();
+        table.before = Some(before);
+        table
+    }
+
+    /// Notes the text of the blocks of `table` that `tokens`, all of them written, fill.
+    pub fn note(&mut self, table: &mut BlockTable, tokens: &[u32]) {
+        let Some(mut before) = table.before.take() else { return };
+        let full = (tokens.len() / self.block_size).min(table.blocks.len());
+        for index in table.known..full {
+            let tokens = &tokens[index * self.block_size..(index + 1) * self.block_size];
+            before = self.prefixes.insert(table.blocks[index], before, tokens);
+            table.known += 1;
+        }
+        table.before = Some(before);
     }
 
     /// Gives a table back; blocks without another owner become free.
@@ -144,15 +200,16 @@ impl BlockManager {
             let references = &mut self.references[block as usize];
             assert!(*references > 0, "block {block} is released twice");
             *references -= 1;
-            if *references == 0 {
+            if *references == 0 && !self.prefixes.rest(block) {
                 self.free.push(block);
             }
         }
     }
 
-    fn take(free: &mut Vec<u32>, references: &mut [u32]) -> u32 {
-        let block = free.pop().expect("free blocks were counted");
-        references[block as usize] = 1;
+    fn take(&mut self) -> u32 {
+        let block = self.free.pop().or_else(|| self.prefixes.evict());
+        let block = block.expect("free blocks were counted");
+        self.references[block as usize] = 1;
         block
     }
 }

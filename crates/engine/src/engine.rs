@@ -1,6 +1,6 @@
 //! The loop: plan, run, sample, report.
 
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Budget, Plan, Scheduler};
 use crate::sequence::Sequence;
 use crate::{
     BlockManager, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId, TokenLogprobs,
@@ -22,8 +22,12 @@ pub struct EngineOptions {
     pub cache_dtype: DType,
     /// Most prompt tokens read per step.
     pub prefill_chunk: usize,
-    /// Most sequences running at once.
+    /// Most prompt tokens read per step while answers are under way: what they wait for between tokens.
+    pub mixed_chunk: usize,
+    /// Most answers under way at once.
     pub max_batch: usize,
+    /// Keep what was computed for prompts that begin alike.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineOptions {
@@ -35,7 +39,9 @@ impl Default for EngineOptions {
             num_blocks: None,
             cache_dtype: DType::F16,
             prefill_chunk: 512,
+            mixed_chunk: 512,
             max_batch: 1,
+            prefix_cache: true,
         }
     }
 }
@@ -68,6 +74,8 @@ pub enum Event {
 pub enum FinishReason {
     /// The model chose this stop token.
     Stop(u32),
+    /// The answer is all that its constraint allows.
+    Complete,
     /// `max_tokens` were generated, or the context is full.
     Length,
     /// [`Engine::cancel`] was called.
@@ -77,12 +85,39 @@ pub enum FinishReason {
 }
 
 /// Tokens a sequence took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens chosen, a final stop token included.
     pub completion_tokens: usize,
+    /// Tokens of the prompt that had been computed for an earlier one.
+    pub cached_tokens: usize,
+}
+
+/// What an [`Engine`] is doing and has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Sequences that own blocks.
+    pub running: usize,
+    /// Sequences that own none yet, or no longer.
+    pub waiting: usize,
+    /// Blocks of the pool.
+    pub num_blocks: usize,
+    /// Blocks that no sequence owns.
+    pub free_blocks: usize,
+    /// Times a sequence lost its blocks to another one and had to be computed again.
+    pub preemptions: u64,
+    /// Forward passes.
+    pub steps: u64,
+    /// Rows of forward passes that were tokens of prompts.
+    pub prompt_rows: u64,
+    /// Rows of forward passes that were tokens of answers.
+    pub decode_rows: u64,
+    /// Tokens of prompts that ended.
+    pub prompt_tokens: u64,
+    /// Those of them that had been computed for an earlier prompt.
+    pub cached_tokens: u64,
 }
 
 /// Runs any number of sequences over one model and one paged cache. Synchronous: one thread owns
@@ -96,6 +131,8 @@ pub struct Engine {
     limits: Limits,
     next_id: u64,
     cancelled: Vec<Event>,
+    /// Its counters; the rest is asked for when it is wanted.
+    stats: Stats,
 }
 
 impl Engine {
@@ -111,6 +148,7 @@ impl Engine {
         for (field, value) in [
             ("block_size", options.block_size),
             ("prefill_chunk", options.prefill_chunk),
+            ("mixed_chunk", options.mixed_chunk),
             ("max_batch", options.max_batch),
         ] {
             crate::error::check(field, value, value > 0, "at least 1")?;
@@ -133,14 +171,18 @@ impl Engine {
             });
         }
         let cache = model.create_cache(num_blocks, options.block_size, options.cache_dtype)?;
+        let blocks = BlockManager::new(num_blocks, options.block_size);
+        let blocks = if options.prefix_cache { blocks } else { blocks.without_reuse() };
+        let budget = Budget { alone: options.prefill_chunk, beside_answers: options.mixed_chunk };
         Ok(Self {
             cache,
-            blocks: BlockManager::new(num_blocks, options.block_size),
-            scheduler: Scheduler::new(options.prefill_chunk, options.max_batch),
+            blocks,
+            scheduler: Scheduler::new(budget, options.max_batch),
             sampler: Sampler::new(),
             limits: Limits { vocab_size: model.vocab_size(), max_context },
             next_id: 0,
             cancelled: Vec::new(),
+            stats: Stats::default(),
             model,
         })
     }
@@ -160,9 +202,26 @@ impl Engine {
         self.blocks.num_free()
     }
 
-    /// Times a sequence lost its blocks to an older one and had to be computed again.
+    /// Times a sequence lost its blocks to another one and had to be computed again.
     pub fn preemptions(&self) -> u64 {
-        self.scheduler.preemptions()
+        self.scheduler.preemptions
+    }
+
+    /// What it is doing and has done.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            running: self.scheduler.num_running(),
+            waiting: self.scheduler.num_waiting(),
+            num_blocks: self.blocks.num_blocks(),
+            free_blocks: self.blocks.num_free(),
+            preemptions: self.scheduler.preemptions,
+            ..self.stats
+        }
+    }
+
+    /// The model it runs.
+    pub fn model(&self) -> &Arc<dyn LanguageModel> {
+        &self.model
     }
 
     /// Whether [`step`](Self::step) has nothing to do.
@@ -172,10 +231,25 @@ impl Engine {
 
     /// Queues a request made with [`limits`](Self::limits).
     pub fn submit(&mut self, request: ValidRequest) -> SequenceId {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
-        self.scheduler.add(id, Sequence::new(request));
-        id
+        self.submit_many(request, 1)[0]
+    }
+
+    /// Queues `n` answers to one prompt, which is computed once. Answer `i` is seeded with the request's
+    /// seed plus `i`.
+    ///
+    /// # Panics
+    /// When `n` is zero: a bug of the caller.
+    pub fn submit_many(&mut self, request: ValidRequest, n: usize) -> Vec<SequenceId> {
+        let ids: Vec<_> = (self.next_id..).take(n).map(SequenceId).collect();
+        self.next_id += n as u64;
+        let sampling = request.sampling.clone();
+        let seed = sampling.options().seed;
+        let mut sequence = Sequence::new(request);
+        let forks = (1..).zip(&ids[1..]);
+        sequence.forks =
+            forks.map(|(i, id)| (*id, sampling.with_seed(seed.wrapping_add(i)))).collect();
+        self.scheduler.add(ids[0], sequence);
+        ids
     }
 
     /// Frees a sequence's blocks at once; the next step reports it. False when it has ended before.
@@ -199,6 +273,9 @@ impl Engine {
             Err(error) => {
                 let error = Arc::new(error);
                 for chunk in &plan.chunks {
+                    for id in self.scheduler.split(chunk.id, &mut self.blocks) {
+                        events.extend(self.finish(id, FinishReason::Error(error.clone())));
+                    }
                     events.extend(self.finish(chunk.id, FinishReason::Error(error.clone())));
                 }
             }
@@ -207,14 +284,22 @@ impl Engine {
     }
 
     /// Logits of the sequences in `plan` whose last token is in it, in order.
-    fn forward(&self, plan: &Plan) -> Result<Vec<f32>, EngineError> {
+    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, EngineError> {
         let mut batch = Batch::new(self.blocks.block_size());
         for chunk in &plan.chunks {
             let s = self.scheduler.running(chunk.id);
             let tokens = &s.tokens[s.cached..s.cached + chunk.tokens];
             let outputs = usize::from(chunk.tokens == s.uncached());
-            batch.push(tokens, s.cached, s.table.blocks(), s.max_context() as u32, outputs);
+            let (table, limit) = (s.table.blocks(), s.max_context() as u32);
+            match chunk.decode {
+                true => batch.push_decode(tokens, s.cached, table, limit, outputs),
+                false => batch.push(tokens, s.cached, table, limit, outputs),
+            }
         }
+        self.stats.steps += 1;
+        let decode_rows = batch.decode_rows();
+        self.stats.decode_rows += decode_rows as u64;
+        self.stats.prompt_rows += (batch.rows() - decode_rows) as u64;
         if !plan.copies.is_empty() {
             self.model.copy_blocks(&self.cache, &plan.copies)?;
         }
@@ -230,34 +315,53 @@ impl Engine {
         for chunk in &plan.chunks {
             let s = self.scheduler.running_mut(chunk.id);
             s.cached += chunk.tokens;
+            self.blocks.note(&mut s.table, &s.tokens[..s.cached]);
             if s.uncached() > 0 {
                 continue;
             }
             let row = rows.next().expect("forward gives a row per output");
-            let id = chunk.id;
-            match self.sampler.sample(row, &s.request.sampling, &s.sample_context()) {
-                Err(error) => events.extend(self.finish(id, FinishReason::Error(error.into()))),
-                Ok(sampled) => {
-                    s.push(sampled.token);
-                    if s.is_stop(sampled.token) {
-                        events.extend(self.finish(id, FinishReason::Stop(sampled.token)));
-                        continue;
-                    }
-                    let full = s.tokens.len() == s.max_context();
-                    let Sampled { token, logprob } = sampled;
-                    events.push(Event::Token { id, token, logprob });
-                    if full {
-                        events.extend(self.finish(id, FinishReason::Length));
-                    }
-                }
+            let forks = self.scheduler.split(chunk.id, &mut self.blocks);
+            for id in std::iter::once(chunk.id).chain(forks) {
+                self.choose(id, row, events);
             }
         }
     }
 
+    /// The next token of `id`, of which everything else has been computed.
+    fn choose(&mut self, id: SequenceId, logits: &[f32], events: &mut Vec<Event>) {
+        let s = self.scheduler.running_mut(id);
+        let (context, sampling, constraint) = s.sampling();
+        let sampled = self.sampler.sample_within(logits, sampling, &context, constraint);
+        let Sampled { token, logprob } = match sampled {
+            Ok(sampled) => sampled,
+            Err(error) => {
+                return events.extend(self.finish(id, FinishReason::Error(error.into())));
+            }
+        };
+        s.push(token);
+        if s.is_stop(token) {
+            return events.extend(self.finish(id, FinishReason::Stop(token)));
+        }
+        let full = s.tokens.len() == s.max_context();
+        let step = s.generated() - 1;
+        let accepted =
+            s.request.constraint.as_mut().map(|c| c.accept(token).map(|()| c.is_complete()));
+        events.push(Event::Token { id, token, logprob });
+        let end = match accepted {
+            Some(Err(reason)) => {
+                Some(FinishReason::Error(EngineError::Constraint { step, reason }.into()))
+            }
+            Some(Ok(true)) => Some(FinishReason::Complete),
+            _ if full => Some(FinishReason::Length),
+            _ => None,
+        };
+        events.extend(end.and_then(|reason| self.finish(id, reason)));
+    }
+
     fn finish(&mut self, id: SequenceId, reason: FinishReason) -> Option<Event> {
-        let sequence = self.scheduler.remove(id, &mut self.blocks)?;
-        let usage =
-            Usage { prompt_tokens: sequence.prompt_len(), completion_tokens: sequence.generated() };
+        let usage = self.scheduler.remove(id, &mut self.blocks)?;
+        self.stats.prompt_tokens += usage.prompt_tokens as u64;
+        self.stats.cached_tokens += usage.cached_tokens as u64;
         Some(Event::Finished { id, reason, usage })
     }
 }

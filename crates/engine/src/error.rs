@@ -89,6 +89,14 @@ pub enum EngineError {
         /// Index of the answer's token that was being chosen, from 0.
         step: usize,
     },
+    /// What the answer has to look like leaves nothing to choose, or takes too long.
+    #[error("step {step}: {reason}")]
+    Constraint {
+        /// Index of the answer's token that was being chosen, from 0.
+        step: usize,
+        /// Reason.
+        reason: String,
+    },
     /// The text is too short for what was asked of it.
     #[error("{what}: needs {needed} tokens, found {found}")]
     TooFewTokens {
@@ -108,6 +116,12 @@ pub enum EngineError {
         reference: usize,
         /// Vocabulary of the model.
         model: usize,
+    },
+    /// The states of a text have no direction.
+    #[error("the states of the text have length {length}; the weights or a kernel are broken")]
+    Embedding {
+        /// Length of their sum.
+        length: f64,
     },
     /// One of several models that are compared is at fault.
     #[error("{name}: {error}")]

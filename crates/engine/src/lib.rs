@@ -25,6 +25,7 @@ mod error;
 pub mod evaluate;
 mod generation_config;
 mod model;
+mod prefix_cache;
 pub mod profile;
 mod request;
 mod sampler;
@@ -32,13 +33,13 @@ mod scheduler;
 mod sequence;
 
 pub use block_manager::{BlockManager, BlockTable, OutOfBlocks};
-pub use engine::{Engine, EngineOptions, Event, FinishReason, Usage};
+pub use engine::{Engine, EngineOptions, Event, FinishReason, Stats, Usage};
 pub use error::EngineError;
 pub use generation_config::GenerationConfig;
 pub use model::LanguageModel;
 pub use request::{Limits, Request, ValidRequest};
 pub use sampler::{
-    Dry, SampleContext, Sampled, Sampler, SamplingOptions, SamplingParams, TokenCounts,
+    Constraint, Dry, SampleContext, Sampled, Sampler, SamplingOptions, SamplingParams, TokenCounts,
     TokenLogprobs, Xtc,
 };
 pub use sequence::SequenceId;

@@ -36,7 +36,14 @@ pub trait LanguageModel: Send + Sync {
     /// When a layer fails.
     fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError>;
 
-    /// Copies logits to the host.
+    /// Runs `batch` as [`forward`](Self::forward) does; returns the states after the final norm of all its
+    /// rows, `[rows, hidden_size]`.
+    ///
+    /// # Errors
+    /// When a layer fails.
+    fn hidden(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError>;
+
+    /// Copies logits or states to the host.
     ///
     /// # Errors
     /// When the device fails.
@@ -67,6 +74,11 @@ impl LanguageModel for Model {
 
     fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError> {
         Model::forward(self, batch, cache).map_err(|e| EngineError::Forward(Box::new(e)))
+    }
+
+    fn hidden(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError> {
+        let states = self.hidden_states(batch, cache);
+        Ok(states.map_err(|e| EngineError::Forward(Box::new(e)))?.0)
     }
 
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {

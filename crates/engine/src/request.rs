@@ -1,6 +1,7 @@
 //! A request as the caller writes it, and as the engine trusts it.
 
-use crate::{EngineError, SamplingParams};
+use crate::{Constraint, EngineError, SamplingParams};
+use std::sync::Arc;
 
 /// What to continue and how.
 #[derive(Debug, Clone)]
@@ -19,6 +20,12 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Treat end-of-text tokens as any other; `stop_tokens` still stop.
     pub ignore_eos: bool,
+    /// What the answer has to look like.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Requests of a lower number go first, and may take the room of others.
+    pub priority: i32,
+    /// Prompts that begin alike are computed once for all requests of one name.
+    pub cache_name: Option<Arc<str>>,
 }
 
 impl Request {
@@ -32,6 +39,9 @@ impl Request {
             eos_tokens,
             stop_tokens: Vec::new(),
             ignore_eos: false,
+            constraint: None,
+            priority: 0,
+            cache_name: None,
         }
     }
 }
@@ -104,6 +114,9 @@ impl Limits {
             max_tokens,
             min_tokens: request.min_tokens,
             stop_tokens,
+            constraint: request.constraint,
+            priority: request.priority,
+            cache_name: request.cache_name,
         })
     }
 }
@@ -111,6 +124,9 @@ impl Limits {
 /// A request that fits; made by [`Limits::validate`] only.
 #[derive(Debug, Clone)]
 pub struct ValidRequest {
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) priority: i32,
+    pub(crate) cache_name: Option<Arc<str>>,
     pub(crate) prompt: Vec<u32>,
     pub(crate) sampling: SamplingParams,
     pub(crate) max_tokens: usize,

@@ -1,148 +1,247 @@
 //! Which tokens run next.
 //!
-//! Every step runs the next token of each sequence that is decoding, oldest first, and up to
-//! `prefill_chunk` prompt tokens, given first to the prompts that waited longest: a long prompt
-//! delays the others by one chunk, never by its whole length. A sequence is admitted only when its
-//! tokens fit the pool with a block to spare for each running one, and owns their blocks from then
-//! on, so only decoding can run out. Then the youngest sequence loses its blocks and later
-//! recomputes; the oldest always advances, so every request ends.
+//! Every step runs the next token of each sequence that is decoding, first come first, and up to a budget of
+//! prompt tokens, given first to the prompts that waited longest: a long prompt delays the others by one
+//! chunk, never by its whole length. The budget is smaller while answers are under way, which
+//! bounds the time between their tokens. A sequence is admitted only when its tokens fit the pool with a
+//! block to spare for each running one, and owns their blocks from then on, so only decoding can run out. Then the
+//! last one in rank loses its blocks and later recomputes; the first always advances, so every request
+//! ends. Rank is priority, then age.
 
 use crate::sequence::Sequence;
-use crate::{BlockManager, BlockTable, SequenceId};
-use std::collections::BTreeMap;
+use crate::{BlockManager, BlockTable, SequenceId, Usage};
+use std::collections::{BTreeMap, HashMap};
 
 /// Consecutive tokens of one sequence to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub id: SequenceId,
     pub tokens: usize,
+    /// Tokens of the answer, not of the prompt.
+    pub decode: bool,
 }
 
 /// One step.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
+    /// Those of answers first.
     pub chunks: Vec<Chunk>,
     /// Block copies to make first.
     pub copies: Vec<(u32, u32)>,
 }
 
+/// Priority, then age.
+type Rank = (i32, SequenceId);
+
+/// Most tokens of prompts in a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    /// While nothing else runs.
+    pub alone: usize,
+    /// While answers are under way.
+    pub beside_answers: usize,
+}
+
 /// Owns every unfinished sequence.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    waiting: BTreeMap<SequenceId, Sequence>,
-    running: BTreeMap<SequenceId, Sequence>,
-    prefill_chunk: usize,
+    waiting: BTreeMap<Rank, Sequence>,
+    running: BTreeMap<Rank, Sequence>,
+    /// Of every sequence, and of the forks that wait in one for the end of its prompt.
+    ranks: HashMap<SequenceId, Rank>,
+    budget: Budget,
     max_batch: usize,
     step: u64,
-    preemptions: u64,
+    pub preemptions: u64,
 }
 
 impl Scheduler {
-    pub fn new(prefill_chunk: usize, max_batch: usize) -> Self {
-        Self {
-            waiting: BTreeMap::new(),
-            running: BTreeMap::new(),
-            prefill_chunk,
-            max_batch,
-            step: 0,
-            preemptions: 0,
-        }
+    pub fn new(budget: Budget, max_batch: usize) -> Self {
+        let (waiting, running, ranks) = Default::default();
+        Self { waiting, running, ranks, budget, max_batch, step: 0, preemptions: 0 }
     }
 
     pub fn add(&mut self, id: SequenceId, sequence: Sequence) {
-        self.waiting.insert(id, sequence);
+        let rank = (sequence.request.priority, id);
+        self.ranks.insert(id, rank);
+        self.ranks.extend(sequence.forks.iter().map(|(fork, _)| (*fork, rank)));
+        self.waiting.insert(rank, sequence);
     }
 
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    pub fn preemptions(&self) -> u64 {
-        self.preemptions
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn num_running(&self) -> usize {
+        self.running.len()
     }
 
     pub fn running(&self, id: SequenceId) -> &Sequence {
-        &self.running[&id]
+        &self.running[&self.ranks[&id]]
     }
 
     pub fn running_mut(&mut self, id: SequenceId) -> &mut Sequence {
-        self.running.get_mut(&id).expect("planned sequences are running")
+        self.running.get_mut(&self.ranks[&id]).expect("planned sequences are running")
     }
 
     /// Takes a sequence out and frees its blocks.
-    pub fn remove(&mut self, id: SequenceId, blocks: &mut BlockManager) -> Option<Sequence> {
-        let mut sequence = self.running.remove(&id).or_else(|| self.waiting.remove(&id))?;
-        blocks.release(std::mem::take(&mut sequence.table));
-        Some(sequence)
+    pub fn remove(&mut self, id: SequenceId, blocks: &mut BlockManager) -> Option<Usage> {
+        let rank = self.ranks.remove(&id)?;
+        if rank.1 != id {
+            // It has not come out of another one yet.
+            let host = self.running.get_mut(&rank).or_else(|| self.waiting.get_mut(&rank))?;
+            host.forks.retain(|(fork, _)| *fork != id);
+            return Some(Usage { prompt_tokens: host.prompt_len(), ..Usage::default() });
+        }
+        let is_running = self.running.contains_key(&rank);
+        let from = if is_running { &mut self.running } else { &mut self.waiting };
+        let mut sequence = from.remove(&rank)?;
+        let usage = Usage {
+            prompt_tokens: sequence.prompt_len(),
+            completion_tokens: sequence.generated(),
+            cached_tokens: sequence.found.unwrap_or(0),
+        };
+        if sequence.forks.is_empty() {
+            blocks.release(std::mem::take(&mut sequence.table));
+            return Some(usage);
+        }
+        // The others still want their answers: the first of them goes on in its place.
+        let (heir, sampling) = sequence.forks.remove(0);
+        let table = std::mem::take(&mut sequence.table);
+        let mut next = sequence.fork(sampling, table);
+        next.forks = std::mem::take(&mut sequence.forks);
+        let rank = (rank.0, heir);
+        self.ranks.insert(heir, rank);
+        self.ranks.extend(next.forks.iter().map(|(fork, _)| (*fork, rank)));
+        from.insert(rank, next);
+        Some(usage)
+    }
+
+    /// Lets the forks of `id`, whose prompt is in the cache, run by themselves.
+    pub fn split(&mut self, id: SequenceId, blocks: &mut BlockManager) -> Vec<SequenceId> {
+        let host = self.running_mut(id);
+        let forks = std::mem::take(&mut host.forks);
+        let ids = forks.iter().map(|(fork, _)| *fork).collect();
+        for (fork, sampling) in forks {
+            let host = self.running_mut(id);
+            let table = blocks.share(&host.table, host.cached);
+            let sequence = host.fork(sampling, table);
+            let rank = (sequence.request.priority, fork);
+            self.ranks.insert(fork, rank);
+            self.running.insert(rank, sequence);
+        }
+        ids
     }
 
     pub fn schedule(&mut self, blocks: &mut BlockManager) -> Plan {
         self.step += 1;
         let mut plan = Plan::default();
+        self.make_room(blocks);
         let before = self.preemptions;
         self.plan_decode(blocks, &mut plan);
         if self.preemptions == before {
             self.admit(blocks, &mut plan);
         }
         self.plan_prefill(&mut plan);
+        plan.chunks.sort_by_key(|chunk| !chunk.decode);
         plan
     }
 
     fn plan_decode(&mut self, blocks: &mut BlockManager, plan: &mut Plan) {
-        let decoding: Vec<_> =
-            self.running.iter().filter(|(_, s)| s.uncached() == 1).map(|(&id, _)| id).collect();
-        for id in decoding {
-            // Victims are younger than what is planned already, so a plan is never taken back.
-            while let Some(s) = self.running.get_mut(&id) {
+        let decoding = self.running.iter().filter(|(_, s)| s.is_decoding());
+        for rank in decoding.map(|(rank, _)| *rank).collect::<Vec<_>>() {
+            // Victims rank behind what is planned already, so a plan is never taken back.
+            while let Some(s) = self.running.get_mut(&rank) {
                 let (written, tokens) = (s.cached, s.tokens.len());
                 if blocks.reserve(&mut s.table, written, tokens, &mut plan.copies).is_ok() {
-                    plan.chunks.push(Chunk { id, tokens: 1 });
+                    plan.chunks.push(Chunk { id: rank.1, tokens: 1, decode: true });
                     break;
                 }
-                self.preempt_youngest(blocks);
+                self.preempt_last(blocks);
             }
         }
     }
 
-    fn preempt_youngest(&mut self, blocks: &mut BlockManager) {
-        let (id, mut sequence) = self.running.pop_last().expect("someone asked for a block");
+    fn preempt_last(&mut self, blocks: &mut BlockManager) {
+        let (rank, mut sequence) = self.running.pop_last().expect("someone asked for a block");
         blocks.release(std::mem::replace(&mut sequence.table, BlockTable::new()));
         sequence.cached = 0;
-        self.waiting.insert(id, sequence);
+        self.waiting.insert(rank, sequence);
         self.preemptions += 1;
     }
 
-    fn admit(&mut self, blocks: &mut BlockManager, plan: &mut Plan) {
-        while self.running.len() < self.max_batch
-            && let Some(entry) = self.waiting.first_entry()
+    /// Lets those of a later priority wait for those of an earlier one.
+    fn make_room(&mut self, blocks: &mut BlockManager) {
+        while let Some((rank, sequence)) = self.waiting.first_key_value()
+            && let Some((last, _)) = self.running.last_key_value()
+            && last.0 > rank.0
         {
-            let tokens = entry.get().tokens.len();
-            if blocks.blocks_for(tokens) + self.running.len() > blocks.num_free() {
+            let needed = blocks.blocks_for(sequence.tokens.len()) + self.running.len();
+            if needed <= blocks.num_free() && self.answers() + sequence.answers() <= self.max_batch
+            {
                 break;
             }
-            let (id, mut sequence) = entry.remove_entry();
-            blocks
-                .reserve(&mut sequence.table, 0, tokens, &mut plan.copies)
-                .expect("free blocks were counted");
-            sequence.last_step = 0;
-            self.running.insert(id, sequence);
+            self.preempt_last(blocks);
         }
     }
 
+    /// Answers under way.
+    fn answers(&self) -> usize {
+        self.running.values().map(Sequence::answers).sum()
+    }
+
+    fn admit(&mut self, blocks: &mut BlockManager, plan: &mut Plan) {
+        while let Some((&rank, sequence)) = self.waiting.first_key_value() {
+            let is_alone = self.running.is_empty();
+            let fits = is_alone || self.answers() + sequence.answers() <= self.max_batch;
+            if !fits || !self.start(rank, blocks, plan) {
+                break;
+            }
+        }
+    }
+
+    /// Lets the sequence at `rank` run if there is room for it.
+    fn start(&mut self, rank: Rank, blocks: &mut BlockManager, plan: &mut Plan) -> bool {
+        let mut sequence = self.waiting.remove(&rank).expect("it waits");
+        let tokens = sequence.tokens.len();
+        let mut table = blocks.prefix(sequence.request.cache_name.as_ref(), &sequence.tokens);
+        let found = table.blocks().len() * blocks.block_size();
+        let needed = blocks.blocks_for(tokens) - table.blocks().len() + self.running.len();
+        if needed > blocks.num_free() {
+            blocks.release(table);
+            self.waiting.insert(rank, sequence);
+            return false;
+        }
+        let reserved = blocks.reserve(&mut table, found, tokens, &mut plan.copies);
+        reserved.expect("free blocks were counted");
+        sequence.table = table;
+        sequence.cached = found;
+        sequence.found.get_or_insert(found);
+        sequence.last_step = 0;
+        self.running.insert(rank, sequence);
+        true
+    }
+
     fn plan_prefill(&mut self, plan: &mut Plan) {
-        let mut budget = self.prefill_chunk;
-        let planned: Vec<_> = plan.chunks.iter().map(|c| c.id).collect();
-        let mut prefilling: Vec<_> =
-            self.running.iter_mut().filter(|(id, _)| planned.binary_search(id).is_err()).collect();
-        prefilling.sort_by_key(|(id, s)| (s.last_step, **id));
-        for (&id, s) in prefilling {
-            let tokens = s.uncached().min(budget);
+        let Budget { alone, beside_answers } = self.budget;
+        let mut budget = if plan.chunks.is_empty() { alone } else { beside_answers };
+        let mut reading: Vec<_> =
+            self.running.iter_mut().filter(|(_, s)| !s.is_decoding()).collect();
+        reading.sort_by_key(|(rank, s)| (s.last_step, **rank));
+        for (rank, s) in reading {
+            let decode = s.past_prompt();
+            let left = if decode { s.uncached() } else { s.prompt_len() - s.cached };
+            let tokens = left.min(budget);
             if tokens == 0 {
                 break;
             }
             budget -= tokens;
             s.last_step = self.step;
-            plan.chunks.push(Chunk { id, tokens });
+            plan.chunks.push(Chunk { id: rank.1, tokens, decode });
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One request on its way through the engine.
 
-use crate::{BlockTable, SampleContext, TokenCounts, ValidRequest};
+use crate::{BlockTable, Constraint, SampleContext, SamplingParams, TokenCounts, ValidRequest};
 use std::fmt;
 
 /// Names a request; later requests have larger ids.
@@ -24,6 +24,10 @@ pub(crate) struct Sequence {
     pub table: BlockTable,
     /// Scheduler step that last read a chunk of this prompt.
     pub last_step: u64,
+    /// Further answers to the same prompt, which begin where it ends: who, and how tokens are chosen.
+    pub forks: Vec<(SequenceId, SamplingParams)>,
+    /// Tokens of the prompt that were found in the cache when it was read first.
+    pub found: Option<usize>,
     counts: TokenCounts,
 }
 
@@ -31,7 +35,28 @@ impl Sequence {
     pub fn new(request: ValidRequest) -> Self {
         let tokens = request.prompt.clone();
         let counts = TokenCounts::new(&tokens, &request.sampling);
-        Self { tokens, request, cached: 0, table: BlockTable::new(), last_step: 0, counts }
+        Self {
+            tokens,
+            request,
+            cached: 0,
+            table: BlockTable::new(),
+            last_step: 0,
+            forks: Vec::new(),
+            found: None,
+            counts,
+        }
+    }
+
+    /// A second answer to the prompt, of which nothing has been chosen yet, with a table of its own.
+    pub fn fork(&self, sampling: SamplingParams, table: BlockTable) -> Self {
+        let request = ValidRequest { sampling, ..self.request.clone() };
+        let Self { cached, last_step, found, .. } = *self;
+        Self { cached, last_step, found, table, ..Self::new(request) }
+    }
+
+    /// Answers it is or will become.
+    pub fn answers(&self) -> usize {
+        1 + self.forks.len()
     }
 
     pub fn prompt_len(&self) -> usize {
@@ -48,6 +73,17 @@ impl Sequence {
         self.tokens.len() - self.cached
     }
 
+    /// Whether the next token to run belongs to the answer. Prompt and answer are computed in ways of
+    /// their own, also when the cache was lost, so that losing it changes nothing.
+    pub fn past_prompt(&self) -> bool {
+        self.cached >= self.prompt_len()
+    }
+
+    /// Whether one more token of the answer is all there is to run.
+    pub fn is_decoding(&self) -> bool {
+        self.past_prompt() && self.uncached() == 1
+    }
+
     /// Most tokens it can ever hold.
     pub fn max_context(&self) -> usize {
         self.prompt_len() + self.request.max_tokens
@@ -62,14 +98,18 @@ impl Sequence {
         self.request.stop_tokens.binary_search(&token).is_ok()
     }
 
-    /// What the sampler may know.
-    pub fn sample_context(&self) -> SampleContext<'_> {
+    /// What the sampler may know, how it is to choose, and what the answer has to look like.
+    pub fn sampling(&mut self) -> Sampling<'_> {
         let early = self.generated() < self.request.min_tokens;
-        SampleContext {
-            tokens: &self.tokens,
-            prompt_len: self.prompt_len(),
-            counts: &self.counts,
-            banned: if early { &self.request.stop_tokens } else { &[] },
-        }
+        let prompt_len = self.prompt_len();
+        let ValidRequest { sampling, stop_tokens, constraint, .. } = &mut self.request;
+        let banned = if early { &stop_tokens[..] } else { &[] };
+        let context =
+            SampleContext { tokens: &self.tokens, prompt_len, counts: &self.counts, banned };
+        (context, sampling, constraint.as_mut())
     }
 }
+
+/// Arguments of the sampler.
+pub(crate) type Sampling<'a> =
+    (SampleContext<'a>, &'a SamplingParams, Option<&'a mut Box<dyn Constraint>>);

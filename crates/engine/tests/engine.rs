@@ -171,7 +171,10 @@ fn endings() {
                     Event::Finished { id: ended, reason: found, usage } => {
                         assert_eq!(ended, id);
                         assert_eq!(format!("{found:?}"), format!("{reason:?}"));
-                        assert_eq!(usage, Usage { prompt_tokens: 5, completion_tokens });
+                        assert_eq!(
+                            usage,
+                            Usage { prompt_tokens: 5, completion_tokens, cached_tokens: 0 }
+                        );
                         return tokens;
                     }
                 }

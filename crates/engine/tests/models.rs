@@ -4,7 +4,7 @@ mod common;
 
 use common::{Outcome, answers, drain};
 use marlin_checkpoint::{Checkpoint, read_safetensors};
-use marlin_cpu::{Activations, CpuBackend, CpuOptions};
+use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_engine::evaluate::{Choice, ChoiceRow, PerplexityOptions, choices, logits, perplexity};
 use marlin_engine::{
     Engine, EngineOptions, FinishReason, LanguageModel, Request, SamplingOptions, SamplingParams,
@@ -16,11 +16,14 @@ use std::sync::Arc;
 
 /// A tiny model and the 64 tokens its reference results are for.
 fn load(family: &str) -> (Arc<Model>, Vec<u32>, Vec<f32>) {
+    let float = CpuOptions { threads: 1, activations: Activations::Float, ..CpuOptions::default() };
+    load_on(family, float)
+}
+
+fn load_on(family: &str, options: CpuOptions) -> (Arc<Model>, Vec<u32>, Vec<f32>) {
     let path = tiny_model(family);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let spec = marlin_models::spec(&checkpoint).unwrap();
-    let options =
-        CpuOptions { threads: 1, activations: Activations::Float, ..CpuOptions::default() };
     let backend = Arc::new(CpuBackend::new(options).unwrap());
     let model = Model::load(&checkpoint, spec, backend, &mut |_| {}).unwrap();
     let reference = read_safetensors(&path.join("ref.safetensors")).unwrap();
@@ -39,7 +42,9 @@ fn engine(model: &Arc<Model>, max_batch: usize, num_blocks: usize, chunk: usize)
         num_blocks: Some(num_blocks),
         cache_dtype: DType::F32,
         prefill_chunk: chunk,
+        mixed_chunk: chunk,
         max_batch,
+        ..EngineOptions::default()
     };
     Engine::new(model.clone(), &options).unwrap()
 }
@@ -64,8 +69,16 @@ fn requests(tokens: &[u32]) -> Vec<Request> {
 
 #[test]
 fn answers_depend_neither_on_chunks_nor_on_company_nor_on_preemption() {
-    for family in FAMILIES {
-        let (model, tokens, _) = load(family);
+    let best = CpuOptions { threads: 1, ..CpuOptions::default() };
+    let everywhere = FAMILIES.map(|family| (family, best));
+    let levels = Level::ALL.into_iter().filter(|l| l.is_supported());
+    let all = levels.flat_map(|l| [(l, Activations::Auto), (l, Activations::Float)]);
+    let more = all.flat_map(|(level, activations)| {
+        let options = CpuOptions { threads: 1, level, activations };
+        ["glm4_moe_lite", "gemma3", "qwen2"].map(|family| (family, options))
+    });
+    for (family, options) in everywhere.into_iter().chain(more) {
+        let (model, tokens, _) = load_on(family, options);
         let requests = requests(&tokens);
         let alone: Vec<_> = requests
             .iter()
@@ -74,13 +87,16 @@ fn answers_depend_neither_on_chunks_nor_on_company_nor_on_preemption() {
         for (chunk, batch) in [(1, 1), (7, 1), (16, 1), (1, 4), (7, 2), (16, 4), (64, 4)] {
             let mut engine = engine(&model, batch, 32 * batch, chunk);
             let found = answers(&mut engine, &requests);
-            assert_eq!(found, alone, "{family}, chunk {chunk}, batch {batch}");
+            assert_eq!(found, alone, "{family}, chunk {chunk}, batch {batch}, {options:?}");
             assert_eq!(engine.free_blocks(), 32 * batch);
         }
         let mut small = engine(&model, 4, 40, 16);
-        assert_eq!(answers(&mut small, &requests), alone, "{family}, preempted");
+        assert_eq!(answers(&mut small, &requests), alone, "{family}, preempted, {options:?}");
         assert!(small.preemptions() > 0, "the pool was meant to be too small");
         assert_eq!(small.free_blocks(), 40);
+        let (model, ..) = load_on(family, CpuOptions { threads: 3, ..options });
+        let found = answers(&mut engine(&model, 4, 128, 16), &requests);
+        assert_eq!(found, alone, "{family}, three threads, {options:?}");
     }
 }
 

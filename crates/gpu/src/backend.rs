@@ -53,8 +53,9 @@ fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
     })
 }
 
+/// Every row is computed as if it were alone, those of prompts too: nothing here asks which are tokens of answers.
 fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
-    Tensor { rows, columns, handle: Arc::new(buffer) }
+    Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -92,9 +92,14 @@ impl Model {
     /// When a token is outside the vocabulary or the backend fails.
     pub fn forward(&self, batch: &Batch, cache: &Cache) -> Result<Tensor> {
         self.check_tokens(batch)?;
-        let mut pass = || {
+        let pass = || {
             let x = self.blocks(batch, cache, &mut None)?;
-            self.logits_of(&x, &batch.output_rows)
+            let mut x = self.backend.gather_rows(&x, &batch.output_rows)?;
+            if batch.most_outputs <= 1 {
+                // What is chosen from them are tokens of answers.
+                x.decode_rows = x.rows;
+            }
+            self.logits(&self.norm.forward(self.backend.as_ref(), &x)?)
         };
         let logits = self.backend.run_pass(self.id, batch, cache, &mut || {
             pass().map_err(|error| match error {

@@ -60,6 +60,10 @@ pub enum BackendError {
 pub struct Tensor {
     /// Rows (tokens).
     pub rows: usize,
+    /// Leading rows that are tokens of answers. Each is computed as if it were alone, so that neither
+    /// company nor a second computation changes an answer; the rows of prompts after them are computed in
+    /// whatever way is fast for many, which may round otherwise, but does not depend on how many.
+    pub decode_rows: usize,
     /// Columns (features).
     pub columns: usize,
     /// Backend storage.

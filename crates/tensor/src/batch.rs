@@ -9,6 +9,8 @@ pub struct BatchSequence {
     pub first_row: usize,
     /// Consecutive rows (tokens) of this sequence in this pass.
     pub rows: usize,
+    /// Whether they are tokens of an answer, [`Tensor::decode_rows`](crate::Tensor::decode_rows).
+    pub decode: bool,
     /// Tokens in the cache once this pass is done; the last row has position `context_len - 1`.
     pub context_len: usize,
     /// Most tokens this sequence can ever hold (prompt and `max_tokens`): selects LongRoPE's table.
@@ -32,12 +34,19 @@ pub struct Batch {
     pub block_size: usize,
     /// Rows whose logits are wanted, ascending.
     pub output_rows: Vec<u32>,
+    /// Most rows of one sequence among them.
+    pub most_outputs: usize,
 }
 
 impl Batch {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Rows of answers, which come first.
+    pub fn decode_rows(&self) -> usize {
+        self.sequences.iter().filter(|s| s.decode).map(|s| s.rows).sum()
     }
 
     /// An empty batch over blocks of `block_size` tokens.
@@ -49,10 +58,11 @@ impl Batch {
             sequences: Vec::new(),
             block_size,
             output_rows: Vec::new(),
+            most_outputs: 0,
         }
     }
 
-    /// Appends `tokens` of one sequence whose cache already holds `start` tokens.
+    /// Appends `tokens` of the prompt of one sequence whose cache already holds `start` tokens.
     /// `block_table` must cover `start + tokens.len()` positions. Logits are wanted for the
     /// last `outputs` of them.
     ///
@@ -66,6 +76,34 @@ impl Batch {
         max_context: u32,
         outputs: usize,
     ) {
+        self.append(tokens, start, block_table, max_context, outputs, false);
+    }
+
+    /// [`push`](Self::push) for tokens of an answer.
+    ///
+    /// # Panics
+    /// When the block table is too short, or prompts were pushed before: bugs of the caller.
+    pub fn push_decode(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        block_table: &[u32],
+        max_context: u32,
+        outputs: usize,
+    ) {
+        assert!(self.sequences.last().is_none_or(|s| s.decode), "answers come before prompts");
+        self.append(tokens, start, block_table, max_context, outputs, true);
+    }
+
+    fn append(
+        &mut self,
+        tokens: &[u32],
+        start: usize,
+        block_table: &[u32],
+        max_context: u32,
+        outputs: usize,
+        decode: bool,
+    ) {
         let first_row = self.rows();
         for (i, &token) in tokens.iter().enumerate() {
             let position = start + i;
@@ -76,9 +114,11 @@ impl Batch {
         }
         let end = self.rows();
         self.output_rows.extend((end - outputs.min(tokens.len())..end).map(|r| r as u32));
+        self.most_outputs = self.most_outputs.max(outputs.min(tokens.len()));
         self.sequences.push(BatchSequence {
             first_row,
             rows: tokens.len(),
+            decode,
             context_len: start + tokens.len(),
             max_context,
             block_table: block_table.to_vec(),

@@ -5,7 +5,7 @@
 
 mod attention;
 
-pub use attention::{PLAIN, Row, attention, check_attention};
+pub use attention::{PLAIN, Row, attention, check_attention, check_decode};
 
 use marlin_tensor::{
     Activation, Backend, Batch, CacheLayerSpec, CacheSpec, DType, Experts, Heads, HostTensor,

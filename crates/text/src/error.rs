@@ -69,4 +69,20 @@ pub enum TextError {
         /// Names that exist, separated by commas.
         available: String,
     },
+    /// A tool of a request.
+    #[error("tool: {field}: {reason}")]
+    Tool {
+        /// Field of the function.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A grammar that cannot be compiled or followed.
+    #[error("{kind}: {reason}")]
+    Grammar {
+        /// Kind of grammar: the name that requests call it by.
+        kind: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
 }

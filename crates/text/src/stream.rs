@@ -20,6 +20,10 @@ use std::sync::Arc;
 pub struct StreamOptions {
     /// Text of control tokens such as `<|im_end|>` is given out too.
     pub show_special: bool,
+    /// Control tokens whose text is given out all the same: the markers of calls and reasoning,
+    /// [`crate::OutputFormat::markers`]. Texts that are no token are ignored, since no token can
+    /// hide them.
+    pub show: Vec<String>,
     /// The tokens continue a text instead of starting one, so a space at their very beginning is
     /// part of it. Matters to SentencePiece vocabularies only, whose first word carries a space
     /// that is not in the text.
@@ -43,6 +47,8 @@ pub struct StreamDecoder {
     vocabulary: Arc<Vocabulary>,
     stop: Vec<String>,
     show_special: bool,
+    /// Ids of [`StreamOptions::show`].
+    shown: Vec<u32>,
     at_start: bool,
     /// Beginning of a character.
     bytes: Vec<u8>,
@@ -52,12 +58,18 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    pub(crate) fn new(vocabulary: Arc<Vocabulary>, options: StreamOptions) -> Self {
+    /// `token_id`: the id of the token written so.
+    pub(crate) fn new(
+        vocabulary: Arc<Vocabulary>,
+        options: StreamOptions,
+        token_id: impl Fn(&str) -> Option<u32>,
+    ) -> Self {
         let at_start = vocabulary.strips_first_space() && !options.continues_text;
         Self {
             vocabulary,
             stop: options.stop,
             show_special: options.show_special,
+            shown: options.show.iter().filter_map(|text| token_id(text)).collect(),
             at_start,
             bytes: Vec::new(),
             held: String::new(),
@@ -75,7 +87,7 @@ impl StreamDecoder {
         if self.stopped_by.is_some() {
             return Ok(self.emit(String::new()));
         }
-        if !self.show_special && self.vocabulary.is_special(id)? {
+        if !self.show_special && self.vocabulary.is_special(id)? && !self.shown.contains(&id) {
             piece = &[];
         }
         if self.at_start && !piece.is_empty() {

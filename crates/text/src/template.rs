@@ -6,6 +6,7 @@
 //! what Python's `json.dumps(…, ensure_ascii=False)` writes ([`python`]). `{% generation %}` marks
 //! training targets and changes no text; it is read as `{% if true %}`.
 
+mod messages;
 mod python;
 
 use crate::TextError;
@@ -17,11 +18,13 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value as Jinja};
 use regex::{Captures, Regex};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 /// Instructions and 64-byte units of data one rendering may use: far more than a prompt of a
-/// million characters needs, and over within a second.
+/// million characters needs. It also bounds what a template may allocate, 256 MB here, and how long one
+/// runs that writes nothing, which [`RenderLimits::max_time`] cannot see.
 const FUEL: u64 = 4_000_000;
 /// The template that is used unless another is asked for.
 pub(crate) const DEFAULT: &str = "default";
@@ -34,6 +37,8 @@ pub struct ChatTemplate {
     /// `bos_token` and `eos_token`, where the model has them.
     tokens: Vec<(&'static str, String)>,
     names: Vec<String>,
+    sources: Vec<String>,
+    probed: messages::Probed,
 }
 
 /// What a template is rendered from.
@@ -52,6 +57,24 @@ pub struct TemplateInputs<'a> {
     pub template: Option<&'a str>,
     /// What `strftime_now` tells, in UTC.
     pub now: SystemTime,
+    /// When rendering gives up.
+    pub limits: RenderLimits,
+}
+
+/// What one rendering may take, beside the instructions that a template may execute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RenderLimits {
+    /// Longest prompt. A server gives four bytes for each token of its context.
+    pub max_bytes: usize,
+    /// Longest time, looked at whenever text is written.
+    pub max_time: Duration,
+}
+
+impl Default for RenderLimits {
+    /// 64 MiB and 250 ms.
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, max_time: Duration::from_millis(250) }
+    }
 }
 
 impl<'a> TemplateInputs<'a> {
@@ -64,6 +87,7 @@ impl<'a> TemplateInputs<'a> {
             extra: None,
             template: None,
             now: SystemTime::now(),
+            limits: RenderLimits::default(),
         }
     }
 }
@@ -107,19 +131,27 @@ impl ChatTemplate {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         let names: Vec<String> = sources.keys().cloned().collect();
+        let mut kept = Vec::new();
         for (name, source) in sources {
             environment
                 .add_template_owned(name, without_generation_tags(&source))
                 .map_err(|error| template_error(origin, &error))?;
+            kept.push(source);
         }
         let tokens = [("bos_token", bos_token), ("eos_token", eos_token)];
         let tokens = tokens.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
-        Ok(Self { environment, origin: origin.into(), tokens, names })
+        let probed = messages::Probed::new(names.len());
+        Ok(Self { environment, origin: origin.into(), tokens, names, sources: kept, probed })
     }
 
     /// Names of the templates.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The sources of the templates, in the order of [`ChatTemplate::names`].
+    pub fn sources(&self) -> &[String] {
+        &self.sources
     }
 
     /// The prompt for `inputs`. Without a name in them the template is `tool_use` where there are
@@ -128,13 +160,8 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the messages, fails on them, or takes too long.
     pub fn render(&self, inputs: &TemplateInputs) -> Result<String, TextError> {
-        let has = |name: &str| self.names.iter().any(|other| other == name);
-        let name = match inputs.template {
-            Some(name) => name,
-            None if inputs.tools.is_some() && has("tool_use") => "tool_use",
-            None => DEFAULT,
-        };
-        if !has(name) {
+        let name = self.select(inputs.template, inputs.tools.is_some());
+        if !self.has(name) {
             return Err(TextError::TemplateName {
                 origin: self.origin.clone(),
                 name: name.into(),
@@ -156,10 +183,61 @@ impl ChatTemplate {
         for (name, value) in inputs.extra.into_iter().flatten() {
             variables.push((name.clone(), jinja(value)));
         }
-        self.environment
-            .get_template(name)
-            .and_then(|template| template.render(Jinja::from_pairs(variables)))
-            .map_err(|error| template_error(&self.origin, &error))
+        let mut prompt = Prompt::new(inputs.limits);
+        let rendered = self.environment.get_template(name).and_then(|template| {
+            template.render_captured_to(Jinja::from_pairs(variables), &mut prompt)
+        });
+        rendered.map_err(|error| template_error(&self.origin, &error))?;
+        // Templates write strings.
+        String::from_utf8(prompt.bytes).map_err(|error| TextError::Template {
+            origin: self.origin.clone(),
+            line: 0,
+            reason: error.to_string(),
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|other| other == name)
+    }
+
+    /// Name of the template that is used.
+    fn select<'a>(&self, asked: Option<&'a str>, tools: bool) -> &'a str {
+        match asked {
+            Some(name) => name,
+            None if tools && self.has("tool_use") => "tool_use",
+            None => DEFAULT,
+        }
+    }
+}
+
+/// A prompt within limits, which the clock is held to as it grows.
+struct Prompt {
+    bytes: Vec<u8>,
+    limits: RenderLimits,
+    started: Instant,
+}
+
+impl Prompt {
+    fn new(limits: RenderLimits) -> Self {
+        Self { bytes: Vec::new(), limits, started: Instant::now() }
+    }
+}
+
+impl io::Write for Prompt {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let RenderLimits { max_bytes, max_time } = self.limits;
+        if self.bytes.len() + text.len() > max_bytes {
+            return Err(io::Error::other(format!("the prompt is longer than {max_bytes} bytes")));
+        }
+        if self.started.elapsed() > max_time {
+            return Err(io::Error::other(format!("the template takes longer than {max_time:?}")));
+        }
+        self.bytes.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -71,21 +71,31 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of `text`.
+    /// Token ids of `text`. A text that says its first token itself, as rendered chat templates do,
+    /// does not get it twice.
     ///
     /// # Errors
     /// When a part of the text has no token and the vocabulary no unknown token.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TextError> {
-        match &self.model {
+        let mut ids = match &self.model {
             Model::HuggingFace(model) => {
                 let mut ids = model.encode(text, specials)?;
                 if specials.add {
                     self.special.surround(&mut ids);
                 }
-                Ok(ids)
+                ids
             }
-            Model::Ggml(model) => model.encode(text, specials, &self.special),
+            Model::Ggml(model) => model.encode(text, specials, &self.special)?,
+        };
+        if specials.add
+            && specials.parse
+            && let Some(bos) = self.special.bos
+            && ids.starts_with(&[bos, bos])
+            && text.as_bytes().starts_with(self.vocabulary.bytes(bos)?)
+        {
+            ids.remove(0);
         }
+        Ok(ids)
     }
 
     /// The text of `ids` from its beginning, without special tokens.
@@ -112,7 +122,7 @@ impl Tokenizer {
 
     /// An incremental decoder, independent of the lifetime of this value.
     pub fn stream(&self, options: StreamOptions) -> StreamDecoder {
-        StreamDecoder::new(self.vocabulary.clone(), options)
+        StreamDecoder::new(self.vocabulary.clone(), options, |text| self.token_id(text))
     }
 
     /// The bytes that token `id` contributes to text: byte-level and byte-fallback tokens resolved,
@@ -130,6 +140,10 @@ impl Tokenizer {
     /// [`TextError::TokenId`] when the id is outside the vocabulary.
     pub fn is_special(&self, id: u32) -> Result<bool, TextError> {
         self.vocabulary.is_special(id)
+    }
+
+    pub(crate) fn vocabulary(&self) -> &Arc<Vocabulary> {
+        &self.vocabulary
     }
 
     /// The id of the token written exactly `token` in the vocabulary.

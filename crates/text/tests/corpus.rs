@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 #[test]
 fn kept_inputs() {
     type Check = fn(&[u8]);
-    let targets: [(&str, Check); 3] = [
+    let targets: [(&str, Check); 4] = [
         ("tokenizer", checks::tokenizer),
         ("vocabulary", checks::vocabulary),
         ("template", checks::template),
+        ("output", checks::output),
     ];
     for (target, check) in targets {
         marlin_testkit::replay(target, |path, bytes| {

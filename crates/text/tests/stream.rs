@@ -136,3 +136,14 @@ fn possible_stop_strings_are_held_back() {
     let last = stream.finish();
     assert_eq!((last.text.as_str(), last.stopped_by), ("", Some(0)));
 }
+
+#[test]
+fn special_tokens_that_are_asked_for_are_shown() {
+    let ids = [258, 97, 259, 98, 260];
+    let text = |show: &[&str]| {
+        let show = show.iter().map(|text| (*text).to_owned()).collect();
+        TOKENIZER.decode_with(&ids, StreamOptions { show, ..StreamOptions::default() }).unwrap()
+    };
+    assert_eq!(text(&[]), "ab");
+    assert_eq!(text(&["</s>", "<no token>"]), "a</s>b");
+}

@@ -1,7 +1,7 @@
 //! Arguments of `bench`.
 
 use super::{CacheType, DeviceArgs, ModelArgs};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum, value_parser};
 use std::path::PathBuf;
 
 /// Where `--profile` writes unless told.
@@ -30,6 +30,8 @@ pub enum What {
     Ops(Ops),
     /// Memory of a model: weights, cache, scratch, peak.
     Memory(Memory),
+    /// A running OpenAI-compatible server under load: first token, gaps, throughput, lost or mixed-up events.
+    Serve(Serve),
 }
 
 /// Arguments of `bench` itself: prompt and generation speed.
@@ -103,4 +105,97 @@ pub struct Memory {
     pub json: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// What requests ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Endpoint {
+    /// /v1/chat/completions.
+    Chat,
+    /// /v1/completions.
+    Completions,
+}
+
+/// Arguments of `bench serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin bench serve http://127.0.0.1:8080
+  marlin bench serve http://127.0.0.1:8080 --concurrency 32 --requests 256 --max-tokens 128 --json
+  marlin bench serve http://127.0.0.1:8080 --rate 4 --requests 200 --shared-prefix-words 2000
+  marlin bench serve http://127.0.0.1:8080 --same-prompt --verify 8
+
+First token (TTFT) is counted from sending the request to the first event with text; between
+tokens (ITL) from one event with text to the next of the same stream; per token (TPOT) is the time
+from first to last text, divided by the tokens after the first. A request has failed unless its
+stream has text, one finish_reason with no text after it, [DONE] as its last event and one id
+throughout. Exit code 1: some failed. ignore_eos is sent, an extension that makes answers equally
+long; servers that refuse it need --no-ignore-eos.")]
+pub struct Serve {
+    /// Root of the server, such as http://127.0.0.1:8080.
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// Streams at once: each client sends its next request when its last one is answered [default: 8].
+    #[arg(long, value_name = "N", conflicts_with = "rate", value_parser = value_parser!(u16).range(1..=4096))]
+    pub concurrency: Option<u16>,
+    /// Requests per second at random times (Poisson), however many are unanswered.
+    #[arg(long, value_name = "R", value_parser = positive)]
+    pub rate: Option<f64>,
+    /// Requests in all.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub max_tokens: u32,
+    /// Words of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub prompt_words: u32,
+    /// Words before each prompt that are the same in all.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = value_parser!(u32).range(0..=1_000_000))]
+    pub shared_prefix_words: u32,
+    /// The same prompt in every request.
+    #[arg(long)]
+    pub same_prompt: bool,
+    /// What requests ask for.
+    #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
+    pub endpoint: Endpoint,
+    /// Model that requests name.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub model: String,
+    /// Sent as a bearer token.
+    #[arg(long, value_name = "KEY")]
+    pub api_key: Option<String>,
+    /// Randomness of answers.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Leave the extension ignore_eos out of requests.
+    #[arg(long)]
+    pub no_ignore_eos: bool,
+    /// Requests sent first, one by one, and not counted.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub warmup: u16,
+    /// Fail a request after this many seconds without a byte.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
+    pub timeout: u32,
+    /// The server sends one event for every token: a stream with another number has failed.
+    #[arg(long)]
+    pub one_event_per_token: bool,
+    /// Afterwards ask this many prompts again, one by one and not streamed: the answers must be the same text.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub verify: u32,
+    /// Seed of prompts, arrivals and sampling; new every time if left out, so that no cache knows the prompts.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    // Times between requests must fit a clock.
+    if (1e-6..=1e6).contains(&value) {
+        Ok(value)
+    } else {
+        Err("expected 0.000001 to 1000000 per second".to_owned())
+    }
 }

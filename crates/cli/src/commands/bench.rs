@@ -3,6 +3,7 @@
 mod memory;
 mod ops;
 mod profile;
+mod serve;
 
 use crate::args::ActivationsArg;
 use crate::args::bench::{Bench, Speed, What};
@@ -39,11 +40,12 @@ struct Row {
 /// Runs one kind of measurement.
 pub fn run(args: &Bench) -> Result<ExitCode> {
     match &args.what {
-        None => speed(&args.speed),
-        Some(What::Ops(args)) => ops::run(args),
-        Some(What::Memory(args)) => memory::run(args),
+        None => speed(&args.speed)?,
+        Some(What::Ops(args)) => ops::run(args)?,
+        Some(What::Memory(args)) => memory::run(args)?,
+        Some(What::Serve(args)) => return serve::run(args),
     }
-    .map(|()| ExitCode::SUCCESS)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs every test and prints a table.
@@ -191,7 +193,10 @@ impl Test<'_> {
             let mut batch = Batch::new(BLOCK_SIZE);
             for (s, table) in tables.iter().enumerate() {
                 let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
-                batch.push(&tokens, start, table, max, 1);
+                match self.prefill {
+                    true => batch.push(&tokens, start, table, max, 1),
+                    false => batch.push_decode(&tokens, start, table, max, 1),
+                }
             }
             let logits = self.model.forward(&batch, cache)?;
             self.model.backend().download(&logits)?;

@@ -3,15 +3,18 @@
 mod bench;
 mod chat;
 mod completions;
+mod config;
 mod doctor;
 mod eval;
 mod inspect;
+mod launch;
 mod list;
 #[cfg(feature = "hub")]
 mod pull;
 mod quantize;
 mod rm;
 mod run;
+mod serve;
 mod tokenize;
 
 use crate::args::Command;
@@ -31,10 +34,13 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Config(args) => config::run(&args),
         #[cfg(feature = "hub")]
         Command::Pull(args) => pull::run(&args),
         Command::List(args) => list::run(&args),
         Command::Rm(args) => rm::run(&args),
+        Command::Launch(args) => launch::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions { shell } => completions::run(shell),
     }

@@ -4,13 +4,16 @@
 //! `[tokens * heads_per_kv, key_head_dim]`, which is cut into tiles. A tile walks the visible
 //! positions in steps, each a product with the keys, an exponential, and a product with the
 //! values, both done per run of consecutive cache slots, so an f32 cache is used where it lies and
-//! others are widened. Decoding has few tiles: their positions are
-//! divided among threads, and the parts are combined by their maxima and totals.
+//! others are widened. The tokens of answers are tiles of their own, whose positions are
+//! divided into parts for threads to share; parts are combined by their maxima and totals. Where steps
+//! and parts begin depends on the position alone, so a row's result does not depend on
+//! what else is computed, nor on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::dense::{Matrix, accumulate, products, weighted_sums};
 use super::elementwise::{add_scaled, exponentials, softcap};
+use super::single;
 use crate::cache::{Elements, Layer};
 use crate::memory::{Arena, Buffer};
 use crate::reference::first_visible;
@@ -23,17 +26,14 @@ use std::sync::OnceLock;
 const TILE: usize = 60;
 /// Key elements of a step: with the queries and scores they stay in the first-level cache.
 const STEP_ELEMENTS: usize = 1 << 14;
-/// Fewest positions that a part is worth.
-const PART: usize = 64;
+/// Positions of a part.
+const PART: usize = 128;
 /// Multiplications below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 1 << 15;
 
 /// Rows of a tile on AMX.
 #[cfg(target_arch = "x86_64")]
 const ROUNDED_TILE: usize = 256;
-/// Fewest tokens of a sequence for which keys and values are converted to tiles.
-#[cfg(target_arch = "x86_64")]
-const ROUNDED_TOKENS: usize = 16;
 
 /// Read-only arguments of one call.
 pub(crate) struct Attention<'a> {
@@ -150,14 +150,14 @@ impl Attention<'_> {
                 let height = self.height(sequence, threads);
                 for start in (0..rows).step_by(height).rev() {
                     let rows = start..rows.min(start + height);
-                    tiles.push(Tile { sequence, kv_head, rows, parts: 1 });
+                    let mut tile = Tile { sequence, kv_head, rows, parts: 1 };
+                    if sequence.decode {
+                        // Long contexts are shared; the softmax of a part is one step.
+                        let positions = self.positions(&tile);
+                        tile.parts = positions.end.div_ceil(PART) - positions.start / PART;
+                    }
+                    tiles.push(tile);
                 }
-            }
-        }
-        if tiles.len() < threads {
-            let parts = threads.div_ceil(tiles.len().max(1));
-            for tile in &mut tiles {
-                tile.parts = parts.min(self.positions(tile).len() / PART).max(1);
             }
         }
         tiles
@@ -165,6 +165,12 @@ impl Attention<'_> {
 
     /// Rows of a tile of `sequence`.
     fn height(&self, sequence: &BatchSequence, threads: usize) -> usize {
+        if sequence.decode {
+            // One token, or an even share of its heads.
+            let group = self.group();
+            let shares = (1..=group).find(|n| group.is_multiple_of(*n) && group / n <= TILE);
+            return group / shares.unwrap_or(group);
+        }
         #[cfg(target_arch = "x86_64")]
         if self.amx(sequence).is_some() {
             let rows = sequence.rows * self.group() * self.params.num_kv_heads;
@@ -178,7 +184,7 @@ impl Attention<'_> {
     /// Proof that the rows of `sequence` are multiplied as bf16 tiles.
     #[cfg(target_arch = "x86_64")]
     fn amx(&self, sequence: &BatchSequence) -> Option<amx::Amx> {
-        let wanted = self.rounding && sequence.rows >= ROUNDED_TOKENS;
+        let wanted = self.rounding && !sequence.decode;
         (wanted && amx::fits(self.layer, self.params)).then(|| amx::Amx::new(self.level)).flatten()
     }
 
@@ -199,8 +205,13 @@ impl Attention<'_> {
         let p = self.params;
         let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
         let all = self.positions(tile);
-        let len = all.len().div_ceil(tile.parts);
-        let positions = all.start + part * len..all.end.min(all.start + (part + 1) * len);
+        let positions = match tile.parts {
+            1 => all,
+            _ => {
+                let first = all.start / PART + part;
+                all.start.max(first * PART)..all.end.min((first + 1) * PART)
+            }
+        };
         let mut queries = self.arena.take(rows * dk);
         for (row, query) in tile.rows.clone().zip(queries.chunks_exact_mut(dk)) {
             let (token, head) = self.token_and_head(tile, row);
@@ -226,6 +237,13 @@ impl Attention<'_> {
             };
             attend.run(&mut sums, &mut softmax);
             return Part { sums, softmax };
+        }
+        if let (Elements::F16(keys), Elements::F16(values)) = (&self.layer.keys, &self.layer.values)
+            && tile.sequence.decode
+            && !self.layer.is_latent()
+            && single::fits(self.layer.block_size, dv)
+        {
+            return self.single(tile, &queries, keys, values, positions);
         }
         let Layer { keys, values, block_size, .. } = self.layer;
         let (latent, block_size) = (self.layer.is_latent(), *block_size);
@@ -300,6 +318,45 @@ impl Attention<'_> {
                 accumulate(self.level, weights, values, &mut sums, dv);
             }
         }
+        Part { sums, softmax }
+    }
+
+    /// [`part`](Self::part) of one token over a cache of halves; its positions are few enough for one step.
+    fn single(
+        &self,
+        tile: &Tile,
+        queries: &[f32],
+        keys: &[u16],
+        values: &[u16],
+        positions: Range<usize>,
+    ) -> Part {
+        let (p, block_size) = (self.params, self.layer.block_size);
+        let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
+        let blocks = positions.start / block_size..positions.end.div_ceil(block_size);
+        let table = &tile.sequence.block_table[blocks.clone()];
+        let starts = |dim: usize| -> Vec<usize> {
+            table.iter().map(|b| self.layer.block_at(*b as usize, tile.kv_head, dim)).collect()
+        };
+        let first = positions.start - blocks.start * block_size;
+        let seen = first..first + positions.len();
+        let stride = table.len() * block_size;
+        let mut scores = self.arena.take(rows * stride);
+        let (key_starts, value_starts) = (starts(dk), starts(dv));
+        let keys = single::Blocks { elements: keys, starts: &key_starts, block_size, dim: dk };
+        let values =
+            single::Blocks { elements: values, starts: &value_starts, block_size, dim: dv };
+        single::scores(self.level, queries, keys, &mut scores);
+        let soften = |scores: &mut [f32]| {
+            let scores = &mut scores[seen.clone()];
+            if let Some(cap) = p.softcap {
+                softcap(self.level, scores, cap);
+            }
+            let (total, max) = exponentials(self.level, scores, f32::NEG_INFINITY);
+            (max, total)
+        };
+        let softmax = scores.chunks_exact_mut(stride).map(soften).collect();
+        let mut sums = self.arena.take(rows * dv);
+        single::sums(self.level, (&scores, stride), seen.clone(), values, &mut sums);
         Part { sums, softmax }
     }
 

@@ -1,6 +1,6 @@
 //! Row-major float weights, read in place from the mapped file: F32, F16, BF16.
 //!
-//! Up to four activation rows: dot products along the row. More: panels, transposed in registers.
+//! Rows of answers: dot products along the row. Rows of prompts: panels, transposed in registers.
 
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
@@ -9,10 +9,9 @@ use super::isa::{FloatIsa, Isa, Job};
 use super::panel::{self, Bands, DEPTH, Panel};
 use super::tile::BAND;
 use crate::ColumnBand;
+use crate::kernel::RowKind;
 use std::marker::PhantomData;
 
-/// Up to this many activation rows, dot products beat panels.
-const FEW_ROWS: usize = 4;
 /// Output rows multiplied together.
 const TOGETHER: usize = 4;
 
@@ -175,18 +174,20 @@ pub(crate) fn multiply<E: Element>(
     weights: Rows<'_, E>,
     x: &[f32],
     rows: usize,
+    kind: RowKind,
     out: &mut ColumnBand<'_>,
 ) {
     assert_eq!(x.len(), rows * weights.in_features);
-    if rows <= FEW_ROWS {
-        isa.enter(MultiplyRows { weights, x, rows, out });
-    } else {
-        let bands = 0..weights.out_features.div_ceil(BAND);
-        panel::multiply(isa, &weights, x, rows, bands, out);
+    match kind {
+        RowKind::Decode => isa.enter(MultiplyRows { weights, x, rows, out }),
+        RowKind::Prompt => {
+            let bands = 0..weights.out_features.div_ceil(BAND);
+            panel::multiply(isa, &weights, x, rows, bands, out);
+        }
     }
 }
 
-/// All of `weights` times up to [`FEW_ROWS`] rows of `x`.
+/// All of `weights` times all rows of `x`; weights are read once.
 struct MultiplyRows<'a, 'b, E> {
     weights: Rows<'a, E>,
     x: &'a [f32],
@@ -199,33 +200,34 @@ impl<E: Element> Job for MultiplyRows<'_, '_, E> {
 
     #[inline(always)]
     fn run<S: Isa>(mut self, s: S) {
-        let mut row = 0;
-        while self.rows - row >= 4 {
-            self.few_rows::<S, 4>(s, row);
-            row += 4;
+        let out_features = self.weights.out_features;
+        let mut first = 0;
+        while out_features - first >= TOGETHER {
+            self.all_rows::<S, TOGETHER>(s, first);
+            first += TOGETHER;
         }
-        if self.rows - row >= 2 {
-            self.few_rows::<S, 2>(s, row);
-            row += 2;
-        }
-        if self.rows - row == 1 {
-            self.few_rows::<S, 1>(s, row);
+        while first < out_features {
+            self.all_rows::<S, 1>(s, first);
+            first += 1;
         }
     }
 }
 
 impl<E: Element> MultiplyRows<'_, '_, E> {
+    /// Output rows `first .. first + N` times all activation rows.
     #[inline(always)]
-    fn few_rows<S: Isa, const R: usize>(&mut self, s: S, row: usize) {
-        let out_features = self.weights.out_features;
-        let mut i = 0;
-        while out_features - i >= TOGETHER {
-            self.dot::<S, R, TOGETHER>(s, row, i);
-            i += TOGETHER;
+    fn all_rows<S: Isa, const N: usize>(&mut self, s: S, first: usize) {
+        let mut row = 0;
+        while self.rows - row >= 4 {
+            self.dot::<S, 4, N>(s, row, first);
+            row += 4;
         }
-        while i < out_features {
-            self.dot::<S, R, 1>(s, row, i);
-            i += 1;
+        if self.rows - row >= 2 {
+            self.dot::<S, 2, N>(s, row, first);
+            row += 2;
+        }
+        if self.rows - row == 1 {
+            self.dot::<S, 1, N>(s, row, first);
         }
     }
 

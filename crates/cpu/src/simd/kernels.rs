@@ -7,7 +7,7 @@ use super::isa::{FloatIsa, IntegerIsa};
 use super::panel::{self, Bands};
 use super::quantized::Quantized;
 use super::tile::{BAND, Format, Tiles};
-use crate::kernel::{Inputs, Prepared};
+use crate::kernel::{Inputs, Prepared, RowKind};
 use crate::{ColumnBand, Kernel, Level, Pool};
 use bytes::Bytes;
 use marlin_quant::WeightFormat;
@@ -25,9 +25,6 @@ fn columns_per_task(columns: usize, unit: usize, pool: &Pool) -> usize {
     };
     columns.div_ceil(tasks).next_multiple_of(unit)
 }
-
-/// Rows from which decoding weights to bf16 tiles pays.
-pub const AMX_ROWS: usize = 16;
 
 /// Rows for which a thread may decode weights that others decode too.
 const ROWS_OF_A_THREAD: usize = 128;
@@ -47,7 +44,7 @@ pub(super) fn rounding(level: Level, float_activations: bool) -> Option<Amx> {
 /// What the name of a path says of [`rounding`].
 pub(super) fn rounding_name(level: Level, float_activations: bool) -> String {
     match rounding(level, float_activations) {
-        Some(_) => format!(", amx bf16 from {AMX_ROWS} rows"),
+        Some(_) => ", amx bf16 for prompts".to_owned(),
         None => String::new(),
     }
 }
@@ -138,8 +135,8 @@ impl<F: Format> Kernel for Tiled<F> {
         self.tiles.out_features
     }
 
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
-        match self.amx.filter(|_| rows >= AMX_ROWS) {
+    fn matmul(&self, x: &[f32], rows: usize, kind: RowKind, out: &mut [f32], pool: &Pool) {
+        match self.amx.filter(|_| kind == RowKind::Prompt) {
             Some(amx) => {
                 assert_eq!(
                     x.len(),
@@ -263,10 +260,17 @@ impl<E: Element> Plain<E> {
     }
 
     /// Output columns `columns` for all rows of `x`.
-    fn columns(&self, x: &[f32], rows: usize, columns: Range<usize>, out: &mut ColumnBand<'_>) {
+    fn columns(
+        &self,
+        x: &[f32],
+        rows: usize,
+        kind: RowKind,
+        columns: Range<usize>,
+        out: &mut ColumnBand<'_>,
+    ) {
         let stride = self.in_features * E::BYTES;
         let bytes = &self.bytes[columns.start * stride..columns.end * stride];
-        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, out);
+        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, kind, out);
     }
 
     /// Name of its path.
@@ -293,14 +297,14 @@ impl<E: Element> Kernel for Plain<E> {
         self.out_features
     }
 
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+    fn matmul(&self, x: &[f32], rows: usize, kind: RowKind, out: &mut [f32], pool: &Pool) {
         let (n, k) = (self.out_features, self.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
-        if let Some(amx) = self.amx.filter(|_| rows >= AMX_ROWS) {
+        if let Some(amx) = self.amx.filter(|_| kind == RowKind::Prompt) {
             return multiply_rounded(amx, &[&self.rows()], x, k, vec![out], pool);
         }
         let width = columns_per_task(n, 2 * BAND, pool);
-        pool.run_columns(out, n, width, |columns, out| self.columns(x, rows, columns, out));
+        pool.run_columns(out, n, width, |columns, out| self.columns(x, rows, kind, columns, out));
     }
 
     fn panels(&self) -> Option<(Amx, &dyn Panels)> {
@@ -316,7 +320,7 @@ impl<E: Element> Kernel for Plain<E> {
     }
 
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {
-        self.columns(inputs.x, inputs.rows, columns, out);
+        self.columns(inputs.x, inputs.rows, RowKind::Decode, columns, out);
     }
 }
 
@@ -378,11 +382,11 @@ impl Kernel for DecodedBands {
         self.weight.out_features
     }
 
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+    fn matmul(&self, x: &[f32], rows: usize, kind: RowKind, out: &mut [f32], pool: &Pool) {
         let (n, k) = (self.weight.out_features, self.weight.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         let band = DECODED_ROWS.next_multiple_of(self.format.row_granularity());
-        let amx = self.amx.filter(|_| rows >= AMX_ROWS);
+        let amx = self.amx.filter(|_| kind == RowKind::Prompt);
         let packed = amx.map(|amx| (amx, Packed::new(amx, x, k, pool)));
         pool.run_columns(out, n, band, |columns, out| {
             let mut decoded = vec![0.0f32; columns.len() * k];
@@ -400,7 +404,7 @@ impl Kernel for DecodedBands {
                     let bands = 0..weights.out_features().div_ceil(BAND);
                     amx::multiply(*amx, &weights, packed, 0..packed.blocks(), bands, out);
                 }
-                None => float::multiply(self.isa, weights, x, rows, out),
+                None => float::multiply(self.isa, weights, x, rows, kind, out),
             }
         });
     }

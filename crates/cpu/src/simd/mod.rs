@@ -55,6 +55,7 @@ mod elementwise;
 pub(crate) mod exl3;
 pub(crate) mod probe;
 mod scatter;
+mod single;
 mod vector;
 
 pub(crate) use attention::Attention;
@@ -63,14 +64,8 @@ pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub use kernels::AMX_ROWS;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use kernels::multiply_rounded;
 pub(crate) use scatter::transpose_f16;
-
-/// Without kernels there is nothing to multiply on tiles.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub const AMX_ROWS: usize = usize::MAX;
 
 /// Never called: there is no [`amx::Amx`].
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

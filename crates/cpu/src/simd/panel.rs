@@ -136,60 +136,46 @@ impl Job for Chunk {
         unsafe {
             if S::LANES == BAND {
                 while rows - row >= 8 {
-                    self.few_rows::<S, 8, 1>(s, row);
+                    self.few_rows::<S, 8>(s, row);
                     row += 8;
                 }
             }
             while rows - row >= 4 {
-                self.few_rows::<S, 4, 1>(s, row);
+                self.few_rows::<S, 4>(s, row);
                 row += 4;
             }
             if rows - row >= 2 {
-                self.few_rows::<S, 2, 2>(s, row);
+                self.few_rows::<S, 2>(s, row);
                 row += 2;
             }
             if rows - row == 1 {
-                self.few_rows::<S, 1, 4>(s, row);
+                self.few_rows::<S, 1>(s, row);
             }
         }
     }
 }
 
 impl Chunk {
-    /// Rows `row .. row + R`, with `SPLIT` sums per output so that additions do not wait for
-    /// each other.
+    /// Rows `row .. row + R`; one sum per output, so that it is the same for any `R`.
     ///
     /// # Safety
     /// The rows must exist.
     #[inline(always)]
-    unsafe fn few_rows<S: Isa, const R: usize, const SPLIT: usize>(self, s: S, row: usize) {
+    unsafe fn few_rows<S: Isa, const R: usize>(self, s: S, row: usize) {
         // SAFETY: the caller vouches for all ranges.
         unsafe {
-            let mut acc = [[[s.zero(); WIDE]; R]; SPLIT];
+            let mut acc = [[s.zero(); WIDE]; R];
             let mut x = [std::ptr::null::<f32>(); R];
             for r in 0..R {
                 x[r] = self.x.add((row + r) * self.stride);
             }
-            let whole = self.len / SPLIT * SPLIT;
-            let mut k = 0;
-            while k < whole {
-                for split in 0..SPLIT {
-                    step::<S, R>(s, self.panel, k + split, &x, &mut acc[split]);
-                }
-                k += SPLIT;
-            }
-            while k < self.len {
-                step::<S, R>(s, self.panel, k, &x, &mut acc[0]);
-                k += 1;
+            for k in 0..self.len {
+                step::<S, R>(s, self.panel, k, &x, &mut acc);
             }
             for r in 0..R {
                 for half in 0..WIDE {
                     let out = self.sums.add(((row + r) * WIDE + half) * S::LANES);
-                    let mut total = s.load_f32(out);
-                    for acc in &acc {
-                        total = s.add(total, acc[r][half]);
-                    }
-                    s.store_f32(out, total);
+                    s.store_f32(out, s.add(s.load_f32(out), acc[r][half]));
                 }
             }
         }

@@ -3,8 +3,9 @@
 //! Tolerances: f32 activations 1e-5 of `Σ|x||w|`. Quantized activations that and the rounding of
 //! the activations, `Σ_groups max|x| / 254 * Σ|w|`, which no correct kernel exceeds.
 
-use super::{AMX_ROWS, Kernel, Level, kernel_name, load};
+use super::{Kernel, Level, kernel_name, load};
 use crate::Pool;
+use crate::kernel::RowKind;
 use marlin_tensor::{DType, HostTensor, Weight};
 
 /// Most activation rows tried.
@@ -124,9 +125,9 @@ struct Expected {
 }
 
 impl Expected {
-    /// What the name of a path promises for so many rows.
-    fn tolerance(&self, path: &str, rows: usize) -> &[f64] {
-        match path.contains("amx") && rows >= AMX_ROWS {
+    /// What the name of a path promises for rows of this kind.
+    fn tolerance(&self, path: &str, kind: RowKind) -> &[f64] {
+        match path.contains("amx") && kind == RowKind::Prompt {
             true => &self.rounded,
             false if path.contains("int8") => &self.quantized,
             false => &self.float,
@@ -161,11 +162,14 @@ fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|l| *l > Level::Scalar && l.is_supported())
 }
 
-fn check(kernel: &dyn Kernel, x: &[f32], rows: usize, product: &[f64], tolerance: &[f64]) {
+const KINDS: [RowKind; 2] = [RowKind::Decode, RowKind::Prompt];
+
+fn check(kernel: &dyn Kernel, x: &[f32], rows: usize, kind: RowKind, e: &Expected) {
     let (n, k) = (kernel.out_features(), kernel.in_features());
+    let (product, tolerance) = (&e.product, e.tolerance(&kernel.name(), kind));
     for threads in [1, 3] {
         let mut out = vec![f32::NAN; rows * n];
-        kernel.matmul(&x[..rows * k], rows, &mut out, &Pool::new(threads));
+        kernel.matmul(&x[..rows * k], rows, kind, &mut out, &Pool::new(threads));
         for (i, &found) in out.iter().enumerate() {
             let (row, column) = (i / n, i % n);
             let error = (f64::from(found) - product[i]).abs();
@@ -195,8 +199,7 @@ fn kernels_are_the_product_with_the_decoded_matrix() {
                         let kernel = load(&weight, level, float).expect(format.format);
                         assert_eq!(Some(kernel.name()), kernel_name(format.format, level, float));
                         for rows in [1, 2, 3, 5, 8, 9, 16, ROWS] {
-                            let tolerance = e.tolerance(&kernel.name(), rows);
-                            check(&*kernel, &x, rows, &e.product, tolerance);
+                            KINDS.iter().for_each(|kind| check(&*kernel, &x, rows, *kind, &e));
                         }
                     }
                 }
@@ -217,8 +220,39 @@ fn long_prompts_are_taken_in_blocks_of_rows() {
         for level in levels() {
             for float in [true, false] {
                 let kernel = load(&weight, level, float).expect(format.format);
-                let tolerance = e.tolerance(&kernel.name(), rows);
-                check(&*kernel, &x, rows, &e.product, tolerance);
+                KINDS.iter().for_each(|kind| check(&*kernel, &x, rows, *kind, &e));
+            }
+        }
+    }
+}
+
+/// A row has the same bits alone, in any company, on any number of threads, and in a product of parts.
+#[test]
+fn company_does_not_change_a_row() {
+    let mut random = Random(5);
+    let pools = [Pool::new(1), Pool::new(3)];
+    for format in &FORMATS {
+        let k = *format.widths().last().expect("a width");
+        for n in [33, 130] {
+            let weight = format.weight(n, k, &mut random);
+            let x: Vec<f32> = (0..ROWS * k).map(|_| random.float()).collect();
+            for (level, float) in levels().flat_map(|l| [(l, true), (l, false)]) {
+                let kernel = load(&weight, level, float).expect(format.format);
+                for kind in KINDS {
+                    let product = |x: &[f32], rows: usize| {
+                        let mut out = vec![f32::NAN; rows * n];
+                        kernel.matmul(x, rows, kind, &mut out, &pools[rows % 2]);
+                        out
+                    };
+                    let alone: Vec<f32> = x.chunks(k).flat_map(|x| product(x, 1)).collect();
+                    for rows in [2, 3, 5, 8, 9, 16, ROWS] {
+                        let found = product(&x[..rows * k], rows);
+                        let same =
+                            found.iter().zip(&alone).position(|(a, b)| a.to_bits() != b.to_bits());
+                        let path = kernel.name();
+                        assert_eq!(same, None, "{path} [{n}, {k}] {kind:?} rows {rows}");
+                    }
+                }
             }
         }
     }
@@ -232,7 +266,7 @@ fn zeros_and_tiny_activations_do_not_divide_by_zero() {
         let kernel = load(&weight, level, false).expect("a kernel");
         for value in [0.0, f32::MIN_POSITIVE, 1e-44] {
             let mut out = vec![f32::NAN; 16];
-            kernel.matmul(&[value; 64], 1, &mut out, &Pool::new(1));
+            kernel.matmul(&[value; 64], 1, RowKind::Decode, &mut out, &Pool::new(1));
             assert!(out.iter().all(|v| v.abs() < 1e-30), "{level} {value}: {out:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! Raw logits of given tokens.
 
-use super::{Reader, check_tokens};
+use super::{Reader, check_row, check_tokens};
+use crate::sampler::log_sum_exp;
 use crate::{EngineError, LanguageModel};
 
 /// Calls `sink` with consecutive rows of logits `[n, vocab_size]`, one row for each of `tokens`.
@@ -32,4 +33,30 @@ pub fn logits(model: &dyn LanguageModel, tokens: &[u32]) -> Result<Vec<f32>, Eng
         Ok(())
     })?;
     Ok(all)
+}
+
+/// Calls `each` with the log-probability of every token of `tokens` from position `first` on, given all
+/// before it.
+///
+/// # Errors
+/// When a token is unknown, there are too many, or the model fails or gives NaN.
+pub fn for_each_logprob(
+    model: &dyn LanguageModel,
+    tokens: &[u32],
+    first: usize,
+    each: &mut dyn FnMut(f64),
+) -> Result<(), EngineError> {
+    check_tokens("token_ids", tokens, model)?;
+    let first = first.max(1);
+    let reader = Reader::new(model, tokens.len())?;
+    // The last token is predicted and predicts nothing.
+    let mut stream = reader.stream(&tokens[..tokens.len().saturating_sub(1)], first - 1);
+    while let Some((start, rows)) = stream.next()? {
+        for (i, row) in rows.chunks_exact(model.vocab_size()).enumerate() {
+            check_row(row, start + i)?;
+            let logit = f64::from(row[tokens[start + i + 1] as usize]);
+            each(logit - log_sum_exp(row));
+        }
+    }
+    Ok(())
 }

@@ -1,15 +1,17 @@
-//! Measuring a model: perplexity and KL divergence, raw logits, multiple choice.
+//! Measuring a model: perplexity and KL divergence, raw logits, multiple choice; and vectors of texts.
 //!
 //! None of it goes through the scheduler or the sampler: the tokens are known, so they run in
 //! large chunks through a cache of their own (f32, so that the cache is not what is measured), and
 //! logits are pulled a few rows at a time, so memory does not grow with the text.
 
 mod choices;
+mod embed;
 mod logits;
 mod perplexity;
 
 pub use choices::{Choice, ChoiceRow, ChoicesReport, choices};
-pub use logits::{for_each_logits, logits};
+pub use embed::{Pooling, embed};
+pub use logits::{for_each_logits, for_each_logprob, logits};
 pub use perplexity::{
     NamedModel, PerplexityOptions, PerplexityProgress, PerplexityReport, compare, perplexity,
 };

@@ -7,7 +7,8 @@
 //! 2. `frequency_penalty`, `presence_penalty` (OpenAI): `l - n * frequency - presence` for tokens
 //!    that occur `n > 0` times in the answer. The prompt does not count, unlike in llama.cpp.
 //! 3. DRY, see [`Dry`].
-//! 4. `logit_bias`, added; then stop tokens are banned while `min_tokens` are not reached.
+//! 4. `logit_bias`, added; then stop tokens are banned while `min_tokens` are not reached, and what a
+//!    [`Constraint`] forbids.
 //! 5. `temperature`: 0 takes the largest logit, the lowest id among equals, and ends here;
 //!    otherwise `l / t`.
 //! 6. `top_k`: the k largest. 7. `top_p`: of those, the fewest whose share reaches p. 8. `min_p`:
@@ -37,6 +38,7 @@ pub use penalty::TokenCounts;
 
 use crate::EngineError;
 use select::Candidate;
+use std::fmt;
 
 /// What the sampler may know of a sequence.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +56,33 @@ pub struct SampleContext<'a> {
 impl SampleContext<'_> {
     fn step(&self) -> usize {
         self.tokens.len() - self.prompt_len
+    }
+}
+
+/// What an answer has to look like, token by token: a grammar, for one.
+pub trait Constraint: Send + Sync + fmt::Debug {
+    /// Sets the logits of tokens that may not come next to negative infinity.
+    ///
+    /// # Errors
+    /// When no token may come next, or it takes too long to find out.
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String>;
+
+    /// `token` came next.
+    ///
+    /// # Errors
+    /// When it was not allowed to.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+
+    /// Whether the answer is whole and nothing may follow.
+    fn is_complete(&mut self) -> bool;
+
+    /// The same, at the same place, for another answer.
+    fn fork(&self) -> Box<dyn Constraint>;
+}
+
+impl Clone for Box<dyn Constraint> {
+    fn clone(&self) -> Self {
+        self.fork()
     }
 }
 
@@ -95,16 +124,35 @@ impl Sampler {
         params: &SamplingParams,
         context: &SampleContext<'_>,
     ) -> Result<Sampled, EngineError> {
+        self.sample_within(logits, params, context, None)
+    }
+
+    /// [`sample`](Self::sample) of what `constraint` allows; does not tell it what was chosen.
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample), and when the constraint fails.
+    pub fn sample_within(
+        &mut self,
+        logits: &[f32],
+        params: &SamplingParams,
+        context: &SampleContext<'_>,
+        constraint: Option<&mut Box<dyn Constraint>>,
+    ) -> Result<Sampled, EngineError> {
         let step = context.step();
         if let Some(token) = first_not_finite(logits) {
             let position = context.tokens.len();
             return Err(EngineError::Logits { step, position, token, value: logits[token] });
         }
         let options = params.options();
-        let chosen = if options.adjusts_logits() || !context.banned.is_empty() {
+        let adjusts = options.adjusts_logits() || !context.banned.is_empty();
+        let chosen = if adjusts || constraint.is_some() {
             self.adjusted.clear();
             self.adjusted.extend_from_slice(logits);
             penalty::apply(&mut self.adjusted, options, context);
+            if let Some(constraint) = constraint {
+                let masked = constraint.mask(&mut self.adjusted);
+                masked.map_err(|reason| EngineError::Constraint { step, reason })?;
+            }
             self.buffers.choose(&self.adjusted, options, context.tokens.len() as u64)
         } else {
             self.buffers.choose(logits, options, context.tokens.len() as u64)

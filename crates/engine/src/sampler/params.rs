@@ -158,6 +158,11 @@ impl SamplingParams {
         Ok(Self(options))
     }
 
+    /// The same with another seed.
+    pub fn with_seed(&self, seed: u64) -> Self {
+        Self(SamplingOptions { seed, ..self.0.clone() })
+    }
+
     /// The values.
     pub fn options(&self) -> &SamplingOptions {
         &self.0

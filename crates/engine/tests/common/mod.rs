@@ -127,7 +127,15 @@ impl LanguageModel for HashModel {
             }
         }
         let (rows, columns) = (batch.output_rows.len(), self.vocab_size);
-        Ok(Tensor { rows, columns, handle: Arc::new(logits) })
+        Ok(Tensor { rows, decode_rows: 0, columns, handle: Arc::new(logits) })
+    }
+
+    /// Two columns: the token, and how many have come.
+    fn hidden(&self, batch: &Batch, _: &Cache) -> Result<Tensor, EngineError> {
+        let rows = batch.tokens.iter().zip(&batch.positions);
+        let states: Vec<f32> = rows.flat_map(|(t, p)| [*t as f32, *p as f32 + 1.0]).collect();
+        let handle = Arc::new(states);
+        Ok(Tensor { rows: batch.rows(), decode_rows: 0, columns: 2, handle })
     }
 
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
@@ -146,6 +154,7 @@ pub fn options(max_batch: usize, prefill_chunk: usize) -> EngineOptions {
         num_blocks: Some(100 * max_batch),
         cache_dtype: DType::F32,
         prefill_chunk,
+        mixed_chunk: prefill_chunk,
         max_batch,
         ..EngineOptions::default()
     }

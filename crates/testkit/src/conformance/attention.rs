@@ -66,7 +66,7 @@ pub fn attention(b: &dyn Backend) {
     check_attention(b, &Row { latent: true, heads: (6, 1), ..wide }, &[600, 3], &[1, 1], 32);
 }
 
-/// Prefills `cached` tokens of each sequence, then attends with `rows` more.
+/// Prefills `cached` tokens of each sequence, then attends with `rows` more of its prompt.
 ///
 /// # Panics
 /// When the backend computes something else.
@@ -76,6 +76,31 @@ pub fn check_attention(
     cached: &[usize],
     rows: &[usize],
     block_size: usize,
+) {
+    attend(b, row, cached, rows, block_size, false);
+}
+
+/// [`check_attention`] with `rows` tokens of answers.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn check_decode(
+    b: &dyn Backend,
+    row: &Row,
+    cached: &[usize],
+    rows: &[usize],
+    block_size: usize,
+) {
+    attend(b, row, cached, rows, block_size, true);
+}
+
+fn attend(
+    b: &dyn Backend,
+    row: &Row,
+    cached: &[usize],
+    rows: &[usize],
+    block_size: usize,
+    decode: bool,
 ) {
     let ((heads, kv_heads), (dk, dv)) = (row.heads, row.dims);
     let params = AttentionParams {
@@ -88,7 +113,8 @@ pub fn check_attention(
         softcap: row.softcap,
     };
     let lens: Vec<(usize, usize)> = cached.iter().copied().zip(rows.iter().copied()).collect();
-    let (second, blocks) = batch(&lens, block_size);
+    let (mut second, blocks) = batch(&lens, block_size);
+    second.sequences.iter_mut().for_each(|sequence| sequence.decode = decode);
     let mut first = Batch::new(block_size);
     for (sequence, cached) in second.sequences.iter().zip(cached) {
         first.push(&vec![0; *cached], 0, &sequence.block_table, 64, 0);
@@ -124,7 +150,6 @@ pub fn check_attention(
     let zeros = upload(b, first.rows(), &vec![0.0; first.rows() * heads * dk]);
     attend(&cache, &first, &zeros);
     // The blocks may move between passes.
-    let mut second = second;
     if blocks > 3 {
         let moved = second.sequences[0].block_table[0];
         b.copy_blocks(&cache, &[(moved, blocks as u32 + 1)]).unwrap();

@@ -3,7 +3,10 @@
 
 use bytes::Bytes;
 use marlin_checkpoint::{Checkpoint, Container};
-use marlin_text::{ChatTemplate, Specials, TemplateInputs, TextError, Tokenizer};
+use marlin_text::{
+    CallFormat, ChatTemplate, OutputEvent, OutputFormat, OutputParser, ParserOptions,
+    ReasoningMarkers, Specials, TemplateInputs, TextError, Tokenizer, ToolSet,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -51,4 +54,68 @@ pub fn template(data: &[u8]) {
         }
         Err(error) => assert!(error.to_string().starts_with("fuzz"), "{error}"),
     }
+}
+
+/// `data` as an answer of a model: one byte of choices, the lengths of chunks up to a zero, the text.
+/// Any chunking gives the same events, and calls that are whole hold objects.
+pub fn output(data: &[u8]) {
+    let Some((&choices, rest)) = data.split_first() else { return };
+    let end = rest.iter().position(|&length| length == 0).unwrap_or(rest.len());
+    let (lengths, text) = rest.split_at(end);
+    let Ok(text) = std::str::from_utf8(text.get(1..).unwrap_or_default()) else { return };
+    let (_, calls) = CallFormat::ALL[usize::from(choices & 7) % CallFormat::ALL.len()];
+    let (_, reasoning) = ReasoningMarkers::ALL[usize::from(choices >> 3 & 1)];
+    let format = OutputFormat { calls: Some(calls), reasoning: Some(reasoning) };
+    let options = ParserOptions {
+        tools: ToolSet::Any,
+        starts_in_reasoning: choices & 16 != 0,
+        stream_arguments: choices & 32 != 0,
+    };
+    let mut whole = OutputParser::new(format, options.clone());
+    let mut whole_events = whole.push(text);
+    whole_events.extend(whole.finish());
+    let mut cut = OutputParser::new(format, options);
+    let (mut events, mut rest) = (Vec::new(), text);
+    for &length in lengths {
+        let at = (0..=usize::from(length).min(rest.len()))
+            .rev()
+            .find(|at| rest.is_char_boundary(*at))
+            .unwrap_or(0);
+        events.extend(cut.push(&rest[..at]));
+        rest = &rest[at..];
+    }
+    events.extend(cut.push(rest));
+    events.extend(cut.finish());
+    let (whole, cut) = (joined(&whole_events), joined(&events));
+    assert_eq!(cut, whole);
+    for (_, text) in whole.iter().filter(|(kind, _)| kind == "arguments") {
+        let value: Result<serde_json::Value, _> = serde_json::from_str(text);
+        assert!(value.is_ok_and(|value| value.is_object()), "{text}");
+    }
+}
+
+/// Kind and text of events, neighbours of one kind joined.
+fn joined(events: &[OutputEvent]) -> Vec<(String, String)> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    for event in events {
+        let (kind, text) = match event {
+            OutputEvent::Reasoning(text) => ("reasoning", text.clone()),
+            OutputEvent::Content(text) => ("content", text.clone()),
+            OutputEvent::ToolCallStart { index, name } => ("start", format!("{index} {name}")),
+            OutputEvent::ToolCallArguments { delta, .. } => ("arguments", delta.clone()),
+            OutputEvent::ToolCallEnd { complete, .. } => {
+                if let Some((kind, _)) = out.last_mut().filter(|_| !complete)
+                    && kind == "arguments"
+                {
+                    *kind = "broken".into();
+                }
+                ("end", complete.to_string())
+            }
+        };
+        match out.last_mut() {
+            Some((last, all)) if *last == kind && kind != "start" => all.push_str(&text),
+            _ => out.push((kind.into(), text)),
+        }
+    }
+    out
 }

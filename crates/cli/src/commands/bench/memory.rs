@@ -73,7 +73,10 @@ pub fn run(args: &Memory) -> Result<()> {
     let step = |start: usize, count: usize| -> Result<Option<u64>> {
         let before = resident("RssAnon:");
         let mut batch = Batch::new(BLOCK_SIZE);
-        batch.push(&vec![0; count], start, &table, limit as u32, 1);
+        match count {
+            1 => batch.push_decode(&[0], start, &table, limit as u32, 1),
+            _ => batch.push(&vec![0; count], start, &table, limit as u32, 1),
+        }
         let logits = model.forward(&batch, &cache)?;
         model.backend().download(&logits)?;
         let grown = resident("RssAnon:").zip(before).map(|(now, then)| now.saturating_sub(then));

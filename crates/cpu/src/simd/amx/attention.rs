@@ -88,7 +88,7 @@ impl Attend<'_> {
 
         let Range { start: begin, end } = self.seen(0..rows);
         let tiles = self.amx.configure();
-        for start in (begin / ROWS * ROWS..end).step_by(STEP) {
+        for start in (begin / STEP * STEP..end).step_by(STEP) {
             let step = start..end.min(start + STEP);
             self.fill(&step, depth, across, keys, values);
             for first in (0..rows).step_by(PAIR) {

@@ -31,8 +31,8 @@ mod tests;
 mod tier;
 
 use super::amx::{self, Amx, Panels, Tile};
-use super::kernels::{AMX_ROWS, multiply_rounded, rounding, rounding_name};
-use crate::kernel::{Inputs, Prepared};
+use super::kernels::{multiply_rounded, rounding, rounding_name};
+use crate::kernel::{Inputs, Prepared, RowKind};
 use crate::memory::grown;
 use crate::{ColumnBand, Kernel, Level, Pool};
 use isa::Isa;
@@ -141,12 +141,12 @@ impl<S: Isa> Kernel for Exl3Kernel<S> {
         self.out_features
     }
 
-    fn matmul(&self, x: &[f32], rows: usize, out: &mut [f32], pool: &Pool) {
+    fn matmul(&self, x: &[f32], rows: usize, kind: RowKind, out: &mut [f32], pool: &Pool) {
         assert_eq!(x.len(), rows * self.in_features, "input fills [rows, in_features]");
         assert_eq!(out.len(), rows * self.out_features, "output fills [rows, out_features]");
         let mut scratch = SCRATCH.take();
-        if let Some(amx) = self.amx.filter(|_| rows >= AMX_ROWS) {
-            let rows = (MAX_SUMS / self.strips.outputs).max(AMX_ROWS);
+        if let Some(amx) = self.amx.filter(|_| kind == RowKind::Prompt) {
+            let rows = (MAX_SUMS / self.strips.outputs).max(1);
             let x = x.chunks(rows * self.in_features);
             for (x, out) in x.zip(out.chunks_mut(rows * self.out_features)) {
                 self.pass_tiles(amx, x, out, &mut scratch, pool);

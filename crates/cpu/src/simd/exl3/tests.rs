@@ -1,6 +1,7 @@
 //! Every level, rate and codebook against the scalar decode.
 
 use super::*;
+use crate::kernel::RowKind;
 use marlin_quant::exl3::Rate;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_tensor::{DType, HostTensor};
@@ -67,10 +68,12 @@ const CODEBOOKS: [Codebook; 4] = [
     Codebook::Mul1(0xad39_4c1d),
 ];
 
-/// Whether so many rows go to bf16 tiles.
-fn rounds(tier: Tier, float: bool, rows: usize) -> bool {
-    tier.level() == Level::Amx && !float && rows >= AMX_ROWS
+/// Whether rows of this kind go to bf16 tiles.
+fn rounds(tier: Tier, float: bool, kind: RowKind) -> bool {
+    tier.level() == Level::Amx && !float && kind == RowKind::Prompt
 }
+
+const KINDS: [RowKind; 2] = [RowKind::Decode, RowKind::Prompt];
 
 /// Tolerances: f32 sums in another order; fp16 rounding of the value and 15-bit activations.
 #[test]
@@ -91,7 +94,7 @@ fn every_level_rate_and_codebook_is_the_matrix_product() {
                 for (float, bound) in [(true, 1e-6), (false, 8e-4)] {
                     for (tier, kernel) in kernels(&weight, float) {
                         let mut out = vec![f32::NAN; rows * n];
-                        kernel.matmul(&x, rows, &mut out, &pools[rows % 2]);
+                        kernel.matmul(&x, rows, RowKind::Decode, &mut out, &pools[rows % 2]);
                         let error = relative_error(&out, &expected);
                         let what = format!("{tier:?} {codebook:?} K={} rows {rows}", rate.bits());
                         assert!(error < bound, "{what} float {float}: {error}");
@@ -120,16 +123,16 @@ fn every_number_of_rows_and_ragged_shape() {
         let expected = product(&x, &w, n, k);
         for (float, bound) in [(true, 1e-6), (false, 1e-3)] {
             for (tier, kernel) in kernels(&weight, float) {
-                for rows in 1..=40 {
+                for (rows, kind) in (1..=40).flat_map(|rows| KINDS.map(|kind| (rows, kind))) {
                     let mut out = vec![f32::NAN; rows * n];
-                    kernel.matmul(&x[..rows * k], rows, &mut out, &pool);
+                    kernel.matmul(&x[..rows * k], rows, kind, &mut out, &pool);
                     let error = relative_error(&out, &expected[..rows * n]);
                     // A single weight is a cancelling sum over its whole 128×128 block.
-                    let bound = if rounds(tier, float, rows) { 5e-3 } else { bound };
+                    let bound = if rounds(tier, float, kind) { 5e-3 } else { bound };
                     let bound = if n * k == 1 { 10.0 * bound } else { bound };
                     assert!(
                         error < bound,
-                        "{tier:?} [{n}, {k}] rows {rows} float {float}: {error}"
+                        "{tier:?} [{n}, {k}] rows {rows} {kind:?} float {float}: {error}"
                     );
                 }
             }
@@ -146,15 +149,20 @@ fn long_prompts_equal_single_rows() {
     let weight = weight(&mut noise, Rate::from_bits(2.5).unwrap(), CODEBOOKS[2], n, k);
     let x: Vec<f32> = (0..rows * k).map(|_| noise.uniform()).collect();
     for float in [true, false] {
-        for (tier, kernel) in kernels(&weight, float) {
+        for ((tier, kernel), kind) in
+            kernels(&weight, float).iter().flat_map(|k| KINDS.map(|kind| (k, kind)))
+        {
             let mut all = vec![f32::NAN; rows * n];
-            kernel.matmul(&x, rows, &mut all, &pool);
+            kernel.matmul(&x, rows, kind, &mut all, &pool);
             for row in [0, 100, MAX_ROWS - 1, MAX_ROWS, rows - 1] {
-                // Few rows are multiplied in another way.
-                let copies = if rounds(tier, float, rows) { AMX_ROWS } else { 1 };
-                let mut one = vec![f32::NAN; copies * n];
-                kernel.matmul(&x[row * k..][..k].repeat(copies), copies, &mut one, &pool);
-                assert_eq!(all[row * n..][..n], one[..n], "{tier:?} row {row} float {float}");
+                let mut one = vec![f32::NAN; n];
+                kernel.matmul(&x[row * k..][..k], 1, kind, &mut one, &pool);
+                assert_eq!(all[row * n..][..n], one, "{tier:?} row {row} {kind:?} float {float}");
+            }
+            for few in [2, 3, 8, 20] {
+                let mut some = vec![f32::NAN; few * n];
+                kernel.matmul(&x[..few * k], few, kind, &mut some, &pool);
+                assert_eq!(all[..few * n], some, "{tier:?} {few} rows {kind:?} float {float}");
             }
         }
     }
@@ -176,20 +184,20 @@ fn activations_of_any_size() {
         for (tier, kernel) in kernels(&weight, false) {
             for x in [&ones, &big, &one_hot] {
                 let mut out = vec![0.0; n];
-                kernel.matmul(x, 1, &mut out, &pool);
+                kernel.matmul(x, 1, RowKind::Decode, &mut out, &pool);
                 let error = relative_error(&out, &product(x, &w, n, k));
                 assert!(error < 6e-4, "{tier:?}: {error}");
             }
             for (value, expected) in [(0.0, 0.0), (1e-44, 0.0)] {
                 let mut out = vec![1.0; n];
-                kernel.matmul(&vec![value; k], 1, &mut out, &pool);
+                kernel.matmul(&vec![value; k], 1, RowKind::Decode, &mut out, &pool);
                 assert!(out.iter().all(|y: &f32| (y - expected).abs() < 1e-40), "{tier:?} {value}");
             }
             let mut x = one_hot.clone();
             for bad in [f32::NAN, f32::INFINITY] {
                 x[3] = bad;
                 let mut out = vec![0.0; n];
-                kernel.matmul(&x, 1, &mut out, &pool);
+                kernel.matmul(&x, 1, RowKind::Decode, &mut out, &pool);
                 assert!(out.iter().all(|y| !y.is_finite()), "{tier:?} {bad}");
             }
         }

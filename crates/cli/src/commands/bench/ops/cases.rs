@@ -4,7 +4,6 @@ use super::weights::{self, Random};
 use crate::console;
 use crate::glob::glob;
 use anyhow::Result;
-use marlin_cpu::simd::AMX_ROWS;
 use marlin_engine::{SampleContext, Sampler, SamplingOptions, SamplingParams, TokenCounts};
 use marlin_quant::{WeightFormat, formats};
 use marlin_tensor::{
@@ -30,7 +29,7 @@ pub enum Arithmetic {
 impl Arithmetic {
     /// What a kernel of this name computes `rows` rows with.
     fn of(kernel: &str, rows: usize) -> Self {
-        if kernel.contains("amx bf16") && rows >= AMX_ROWS {
+        if kernel.contains("amx bf16") && rows > DECODE_ROWS {
             Self::AmxBf16
         } else if kernel.contains("int8") {
             Self::Int8
@@ -39,6 +38,9 @@ impl Arithmetic {
         }
     }
 }
+
+/// Up to so many rows are measured as tokens of answers, more as those of a prompt.
+const DECODE_ROWS: usize = 16;
 
 /// One operator on one shape.
 pub struct Case<'a> {
@@ -181,7 +183,8 @@ impl<'a> Table<'a> {
     }
 
     fn upload(&self, rows: usize, columns: usize, random: &mut Random) -> Result<Tensor> {
-        Ok(self.backend.upload(rows, columns, random.floats(rows * columns))?)
+        let x = self.backend.upload(rows, columns, random.floats(rows * columns))?;
+        Ok(Tensor { decode_rows: if rows <= DECODE_ROWS { rows } else { 0 }, ..x })
     }
 
     fn load(&self, weight: &Weight) -> Result<Linear> {
@@ -317,7 +320,11 @@ impl<'a> Table<'a> {
         self.backend.attention(&q, &k, v.as_ref(), &cache, 0, &fill, p)?;
 
         let mut batch = Batch::new(BLOCK_SIZE);
-        batch.push(&vec![0; rows], context - rows, &table, context as u32, 1);
+        let tokens = vec![0; rows];
+        match rows {
+            ..=DECODE_ROWS => batch.push_decode(&tokens, context - rows, &table, context as u32, 1),
+            _ => batch.push(&tokens, context - rows, &table, context as u32, 1),
+        }
         let (q, k, v) = inputs(rows, random)?;
         let seen = (context - rows) * rows + rows * (rows + 1) / 2;
         let flops = 2 * seen * p.num_heads * (p.key_head_dim + p.value_head_dim);
@@ -385,7 +392,7 @@ impl<'a> Table<'a> {
                 Ok(())
             });
             let kernel = experts.gate[0].kernel.clone();
-            let arithmetic = Arithmetic::of(&kernel, rows * top_k / num_experts);
+            let arithmetic = Arithmetic::of(&kernel, rows);
             visit(Case { kernel: Some(kernel), arithmetic, ..case })?;
         }
         Ok(())

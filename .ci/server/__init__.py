@@ -1,0 +1,1 @@
+"""Checks of a running `marlin serve`, one file for each area; ../check_server.py runs them."""

@@ -1,0 +1,330 @@
+//! Blocks, prefixes, forks and priorities under whatever requests do.
+
+mod common;
+
+use common::{HashModel, Outcome, answers, drain, engine, mix, options};
+use marlin_engine::{
+    Constraint, Engine, EngineError, EngineOptions, FinishReason, LanguageModel, Request,
+    SamplingOptions, SamplingParams, SequenceId,
+};
+use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor};
+use std::sync::Arc;
+
+/// Every token is equally likely, and nothing is computed.
+struct NullModel;
+
+const VOCAB: usize = 5;
+
+impl LanguageModel for NullModel {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn max_context(&self) -> usize {
+        64
+    }
+
+    fn create_cache(
+        &self,
+        num_blocks: usize,
+        block_size: usize,
+        dtype: DType,
+    ) -> Result<Cache, EngineError> {
+        let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
+        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, dtype };
+        Ok(Cache { spec, handle: Arc::new(()) })
+    }
+
+    fn copy_blocks(&self, _: &Cache, _: &[(u32, u32)]) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn forward(&self, batch: &Batch, _: &Cache) -> Result<Tensor, EngineError> {
+        let rows = batch.output_rows.len();
+        Ok(Tensor { rows, decode_rows: 0, columns: VOCAB, handle: Arc::new(()) })
+    }
+
+    fn hidden(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError> {
+        self.forward(batch, cache)
+    }
+
+    fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
+        Ok(vec![0.0; logits.rows * VOCAB])
+    }
+}
+
+/// What a random user does next.
+struct User {
+    state: u64,
+    turn: u64,
+    open: Vec<SequenceId>,
+    outcome: Outcome,
+    submitted: usize,
+}
+
+impl User {
+    fn new(seed: u64) -> Self {
+        let (open, outcome) = Default::default();
+        Self { state: seed, turn: 0, open, outcome, submitted: 0 }
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.turn += 1;
+        mix(self.state, self.turn) % n
+    }
+
+    fn request(&mut self, engine: &Engine, vocab: u64, longest: u64) -> (Request, usize) {
+        let prompt_len = 1 + self.below(longest) as usize;
+        // Few beginnings, so that prompts share them.
+        let beginning = self.below(3);
+        let prompt = (0..prompt_len as u64)
+            .map(|i| if i < 20 { mix(beginning, i) % vocab } else { self.below(vocab) } as u32)
+            .collect();
+        let seed = self.below(1 << 40);
+        let sampling = SamplingParams::new(SamplingOptions { seed, ..Default::default() }).unwrap();
+        let room = engine.limits().max_context - prompt_len;
+        let n = if self.below(4) == 0 { 1 + self.below(4) as usize } else { 1 };
+        let request = Request {
+            max_tokens: Some(1 + self.below(room.min(30) as u64) as usize),
+            priority: self.below(3) as i32 - 1,
+            stop_tokens: if self.below(2) == 0 { vec![2] } else { vec![] },
+            cache_name: (self.below(5) == 0).then(|| "tenant".into()),
+            ..Request::new(prompt, sampling, vec![])
+        };
+        (request, n)
+    }
+
+    /// One operation.
+    fn act(&mut self, engine: &mut Engine, vocab: u64, longest: u64) {
+        match self.below(10) {
+            0..=2 if self.open.len() < 40 => {
+                let (request, n) = self.request(engine, vocab, longest);
+                let request = engine.limits().validate(request).unwrap();
+                self.open.extend(engine.submit_many(request, n));
+                self.submitted += n;
+            }
+            3 if !self.open.is_empty() => {
+                let at = self.below(self.open.len() as u64) as usize;
+                let id = self.open.swap_remove(at);
+                let known = self.outcome.finished.contains_key(&id);
+                assert_eq!(engine.cancel(id), !known, "{id} is open exactly when it has not ended");
+            }
+            _ => {
+                self.outcome.take(engine.step());
+                let finished = &self.outcome.finished;
+                self.open.retain(|id| !finished.contains_key(id));
+            }
+        }
+    }
+
+    fn finish(mut self, engine: &mut Engine, num_blocks: usize) {
+        while !engine.is_idle() {
+            self.outcome.take(engine.step());
+        }
+        assert_eq!(self.outcome.finished.len(), self.submitted, "every request ends, once");
+        let failed = |r: &&FinishReason| matches!(r, FinishReason::Error(_));
+        assert_eq!(self.outcome.finished.values().find(failed).map(|_| ()), None);
+        assert_eq!(engine.free_blocks(), num_blocks, "no block is lost");
+    }
+}
+
+#[test]
+fn a_million_operations_lose_no_block_and_no_request() {
+    let small = EngineOptions { num_blocks: Some(40), max_context: Some(64), ..options(8, 24) };
+    for (seed, prefix_cache) in [(1, true), (2, true), (3, false)] {
+        let options = EngineOptions { prefix_cache, mixed_chunk: 7, ..small.clone() };
+        let mut engine = Engine::new(Arc::new(NullModel), &options).unwrap();
+        let mut user = User::new(seed);
+        for _ in 0..340_000 {
+            user.act(&mut engine, VOCAB as u64, 60);
+            let stats = engine.stats();
+            assert!(stats.free_blocks <= stats.num_blocks);
+        }
+        let stats = engine.stats();
+        assert!(stats.preemptions > 100, "the pool was meant to be too small");
+        assert_eq!(stats.cached_tokens > 0, prefix_cache);
+        user.finish(&mut engine, 40);
+    }
+}
+
+/// The same over a model that notices every wrong, stale or shared slot.
+#[test]
+fn whatever_happens_a_sequence_reads_its_own_tokens() {
+    let options = EngineOptions { num_blocks: Some(120), mixed_chunk: 5, ..options(8, 24) };
+    let mut engine = Engine::new(Arc::new(HashModel::default()), &options).unwrap();
+    let mut user = User::new(7);
+    for _ in 0..6_000 {
+        user.act(&mut engine, 50, 90);
+    }
+    assert!(engine.preemptions() > 10 && engine.stats().cached_tokens > 100);
+    user.finish(&mut engine, 120);
+}
+
+fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
+    let options = SamplingOptions { seed, temperature: 1.3, ..SamplingOptions::default() };
+    let sampling = SamplingParams::new(options).unwrap();
+    Request { max_tokens: Some(max_tokens), ..Request::new(prompt, sampling, vec![]) }
+}
+
+fn prompt(seed: u64, len: usize) -> Vec<u32> {
+    (0..len as u64).map(|i| (mix(seed, i) % 50) as u32).collect()
+}
+
+#[test]
+fn a_prompt_that_begins_alike_is_computed_once() {
+    let model = Arc::new(HashModel::default());
+    let mut engine = Engine::new(model.clone(), &options(4, 64)).unwrap();
+    let first = request(prompt(1, 61), 10, 1);
+    let second = Request { prompt: [&first.prompt[..50], &prompt(2, 9)].concat(), ..first.clone() };
+    let tenant = Request { cache_name: Some("someone else".into()), ..second.clone() };
+    let mut rows = 0;
+    for (request, found) in [(&first, 0), (&second, 48), (&second, 56), (&tenant, 0), (&tenant, 56)]
+    {
+        let expected = answers(
+            &mut common::engine(HashModel::default(), options(1, 64)),
+            std::slice::from_ref(request),
+        );
+        let before = engine.stats();
+        assert_eq!(answers(&mut engine, std::slice::from_ref(request)), expected);
+        let after = engine.stats();
+        assert_eq!(after.cached_tokens - before.cached_tokens, found);
+        rows += request.prompt.len() as u64 - found;
+        assert_eq!(after.prompt_rows, rows);
+    }
+    // A part of the answer is a beginning, too.
+    let answer = answers(&mut engine, std::slice::from_ref(&first)).remove(0);
+    let next = request([&first.prompt[..], &answer, &[3, 4]].concat(), 4, 9);
+    let before = engine.stats().cached_tokens;
+    answers(&mut engine, &[next]);
+    assert_eq!(
+        engine.stats().cached_tokens - before,
+        68,
+        "61 + 9 computed tokens fill 17 blocks of 4"
+    );
+    assert_eq!(engine.free_blocks(), 400);
+}
+
+#[test]
+fn forks_answer_as_if_alone() {
+    for (blocks, chunk) in [(400, 64), (400, 7), (40, 16)] {
+        let request = request(prompt(3, 45), 40, 100);
+        let alone: Vec<Vec<u32>> = (0..5)
+            .map(|i| {
+                let one =
+                    Request { sampling: request.sampling.with_seed(100 + i), ..request.clone() };
+                answers(&mut engine(HashModel::default(), options(1, 64)), &[one]).remove(0)
+            })
+            .collect();
+        let options =
+            EngineOptions { num_blocks: Some(blocks), max_context: Some(100), ..options(5, chunk) };
+        let mut engine = engine(HashModel::default(), options);
+        let ids = engine.submit_many(engine.limits().validate(request).unwrap(), 5);
+        let mut outcome = drain(&mut engine);
+        let together: Vec<_> = ids.iter().map(|id| outcome.tokens.remove(id).unwrap()).collect();
+        assert_eq!(together, alone);
+        assert!(blocks > 40 || engine.preemptions() > 0);
+        assert_eq!(engine.stats().prompt_tokens, 5 * 45);
+        assert_eq!(engine.free_blocks(), blocks);
+    }
+}
+
+#[test]
+fn a_fork_outlives_the_sequence_it_waits_in() {
+    let model = HashModel::default();
+    let request = request(prompt(3, 60), 12, 100);
+    let one = Request { sampling: request.sampling.with_seed(102), ..request.clone() };
+    let alone = answers(&mut engine(HashModel::default(), options(1, 64)), &[one]).remove(0);
+    let mut engine = engine(model, options(5, 16));
+    let ids = engine.submit_many(engine.limits().validate(request).unwrap(), 3);
+    let mut outcome = Outcome::default();
+    outcome.take(engine.step());
+    for id in [ids[0], ids[1]] {
+        assert!(engine.cancel(id) && !engine.cancel(id));
+    }
+    let rest = drain(&mut engine);
+    assert_eq!(rest.tokens[&ids[2]], alone);
+    assert_eq!(rest.finished.len(), 3);
+    assert_eq!(engine.free_blocks(), 500);
+}
+
+#[test]
+fn urgent_requests_go_first_and_take_the_room_of_others() {
+    let options = EngineOptions { num_blocks: Some(100), ..options(2, 64) };
+    let mut engine = engine(HashModel::default(), options);
+    let submit = |engine: &mut Engine, priority, seed| {
+        let request = Request { priority, ..request(prompt(seed, 150), 50, seed) };
+        engine.submit(engine.limits().validate(request).unwrap())
+    };
+    let usual: Vec<_> = (0..3).map(|seed| submit(&mut engine, 0, seed)).collect();
+    let mut outcome = Outcome::default();
+    for _ in 0..5 {
+        outcome.take(engine.step());
+    }
+    let urgent = submit(&mut engine, -1, 9);
+    let late = submit(&mut engine, 1, 10);
+    let mut order = Vec::new();
+    while !engine.is_idle() {
+        outcome.take(engine.step());
+        let new = outcome.finished.keys().filter(|id| !order.contains(*id)).copied();
+        order.extend(new.collect::<Vec<_>>());
+    }
+    let place = |id: SequenceId| order.iter().position(|other| *other == id).unwrap();
+    assert!(place(urgent) < 2, "{order:?}");
+    assert_eq!(place(late), 4, "{order:?}");
+    assert!(engine.preemptions() > 0);
+    for (seed, id) in (0..3).zip(usual).chain([(9, urgent), (10, late)]) {
+        let alone = answers(
+            &mut common::engine(HashModel::default(), common::options(1, 64)),
+            &[request(prompt(seed, 150), 50, seed)],
+        );
+        assert_eq!(outcome.tokens[&id], alone[0], "seed {seed}");
+    }
+}
+
+/// Allows the tokens of a text, one after the other.
+#[derive(Debug, Clone)]
+struct Exactly(Vec<u32>, usize);
+
+impl Constraint for Exactly {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+        let allowed = *self.0.get(self.1).ok_or("nothing may follow")?;
+        let banned = (0..).zip(logits.iter_mut()).filter(|(token, _)| *token != allowed);
+        banned.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token, self.0[self.1]);
+        self.1 += 1;
+        Ok(())
+    }
+
+    fn is_complete(&mut self) -> bool {
+        self.1 == self.0.len()
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn a_constraint_is_kept_by_every_fork_and_ends_the_answer() {
+    let text = vec![7, 3, 3, 11];
+    let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(text.clone(), 0)));
+    let request = Request { constraint, ..request(prompt(1, 9), 30, 1) };
+    let mut engine = engine(HashModel::default(), options(4, 64));
+    let ids = engine.submit_many(engine.limits().validate(request).unwrap(), 3);
+    let outcome = drain(&mut engine);
+    for id in ids {
+        assert_eq!(outcome.tokens[&id], text);
+        assert!(matches!(outcome.finished[&id], FinishReason::Complete));
+    }
+    let none: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(vec![], 0)));
+    let request = Request { constraint: none, ..self::request(prompt(1, 9), 30, 1) };
+    let id = engine.submit(engine.limits().validate(request).unwrap());
+    let outcome = drain(&mut engine);
+    let FinishReason::Error(error) = &outcome.finished[&id] else { panic!("it cannot go on") };
+    assert!(error.to_string().contains("nothing may follow"));
+    assert_eq!(engine.free_blocks(), 400);
+}

@@ -1,0 +1,377 @@
+//! What is measured, under our names and under those of vLLM that routers and boards read.
+
+use crate::answer::Piece;
+use crate::models::Models;
+use crate::{Finish, Served};
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What `/metrics` is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfModel {
+    model_name: String,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfAnswer {
+    model_name: String,
+    finished_reason: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfResponse {
+    path: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CacheConfig {
+    model_name: String,
+    block_size: u64,
+    num_gpu_blocks: u64,
+}
+
+type Number = Gauge<f64, AtomicU64>;
+type Times = Family<OfModel, Histogram, fn() -> Histogram>;
+
+fn seconds() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
+        0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    ])
+}
+
+fn lengths() -> Histogram {
+    let powers = (0..18).map(|i| f64::from(1u32 << i));
+    Histogram::new(powers)
+}
+
+/// Perplexities that were asked for in this process.
+#[derive(Debug, Default)]
+struct Perplexities {
+    values: Vec<f64>,
+    tokens: u64,
+}
+
+/// Statistics of the perplexities asked for.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct PerplexityStats {
+    /// Texts.
+    pub samples: u64,
+    /// Tokens scored.
+    pub tokens: u64,
+    /// Mean.
+    pub mean: Option<f64>,
+    /// Median.
+    pub median: Option<f64>,
+    /// Least.
+    pub min: Option<f64>,
+    /// Most.
+    pub max: Option<f64>,
+}
+
+/// Most perplexities that are remembered for the median.
+const REMEMBERED: usize = 10_000;
+
+/// Everything that `/metrics` tells.
+pub struct Metrics {
+    registry: Registry,
+    running: Family<OfModel, Gauge>,
+    waiting: Family<OfModel, Gauge>,
+    cache_usage: Family<OfModel, Number>,
+    cache_config: Family<CacheConfig, Gauge>,
+    preemptions: Family<OfModel, Counter>,
+    restarts: Family<OfModel, Counter>,
+    model_bytes: Family<OfModel, Gauge>,
+    prefix_queries: Family<OfModel, Counter>,
+    prefix_hits: Family<OfModel, Counter>,
+    prompt_tokens: Family<OfModel, Counter>,
+    generation_tokens: Family<OfModel, Counter>,
+    answers: Family<OfAnswer, Counter>,
+    responses: Family<OfResponse, Counter>,
+    first_token: Times,
+    inter_token: Times,
+    per_token: Times,
+    whole: Times,
+    prompt_lengths: Times,
+    answer_lengths: Times,
+    perplexity: [Number; 4],
+    perplexity_samples: Counter,
+    perplexity_tokens: Counter,
+    perplexities: Mutex<Perplexities>,
+    disconnects: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Nothing measured yet.
+    pub fn new() -> Self {
+        let times: fn() -> Times = || Family::new_with_constructor(seconds as fn() -> Histogram);
+        let sizes: fn() -> Times = || Family::new_with_constructor(lengths as fn() -> Histogram);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            running: Family::default(),
+            waiting: Family::default(),
+            cache_usage: Family::default(),
+            cache_config: Family::default(),
+            preemptions: Family::default(),
+            restarts: Family::default(),
+            model_bytes: Family::default(),
+            prefix_queries: Family::default(),
+            prefix_hits: Family::default(),
+            prompt_tokens: Family::default(),
+            generation_tokens: Family::default(),
+            answers: Family::default(),
+            responses: Family::default(),
+            first_token: times(),
+            inter_token: times(),
+            per_token: times(),
+            whole: times(),
+            prompt_lengths: sizes(),
+            answer_lengths: sizes(),
+            perplexity: Default::default(),
+            perplexity_samples: Counter::default(),
+            perplexity_tokens: Counter::default(),
+            perplexities: Mutex::default(),
+            disconnects: Counter::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        // The same series under both names.
+        macro_rules! both {
+            ($name:literal, $help:literal, $metric:expr) => {
+                r.register(concat!("marlin:", $name), $help, $metric.clone());
+                r.register(concat!("vllm:", $name), $help, $metric.clone());
+            };
+        }
+        both!("num_requests_running", "Sequences that own cache blocks", self.running);
+        both!("num_requests_waiting", "Sequences that wait for cache blocks", self.waiting);
+        both!("kv_cache_usage_perc", "Share of cache blocks in use, 0 to 1", self.cache_usage);
+        both!("cache_config_info", "Size of the cache", self.cache_config);
+        both!("num_preemptions", "Sequences that lost their blocks to others", self.preemptions);
+        both!(
+            "prefix_cache_queries",
+            "Prompt tokens looked up in the prefix cache",
+            self.prefix_queries
+        );
+        both!("prefix_cache_hits", "Prompt tokens found in the prefix cache", self.prefix_hits);
+        both!("prompt_tokens", "Prompt tokens of answers that ended", self.prompt_tokens);
+        both!("generation_tokens", "Tokens of answers", self.generation_tokens);
+        both!("request_success", "Answers that ended, by reason", self.answers);
+        both!("time_to_first_token_seconds", "From request to first token", self.first_token);
+        both!("inter_token_latency_seconds", "Between tokens of an answer", self.inter_token);
+        both!(
+            "time_per_output_token_seconds",
+            "Mean of an answer's time between tokens",
+            self.per_token
+        );
+        both!("e2e_request_latency_seconds", "From request to end of the answer", self.whole);
+        both!("request_prompt_tokens", "Prompt tokens of a request", self.prompt_lengths);
+        both!("request_generation_tokens", "Tokens of an answer", self.answer_lengths);
+        r.register(
+            "vllm:gpu_cache_usage_perc",
+            "kv_cache_usage_perc by its older name",
+            self.cache_usage.clone(),
+        );
+        r.register("marlin:engine_restarts", "Engines lost to a panic", self.restarts.clone());
+        r.register(
+            "marlin:model_bytes",
+            "Bytes of a model and its cache",
+            self.model_bytes.clone(),
+        );
+        r.register("marlin:http_responses", "Responses by path and status", self.responses.clone());
+        r.register("marlin:disconnects", "Streams whose client left", self.disconnects.clone());
+        let [mean, median, min, max] = &self.perplexity;
+        r.register("marlin:perplexity_mean", "Mean of perplexities asked for", mean.clone());
+        r.register("marlin:perplexity_median", "Their median", median.clone());
+        r.register("marlin:perplexity_min", "The least of them", min.clone());
+        r.register("marlin:perplexity_max", "The largest of them", max.clone());
+        r.register("marlin:perplexity_samples", "How many", self.perplexity_samples.clone());
+        r.register("marlin:perplexity_tokens", "Tokens scored", self.perplexity_tokens.clone());
+    }
+
+    /// The text of everything, read now.
+    pub fn text(&self, models: &Models) -> String {
+        for served in models.all_loaded() {
+            let labels = OfModel { model_name: served.id.clone() };
+            let stats = served.runtime.stats();
+            self.running.get_or_create(&labels).set(stats.running as i64);
+            self.waiting.get_or_create(&labels).set(stats.waiting as i64);
+            let used =
+                (stats.num_blocks - stats.free_blocks) as f64 / stats.num_blocks.max(1) as f64;
+            self.cache_usage.get_or_create(&labels).set(used);
+            raise(&self.preemptions.get_or_create(&labels), stats.preemptions);
+            raise(&self.restarts.get_or_create(&labels), served.runtime.restarts());
+            self.model_bytes.get_or_create(&labels).set(served.bytes as i64);
+            let config = CacheConfig {
+                model_name: served.id.clone(),
+                block_size: served.block_size as u64,
+                num_gpu_blocks: stats.num_blocks as u64,
+            };
+            self.cache_config.get_or_create(&config).set(1);
+        }
+        let mut text = String::new();
+        // Writing to memory does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    /// Counts a response.
+    pub fn responded(&self, path: &'static str, status: u16) {
+        self.responses.get_or_create(&OfResponse { path, status }).inc();
+    }
+
+    /// Counts a stream whose client left before its end.
+    pub fn disconnected(&self) {
+        self.disconnects.inc();
+    }
+
+    /// Notes the perplexity of a text.
+    pub fn scored(&self, perplexity: f64, tokens: u64) {
+        let stats = {
+            let mut all = self.perplexities.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.values.len() == REMEMBERED {
+                all.values.remove(0);
+            }
+            all.values.push(perplexity);
+            all.tokens += tokens;
+            all.stats()
+        };
+        self.perplexity_samples.inc();
+        self.perplexity_tokens.inc_by(tokens);
+        let values = [stats.mean, stats.median, stats.min, stats.max];
+        for (gauge, value) in self.perplexity.iter().zip(values) {
+            gauge.set(value.unwrap_or_default());
+        }
+    }
+
+    /// Statistics of the perplexities asked for.
+    pub fn perplexity_stats(&self) -> PerplexityStats {
+        self.perplexities.lock().unwrap_or_else(PoisonError::into_inner).stats()
+    }
+
+    /// Measures the answers to a request that came at `start`.
+    pub fn meter(&self, served: &Served, start: Instant, n: usize) -> Meter {
+        let labels = OfModel { model_name: served.id.clone() };
+        Meter {
+            first_token: self.first_token.get_or_create(&labels).clone(),
+            inter_token: self.inter_token.get_or_create(&labels).clone(),
+            per_token: self.per_token.get_or_create(&labels).clone(),
+            whole: self.whole.get_or_create(&labels).clone(),
+            prompt_lengths: self.prompt_lengths.get_or_create(&labels).clone(),
+            answer_lengths: self.answer_lengths.get_or_create(&labels).clone(),
+            prefix_queries: self.prefix_queries.get_or_create(&labels).clone(),
+            prefix_hits: self.prefix_hits.get_or_create(&labels).clone(),
+            prompt_tokens: self.prompt_tokens.get_or_create(&labels).clone(),
+            generation_tokens: self.generation_tokens.get_or_create(&labels).clone(),
+            answers: self.answers.clone(),
+            labels,
+            start,
+            choices: vec![None; n],
+        }
+    }
+}
+
+impl Perplexities {
+    fn stats(&self) -> PerplexityStats {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (count, middle) = (sorted.len(), sorted.len() / 2);
+        let median = match count {
+            0 => None,
+            _ if count % 2 == 1 => Some(sorted[middle]),
+            _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+        };
+        PerplexityStats {
+            samples: count as u64,
+            tokens: self.tokens,
+            mean: (count > 0).then(|| sorted.iter().sum::<f64>() / count as f64),
+            median,
+            min: sorted.first().copied(),
+            max: sorted.last().copied(),
+        }
+    }
+}
+
+/// Counts up to `total`; what a model counted before it was loaded again stays.
+fn raise(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+/// The clock of one request.
+pub struct Meter {
+    labels: OfModel,
+    start: Instant,
+    /// First and last token of each answer.
+    choices: Vec<Option<(Instant, Instant)>>,
+    first_token: Histogram,
+    inter_token: Histogram,
+    per_token: Histogram,
+    whole: Histogram,
+    prompt_lengths: Histogram,
+    answer_lengths: Histogram,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    answers: Family<OfAnswer, Counter>,
+}
+
+impl Meter {
+    /// A piece has come.
+    pub fn piece(&mut self, piece: &Piece) {
+        let now = Instant::now();
+        let times = &mut self.choices[piece.choice];
+        if !piece.tokens.is_empty() {
+            match times {
+                None => {
+                    self.first_token.observe((now - self.start).as_secs_f64());
+                    *times = Some((now, now));
+                }
+                Some((_, last)) => {
+                    self.inter_token.observe((now - *last).as_secs_f64());
+                    *last = now;
+                }
+            }
+            self.generation_tokens.inc_by(piece.tokens.len() as u64);
+        }
+        let Some((finish, usage)) = &piece.finish else { return };
+        self.whole.observe((now - self.start).as_secs_f64());
+        if let (Some((first, last)), 2..) = (*times, usage.completion_tokens) {
+            let gaps = (usage.completion_tokens - 1) as f64;
+            self.per_token.observe((last - first).max(Duration::ZERO).as_secs_f64() / gaps);
+        }
+        if piece.choice == 0 {
+            self.prompt_lengths.observe(usage.prompt_tokens as f64);
+            self.prompt_tokens.inc_by(usage.prompt_tokens as u64);
+            self.prefix_queries.inc_by(usage.prompt_tokens as u64);
+            self.prefix_hits.inc_by(usage.cached_tokens as u64);
+        }
+        self.answer_lengths.observe(usage.completion_tokens as f64);
+        let finished_reason = match finish {
+            Finish::Stop { .. } | Finish::ToolCalls => "stop",
+            Finish::Length => "length",
+            Finish::Failed(_) => "error",
+        };
+        let model_name = self.labels.model_name.clone();
+        self.answers.get_or_create(&OfAnswer { model_name, finished_reason }).inc();
+    }
+}

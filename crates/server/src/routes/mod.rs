@@ -1,0 +1,296 @@
+//! Paths, and what every request goes through before it gets to them.
+
+mod answers;
+mod body;
+mod conversations;
+mod information;
+mod listener;
+mod openapi;
+mod page;
+mod text;
+
+pub use listener::Listening;
+
+use crate::auth::Keys;
+use crate::metrics::Metrics;
+use crate::{ApiError, Models};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_MAX_AGE, HOST, ORIGIN, VARY,
+};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Limits and manners of a server.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Largest body, bytes.
+    pub max_body_bytes: usize,
+    /// Time for a request's head to arrive.
+    pub header_timeout: Duration,
+    /// Time for a body to arrive.
+    pub body_timeout: Duration,
+    /// Silence after which a stream sends a comment.
+    pub keep_alive: Duration,
+    /// Time for answers to end once the server is told to stop.
+    pub drain: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// Origins of web pages that may ask; `*` is every one.
+    pub cors: Vec<String>,
+    /// Names under which the server may be asked for; everything if empty. Keeps web pages from
+    /// reaching a server on this machine through a name of their own.
+    pub hosts: Vec<String>,
+    /// Whether `/` is the web page.
+    pub page: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 32 << 20,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(15),
+            drain: Duration::from_secs(30),
+            max_connections: 4096,
+            cors: Vec::new(),
+            hosts: Vec::new(),
+            page: true,
+        }
+    }
+}
+
+/// A server: models, limits, keys, measurements.
+pub struct Server {
+    /// The models.
+    pub models: Arc<Models>,
+    /// Limits and manners.
+    pub config: Config,
+    /// Who may ask.
+    pub keys: Arc<Keys>,
+    /// What is measured.
+    pub metrics: Metrics,
+    draining: AtomicBool,
+    active: AtomicUsize,
+    readers: body::Readers,
+}
+
+impl Server {
+    /// A server that does not listen yet.
+    pub fn new(models: Arc<Models>, config: Config, keys: Arc<Keys>) -> Arc<Self> {
+        let (draining, active, readers) = Default::default();
+        let metrics = Metrics::new();
+        Arc::new(Self { models, config, keys, metrics, draining, active, readers })
+    }
+
+    /// Takes no new requests from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Requests under way.
+    pub fn active(&self) -> usize {
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// Its paths.
+    pub fn router(self: &Arc<Self>) -> Router {
+        let guarded = Router::new()
+            .route("/v1/chat/completions", post(answers::chat))
+            .route("/v1/completions", post(answers::completions))
+            .route("/v1/messages", post(conversations::messages))
+            .route("/v1/messages/count_tokens", post(conversations::count_tokens))
+            .route("/v1/responses", post(conversations::responses))
+            .route("/v1/embeddings", post(text::embeddings))
+            .route("/v1/models", get(information::models))
+            .route("/v1/models/{*id}", get(information::model))
+            .route("/v1/perplexity", post(text::perplexity))
+            .route("/v1/perplexity/stats", get(text::perplexity_stats))
+            .route("/tokenize", post(text::tokenize))
+            .route("/detokenize", post(text::detokenize))
+            .route("/apply-template", post(text::apply_template))
+            .route("/metrics", get(information::metrics))
+            .layer(from_fn_with_state(self.clone(), authorize));
+        let open = Router::new()
+            .route("/health", get(information::health))
+            .route("/ready", get(information::ready))
+            .route("/version", get(information::version))
+            .route("/openapi.json", get(openapi::document))
+            .route("/docs", get(openapi::page));
+        let open = if self.config.page { open.merge(page::router()) } else { open };
+        guarded
+            .merge(open)
+            .fallback(|| async { ApiError::not_found("no such path; they are in /openapi.json") })
+            .method_not_allowed_fallback(|| async {
+                let error = ApiError::not_found("this path is asked with another method");
+                ApiError {
+                    status: StatusCode::METHOD_NOT_ALLOWED,
+                    kind: "invalid_request_error",
+                    ..error
+                }
+            })
+            .layer(from_fn_with_state(self.clone(), watch))
+            .with_state(self.clone())
+    }
+}
+
+/// Counts requests under way, whatever becomes of them.
+struct Active(Arc<Server>);
+
+impl Active {
+    fn new(server: Arc<Server>) -> Self {
+        server.active.fetch_add(1, Ordering::SeqCst);
+        Self(server)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The outermost: host and origin, a name for the request, a line in the log.
+async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let plain =
+        |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
+    let id = given.filter(plain).map_or_else(|| crate::protocol::new_id("req-"), str::to_owned);
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut response = match check_host(&server, &request) {
+        Err(error) => error.into_response(),
+        Ok(()) if method == Method::OPTIONS && origin.is_some() => {
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Ok(()) => next.run(request).await,
+    };
+    let headers = response.headers_mut();
+    if let Some(origin) = origin.filter(|origin| server.allows(origin)) {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(VARY, HeaderValue::from_static("origin"));
+        let methods = HeaderValue::from_static("GET, POST, OPTIONS");
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+        let allowed = "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta";
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", value);
+    }
+    let status = response.status().as_u16();
+    server.metrics.responded(known_path(&path), status);
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    match status {
+        500.. => tracing::error!(id, %method, path, status, milliseconds),
+        400.. => tracing::info!(id, %method, path, status, milliseconds),
+        _ => tracing::debug!(id, %method, path, status, milliseconds),
+    }
+    response
+}
+
+impl Server {
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        let origin = origin.to_str().unwrap_or_default();
+        self.config.cors.iter().any(|allowed| allowed == "*" || allowed == origin)
+    }
+}
+
+fn check_host(server: &Server, request: &Request) -> Result<(), ApiError> {
+    if server.config.hosts.is_empty() {
+        return Ok(());
+    }
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    match server.config.hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(name)) {
+        true => Ok(()),
+        false => {
+            let message = "this server is not asked for under that name; see --allowed-host";
+            let error = ApiError::invalid("host", message);
+            Err(ApiError { status: StatusCode::FORBIDDEN, ..error })
+        }
+    }
+}
+
+/// Paths as metrics call them; ids and wrong paths would be endless.
+fn known_path(path: &str) -> &'static str {
+    const KNOWN: [&str; 19] = [
+        "/",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/models",
+        "/v1/perplexity",
+        "/v1/perplexity/stats",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+        "/metrics",
+        "/health",
+        "/ready",
+        "/version",
+        "/openapi.json",
+        "/docs",
+    ];
+    KNOWN.into_iter().find(|known| *known == path).unwrap_or("other")
+}
+
+/// Keys and quotas.
+async fn authorize(
+    State(server): State<Arc<Server>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let name = match server.keys.check(request.headers()) {
+        Ok(name) => name,
+        Err(error) => return refuse(request.uri().path(), error),
+    };
+    if request.method() == Method::GET {
+        return next.run(request).await;
+    }
+    if server.is_draining() {
+        return refuse(request.uri().path(), ApiError::unavailable("the server is about to stop"));
+    }
+    match server.keys.admit(name) {
+        Ok(admitted) => {
+            let guard = Guard { _held: Arc::new((admitted, Active::new(server))) };
+            request.extensions_mut().insert(guard);
+            next.run(request).await
+        }
+        Err(error) => refuse(request.uri().path(), error),
+    }
+}
+
+/// An error in the shape of the protocol of a path.
+fn refuse(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => conversations::AnthropicError(error).into_response(),
+        false => error.into_response(),
+    }
+}
+
+/// Held until a request's answer is out: its share of the quota, and its place among those under way.
+#[derive(Clone)]
+pub(crate) struct Guard {
+    _held: Arc<(crate::auth::Admitted, Active)>,
+}

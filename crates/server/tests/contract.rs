@@ -1,0 +1,430 @@
+//! What requests get: fields, shapes, errors.
+
+mod common;
+
+use common::{Setup, read};
+use marlin_server::{Config, Key, Quota};
+use serde_json::{Value, json};
+
+fn chat(text: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn a_stream_says_what_a_whole_answer_says() {
+    let server = Setup::default().start();
+    let whole = server.post("/v1/chat/completions", &chat("Tell me"));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(!text.is_empty());
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    assert_eq!(whole["usage"]["completion_tokens"], 8);
+    assert_eq!(whole["object"], "chat.completion");
+    let more = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let stream = server.post("/v1/chat/completions", &with(chat("Tell me"), more));
+    assert_eq!(stream.headers["content-type"], "text/event-stream; charset=utf-8");
+    assert_eq!(stream.streamed()[&0], (text.to_owned(), "length".to_owned()));
+    let events = stream.events();
+    let last: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"]["completion_tokens"], 8);
+    let ids: std::collections::BTreeSet<String> = events[..events.len() - 1]
+        .iter()
+        .map(|e| serde_json::from_str::<Value>(e).unwrap()["id"].to_string())
+        .collect();
+    assert_eq!(ids.len(), 1, "one id for all chunks");
+}
+
+#[test]
+fn several_answers_share_the_prompt() {
+    let server = Setup::default().start();
+    let before = server.behaviour.rows.load(std::sync::atomic::Ordering::Relaxed);
+    let long = "word ".repeat(150);
+    let body = with(chat(&long), json!({"n": 4, "temperature": 1.0, "seed": 5}));
+    let response = server.post("/v1/chat/completions", &body).json();
+    let choices = response["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 4);
+    let prompt = response["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(response["usage"]["completion_tokens"], 32);
+    let rows = server.behaviour.rows.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert!(rows <= prompt + 32, "{rows} rows for a prompt of {prompt} and 4 answers of 8");
+    let again = server.post("/v1/chat/completions", &body).json();
+    assert_eq!(again["choices"], response["choices"], "the same seed, the same answers");
+    let cached = &again["usage"]["prompt_tokens_details"]["cached_tokens"];
+    assert!(cached.as_u64().unwrap() as usize >= prompt - 16, "{cached} of {prompt} were known");
+}
+
+#[test]
+fn stop_strings_end_an_answer_and_never_show() {
+    let server = Setup::default().start();
+    let whole =
+        server.post("/v1/chat/completions", &with(chat("Go"), json!({"max_tokens": 30}))).json();
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let middle: String = text.chars().skip(20).take(7).collect();
+    let before = text.split(&middle).next().unwrap().to_owned();
+    for stop in [json!(middle), json!(["never there", middle])] {
+        let body = with(chat("Go"), json!({"max_tokens": 30, "stop": stop}));
+        let cut = server.post("/v1/chat/completions", &body).json();
+        assert_eq!(cut["choices"][0]["message"]["content"], json!(before));
+        assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+        let stream = server.post("/v1/chat/completions", &with(body, json!({"stream": true})));
+        assert_eq!(stream.streamed()[&0], (before.clone(), "stop".to_owned()));
+    }
+}
+
+#[test]
+fn every_field_is_honoured_or_refused_by_name() {
+    let server = Setup::default().start();
+    let accepted = [
+        json!({"temperature": null, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": -3}),
+        json!({"presence_penalty": 1, "frequency_penalty": -1.5, "repetition_penalty": 1.1}),
+        json!({"logit_bias": {"300": 5}, "user": "ann", "metadata": {"a": "b"}, "store": false}),
+        json!({"stop": null, "n": 2, "min_tokens": 4, "ignore_eos": true, "priority": -1}),
+        json!({"logprobs": true, "top_logprobs": 3, "max_completion_tokens": 5, "max_tokens": null}),
+        json!({"response_format": {"type": "text"}, "tools": [], "tool_choice": "auto"}),
+        json!({"stream": false, "service_tier": "auto", "modalities": ["text"], "timeout": 60}),
+        json!({"messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b", "name": "ann"}]}),
+        json!({"model": "default"}),
+        json!({"model": "first", "chat_template_kwargs": {"enable_thinking": false}, "cache_salt": "x"}),
+    ];
+    for more in accepted {
+        let response = server.post("/v1/chat/completions", &with(chat("Hello"), more.clone()));
+        assert_eq!(response.status, 200, "{more}: {}", response.body);
+    }
+    let refused = [
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"top_p": 1.5}), "top_p"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 17}), "n"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_tokens": 1.5}), "max_tokens"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
+        (json!({"stop": [1]}), "stop"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"99999999": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"3": 1000}}), "logit_bias"),
+        (json!({"top_logprobs": 3}), "top_logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+        (json!({"stop_token_ids": [4_000_000_000u32]}), "stop_token_ids"),
+        (json!({"stream_options": {"include_usage": true}}), "stream_options"),
+        (json!({"seed": 1.5}), "seed"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": "hello"}), "messages"),
+        (json!({"messages": [{"content": "hello"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "wizard", "content": "hello"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
+        (json!({"messages": [{"role": "user", "content": 3}]}), "messages[0].content"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+            "messages[0].content[0]",
+        ),
+        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id"),
+        (
+            json!({"messages": [{"role": "user", "content": "x", "mood": "good"}]}),
+            "messages[0].mood",
+        ),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
+        (json!({"tools": [{"type": "retrieval"}]}), "tools[0]"),
+        (json!({"tools": [{"type": "function", "function": {}}]}), "tools[0]"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f", "mood": 1}}]}),
+            "tools[0].function.mood",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"store": true}), "store"),
+        (json!({"modalities": ["audio"]}), "modalities"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"web_search_options": {"a": 1}}), "web_search_options"),
+        (json!({"chat_template_kwargs": {"messages": 1}}), "chat_template_kwargs.messages"),
+        (json!({"temprature": 1}), "temprature"),
+        (json!({"reasoning_effort": "much"}), "reasoning_effort"),
+        (json!({"cache_salt": ""}), "cache_salt"),
+        (json!({"timeout": 0}), "timeout"),
+    ];
+    for (more, param) in refused {
+        let response = server.post("/v1/chat/completions", &with(chat("Hello"), more.clone()));
+        assert_eq!(response.status, 400, "{more}: {}", response.body);
+        let error = &response.json()["error"];
+        assert_eq!(error["param"], param, "{more}: {error}");
+        assert!(
+            error["message"].as_str().unwrap().contains(param.rsplit('.').next().unwrap()),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn completions_take_texts_and_tokens() {
+    let server = Setup::default().start();
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 6, "temperature": 0});
+    let text = server.post("/v1/completions", &body).json();
+    assert_eq!(text["object"], "text_completion");
+    let answer = text["choices"][0]["text"].as_str().unwrap();
+    let ids = server.post("/tokenize", &json!({"prompt": "Once upon a time"})).json();
+    let body = with(body, json!({"prompt": ids["tokens"]}));
+    let tokens = server.post("/v1/completions", &body).json();
+    assert_eq!(tokens["choices"][0]["text"], answer);
+    let echo = with(body.clone(), json!({"echo": true}));
+    let echoed = server.post("/v1/completions", &echo).json();
+    let echoed = echoed["choices"][0]["text"].as_str().unwrap();
+    assert!(echoed.ends_with(answer) && echoed.contains("Once upon a time"), "{echoed}");
+    let stream = server.post("/v1/completions", &with(echo, json!({"stream": true})));
+    assert_eq!(stream.streamed()[&0].0, echoed);
+    let several = json!({"prompt": ["a", "b", [300, 301]], "max_tokens": 2, "n": 2, "logprobs": 2});
+    let several = server.post("/v1/completions", &several).json();
+    assert_eq!(several["choices"].as_array().unwrap().len(), 6);
+    assert_eq!(several["choices"][5]["index"], 5);
+    let chances = &several["choices"][0]["logprobs"];
+    assert_eq!(chances["tokens"].as_array().unwrap().len(), 2);
+    assert_eq!(chances["top_logprobs"][0].as_object().unwrap().len(), 2);
+    for (body, param) in [
+        (json!({}), "prompt"),
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": [-1]}), "prompt"),
+        (json!({"prompt": [4_000_000]}), "prompt"),
+        (json!({"prompt": "a", "suffix": "b"}), "suffix"),
+        (json!({"prompt": "a", "best_of": 3}), "best_of"),
+        (json!({"prompt": "a", "echo": true, "logprobs": 1}), "echo"),
+    ] {
+        let response = server.post("/v1/completions", &body);
+        assert_eq!(
+            (response.status, &response.json()["error"]["param"]),
+            (400, &json!(param)),
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn a_context_that_overflows_is_told_with_its_numbers() {
+    let server = Setup::default().start();
+    let response =
+        server.post("/v1/chat/completions", &with(chat("Hi"), json!({"max_tokens": 600})));
+    assert_eq!(response.status, 400);
+    let error = &response.json()["error"];
+    assert_eq!(error["code"], "context_length_exceeded");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("600") && message.contains("512"), "{message}");
+    let long = "word ".repeat(2000);
+    let response = server.post("/v1/chat/completions", &chat(&long));
+    assert_eq!(response.json()["error"]["code"], "context_length_exceeded");
+    let cut = with(chat(&long), json!({"truncate_prompt": true}));
+    let response = server.post("/v1/chat/completions", &cut);
+    assert_eq!(response.status, 200, "{}", response.body);
+    assert_eq!(response.json()["usage"]["prompt_tokens"], 504);
+}
+
+#[test]
+fn texts_to_tokens_vectors_and_perplexities() {
+    let server = Setup::default().start();
+    let tokens = server
+        .post("/tokenize", &json!({"prompt": "A brave mouse", "return_token_strs": true}))
+        .json();
+    assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
+    assert_eq!(tokens["max_model_len"], 512);
+    let text = server.post("/detokenize", &json!({"tokens": tokens["tokens"]})).json();
+    assert!(text["prompt"].as_str().unwrap().contains("A brave mouse"));
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    let rendered = server.post("/apply-template", &chat).json();
+    assert!(rendered["prompt"].as_str().unwrap().contains("Hi"));
+    assert!(server.post("/tokenize", &chat).json()["count"].as_u64().unwrap() > 2);
+    assert_eq!(server.post("/detokenize", &json!({"tokens": [9_999_999]})).status, 400);
+    assert_eq!(server.post("/tokenize", &json!({})).status, 400);
+
+    let vectors = server.post("/v1/embeddings", &json!({"input": ["a b c", [300, 301]]})).json();
+    let vector = vectors["data"][1]["embedding"].as_array().unwrap();
+    let length: f64 = vector.iter().map(|v| v.as_f64().unwrap().powi(2)).sum();
+    assert!((length - 1.0).abs() < 1e-6);
+    let coded = json!({"input": [300, 301], "encoding_format": "base64"});
+    let coded = server.post("/v1/embeddings", &coded).json();
+    assert_eq!(coded["data"][0]["embedding"].as_str().unwrap().len(), 12);
+    for body in [
+        json!({}),
+        json!({"input": []}),
+        json!({"input": ""}),
+        json!({"input": "a", "dimensions": 3}),
+    ] {
+        assert_eq!(server.post("/v1/embeddings", &body).status, 400, "{body}");
+    }
+
+    let body = json!({"text": "a b c d e f", "include_token_logprobs": true});
+    let scored = server.post("/v1/perplexity", &body).json();
+    let tokens = scored["tokens"].as_u64().unwrap();
+    assert_eq!(scored["token_logprobs"].as_array().unwrap().len() as u64, tokens);
+    let (nll, perplexity) =
+        (scored["nll"].as_f64().unwrap(), scored["perplexity"].as_f64().unwrap());
+    assert!((nll.exp() - perplexity).abs() < 1e-9 * perplexity);
+    assert_eq!(server.post("/v1/perplexity", &json!({"token_ids": [300]})).status, 400);
+    assert_eq!(server.post("/v1/perplexity", &json!({"token_ids": vec![300; 600]})).status, 400);
+    let stats = server.get("/v1/perplexity/stats").json();
+    assert_eq!(stats["samples"], 1);
+    assert_eq!(stats["median"], json!(perplexity));
+    assert_eq!(server.metric("marlin:perplexity_samples_total"), 1.0);
+}
+
+#[test]
+fn models_are_named_loaded_and_refused() {
+    let server = Setup::default().start();
+    let list = server.get("/v1/models").json();
+    let status = |i: usize| list["data"][i]["status"].as_str().unwrap().to_owned();
+    assert_eq!((status(0), status(1)), ("loaded".into(), "available".into()));
+    assert_eq!(server.get("/v1/models/second").json()["id"], "second");
+    assert_eq!(server.get("/v1/models/third").status, 404);
+    let second = server.post("/v1/chat/completions", &with(chat("Hi"), json!({"model": "second"})));
+    assert_eq!(second.json()["model"], "second");
+    assert_eq!(server.get("/v1/models/second").json()["status"], "loaded");
+    let unknown = server.post("/v1/chat/completions", &with(chat("Hi"), json!({"model": "gpt-4"})));
+    assert_eq!(
+        (unknown.status, &unknown.json()["error"]["code"]),
+        (404, &json!("model_not_found"))
+    );
+    let broken = server.post("/v1/chat/completions", &with(chat("Hi"), json!({"model": "broken"})));
+    assert_eq!(broken.status, 500);
+    assert!(broken.body.contains("the file is damaged"));
+}
+
+#[test]
+fn a_budget_unloads_what_was_used_longest_ago() {
+    let server = Setup { budget: Some(1500), ..Setup::default() }.start();
+    for (name, other) in [("second", "first"), ("first", "second")] {
+        let body = with(chat("Hi"), json!({"model": name}));
+        assert_eq!(server.post("/v1/chat/completions", &body).status, 200);
+        assert_eq!(server.get(&format!("/v1/models/{name}")).json()["status"], "loaded");
+        assert_eq!(server.get(&format!("/v1/models/{other}")).json()["status"], "available");
+    }
+}
+
+#[test]
+fn keys_guard_everything_but_health() {
+    let keys = Key::parse_all("ann:a-long-secret").unwrap();
+    let server = Setup { keys: Some(keys), ..Setup::default() }.start();
+    for path in ["/v1/models", "/metrics", "/v1/models/first", "/v1/perplexity/stats"] {
+        assert_eq!(server.get(path).status, 401, "{path}");
+        let good = read(server.send("GET", path, "authorization: Bearer a-long-secret\r\n", b""));
+        assert_eq!(good.status, 200, "{path}");
+    }
+    for path in [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/perplexity",
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+    ] {
+        let response = server.post(path, &chat("Hi"));
+        assert_eq!(
+            (response.status, &response.json()["error"]["code"]),
+            (401, &json!("invalid_api_key")),
+            "{path}"
+        );
+    }
+    let response = server.post("/v1/messages", &chat("Hi"));
+    assert_eq!((response.status, &response.json()["type"]), (401, &json!("error")));
+    assert_eq!(server.post("/v1/responses", &chat("Hi")).status, 401);
+    for path in ["/health", "/ready", "/version"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn quotas_and_queues_answer_429_with_a_time() {
+    let quota = Quota { per_minute: Some(2), concurrent: None };
+    let server = Setup { quota, ..Setup::default() }.start();
+    for _ in 0..2 {
+        assert_eq!(server.post("/tokenize", &json!({"prompt": "a"})).status, 200);
+    }
+    let response = server.post("/tokenize", &json!({"prompt": "a"}));
+    assert_eq!(response.status, 429);
+    assert!(response.headers["retry-after"].parse::<u64>().unwrap() >= 1);
+    assert!(response.headers.contains_key("retry-after-ms"));
+}
+
+#[test]
+fn bodies_that_are_wrong_are_the_clients_fault() {
+    let config = Config { max_body_bytes: 4096, ..Config::default() };
+    let server = Setup { config, ..Setup::default() }.start();
+    let deep = format!("{}1{}", "[".repeat(2000), "]".repeat(2000));
+    let bodies: [(&[u8], u16); 8] = [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b"{\"messages\": [}", 400),
+        (b"\xff\xfe{}", 400),
+        (deep.as_bytes(), 400),
+        (&[b' '; 5000], 413),
+    ];
+    for (body, status) in bodies {
+        for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"] {
+            let response =
+                read(server.send("POST", path, "content-type: application/json\r\n", body));
+            assert_eq!(
+                response.status,
+                status,
+                "{path} {:?}: {}",
+                &body[..body.len().min(20)],
+                response.body
+            );
+            assert!(response.json()["error"]["message"].is_string());
+        }
+    }
+    let plain = read(server.send("POST", "/tokenize", "content-type: text/plain\r\n", b"{}"));
+    assert_eq!(plain.status, 415);
+    assert_eq!(server.get("/nowhere").status, 404);
+    assert_eq!(server.get("/v1/chat/completions").status, 405);
+    assert_eq!(server.raw(b"nonsense\r\n\r\n").status, 400);
+}
+
+#[test]
+fn other_names_and_origins_are_kept_out() {
+    let config = Config {
+        hosts: vec!["localhost".into()],
+        cors: vec!["https://ours.example".into()],
+        ..Config::default()
+    };
+    let server = Setup { config, ..Setup::default() }.start();
+    let at = |host: &str| {
+        server.raw(
+            format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")
+                .as_bytes(),
+        )
+    };
+    assert_eq!(at("localhost:8080").status, 200);
+    assert_eq!(at("rebound.example").status, 403);
+    let asked = read(server.send(
+        "OPTIONS",
+        "/v1/chat/completions",
+        "origin: https://ours.example\r\n",
+        b"",
+    ));
+    assert_eq!(asked.headers["access-control-allow-origin"], "https://ours.example");
+    let other = read(server.send("GET", "/v1/models", "origin: https://other.example\r\n", b""));
+    assert!(!other.headers.contains_key("access-control-allow-origin"));
+}
+
+#[test]
+fn the_page_and_the_description_are_there() {
+    let server = Setup::default().start();
+    let page = server.get("/");
+    assert!(page.headers["content-security-policy"].contains("default-src 'none'"));
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    for link in page.body.split('"').filter(|part| part.starts_with("page/")) {
+        assert_eq!(server.get(&format!("/{link}")).status, 200, "{link}");
+    }
+    let document = server.get("/openapi.json").json();
+    assert!(document["paths"].as_object().unwrap().len() > 10);
+    assert!(server.get("/docs").body.contains("/v1/chat/completions"));
+    assert!(server.get("/metrics").body.contains("vllm:num_requests_running"));
+}
