@@ -1,6 +1,7 @@
-//! Attention over the paged cache. A cube is a row, a head and a share of the row's keys; its planes take keys
-//! in turn, with an online softmax each, and are put together at the end. Shares of one row are merged by a second
-//! kernel. What is seen follows from the positions on the device alone, so a recorded launch serves any length.
+//! Attention over the paged cache. A cube is a row, a head and a part of the sequence; its planes take keys
+//! in turn, with an online softmax each, and are put together at the end. Parts of one row are merged by a second
+//! kernel. What is seen follows from the positions on the device alone, so a recorded launch serves any length. Parts
+//! lie at fixed places, so that a row's sums are the same in any company and for any room in the cache.
 
 use super::cache::{Element, PagedCache, first, second};
 use super::elementwise::capped;
@@ -11,12 +12,8 @@ use marlin_tensor::AttentionParams;
 
 /// Planes of a cube.
 const PLANES: u32 = 4;
-/// Keys that are worth a cube of their own.
-const SHARE: usize = 64;
-/// Cubes after which a device is full.
-const FULL: usize = 1024;
-/// Most shares of a row.
-const MOST: usize = 64;
+/// Keys of a part.
+const PART: u32 = 128;
 /// Below every score.
 const LEAST: f64 = -1.0e30;
 
@@ -31,7 +28,8 @@ struct Shape {
     latent: bool,
     windowed: bool,
     has_cap: bool,
-    shares: u32,
+    /// Whether a row has more than one part.
+    in_parts: bool,
     plane: u32,
 }
 
@@ -47,8 +45,7 @@ pub(crate) fn attend(
     let layer = &cache.layers[layer];
     let rows = step.rows;
     let cells = rows * params.num_heads;
-    let longest = step.blocks * cache.block_size;
-    let shares = longest.div_ceil(SHARE).min(FULL.div_ceil(cells)).clamp(1, MOST);
+    let parts = (step.blocks * cache.block_size).div_ceil(PART as usize);
     let shape = Shape {
         heads: params.num_heads as u32,
         kv_heads: params.num_kv_heads as u32,
@@ -58,18 +55,18 @@ pub(crate) fn attend(
         latent: layer.value_dim == 0,
         windowed: params.window.is_some(),
         has_cap: params.softcap.is_some(),
-        shares: shares as u32,
+        in_parts: parts > 1,
         plane: gpu.plane,
     };
     let out = gpu.empty(cells * params.value_head_dim);
-    let part = match shares {
+    let part = match parts {
         1 => gpu.none.clone(),
-        _ => gpu.empty(cells * shares * (params.value_head_dim + 2)),
+        _ => gpu.empty(cells * parts * (params.value_head_dim + 2)),
     };
     let values = if shape.latent { &layer.keys } else { &layer.values };
-    let count = CubeCount::Static(rows as u32, shape.heads, shape.shares);
+    let count = CubeCount::Static(rows as u32, shape.heads, parts as u32);
     let (window, cap) = (params.window.unwrap_or(0), params.softcap.unwrap_or(1.0));
-    // SAFETY: a cube per row, head and share; positions and block tables come from the batch.
+    // SAFETY: a cube per row, head and part; positions and block tables come from the batch.
     unsafe {
         attend_kernel::launch_unchecked(
             &gpu.client,
@@ -90,7 +87,7 @@ pub(crate) fn attend(
             shape,
         );
     }
-    if shares > 1 {
+    if parts > 1 {
         let count = CubeCount::Static(rows as u32, shape.heads, 1);
         // SAFETY: a cube per row and head.
         unsafe {
@@ -99,7 +96,10 @@ pub(crate) fn attend(
                 count,
                 gpu.planes(PLANES),
                 part.arg(),
+                step.meta.arg(),
                 out.arg(),
+                parts as u32,
+                window,
                 shape,
             );
         }
@@ -133,7 +133,7 @@ fn attend_kernel(
     let value_steps = comptime!(value_words.div_ceil(plane));
     let row = CUBE_POS_X;
     let head = CUBE_POS_Y;
-    let share = CUBE_POS_Z;
+    let part_index = CUBE_POS_Z;
     let lane = UNIT_POS_X;
     let kv_head = head / comptime!(shape.heads / shape.kv_heads);
 
@@ -145,9 +145,15 @@ fn attend_kernel(
             begin = seen - window;
         }
     }
-    let length = (seen - begin + comptime!(shape.shares - 1)) / shape.shares;
-    let from = begin + share * length;
-    let to = min(from + length, seen);
+    let start = part_index * PART;
+    let from = max(begin, start);
+    let to = min(start + PART, seen);
+    if comptime!(shape.in_parts) {
+        // The merge does not read the part of such a cube.
+        if from >= to {
+            terminate!();
+        }
+    }
 
     let mut query = Array::<f32>::new(comptime!((key_steps * per) as usize));
     #[unroll]
@@ -252,17 +258,17 @@ fn attend_kernel(
         for i in 0..PLANES {
             v += all[(column + comptime!(i * padded)) as usize] * (tops[i as usize] - top).exp();
         }
-        if comptime!(shape.shares == 1) {
-            out[(cell * comptime!(shape.value_dim) + column) as usize] = v / weight;
-        } else {
-            let to = (cell * comptime!(shape.shares) + share) * comptime!(shape.value_dim + 2);
+        if comptime!(shape.in_parts) {
+            let to = (cell * CUBE_COUNT_Z + part_index) * comptime!(shape.value_dim + 2);
             part[(to + column) as usize] = v;
+        } else {
+            out[(cell * comptime!(shape.value_dim) + column) as usize] = v / weight;
         }
         column += CUBE_DIM;
     }
-    if comptime!(shape.shares > 1) {
+    if comptime!(shape.in_parts) {
         if UNIT_POS == 0 {
-            let to = (cell * comptime!(shape.shares) + share) * comptime!(shape.value_dim + 2);
+            let to = (cell * CUBE_COUNT_Z + part_index) * comptime!(shape.value_dim + 2);
             part[(to + comptime!(shape.value_dim)) as usize] = top;
             part[(to + comptime!(shape.value_dim + 1)) as usize] = weight;
         }
@@ -270,23 +276,39 @@ fn attend_kernel(
 }
 
 #[cube(launch_unchecked)]
-fn merge_kernel(part: &[f32], out: &mut [f32], #[comptime] shape: Shape) {
-    let cell = CUBE_POS_X * comptime!(shape.heads) + CUBE_POS_Y;
+fn merge_kernel(
+    part: &[f32],
+    meta: &[u32],
+    out: &mut [f32],
+    parts: u32,
+    window: u32,
+    #[comptime] shape: Shape,
+) {
+    let row = CUBE_POS_X;
+    let cell = row * comptime!(shape.heads) + CUBE_POS_Y;
     let stride = comptime!(shape.value_dim + 2);
-    let base = cell * comptime!(shape.shares) * stride;
+    let base = cell * parts * stride;
+    let seen = meta[(row * 4 + 1) as usize] + 1;
+    let mut first = 0u32.runtime();
+    if comptime!(shape.windowed) {
+        if seen > window {
+            first = (seen - window) / PART;
+        }
+    }
+    let end = (seen + comptime!(PART - 1)) / PART;
     let mut top = f32::new(LEAST);
-    for s in 0..comptime!(shape.shares) {
+    for s in first..end {
         top = max(top, part[(base + s * stride + comptime!(shape.value_dim)) as usize]);
     }
     let mut weight = f32::new(0.0);
-    for s in 0..comptime!(shape.shares) {
+    for s in first..end {
         let at = base + s * stride + comptime!(shape.value_dim);
         weight += part[(at + 1) as usize] * (part[at as usize] - top).exp();
     }
     let mut column = UNIT_POS;
     while column < comptime!(shape.value_dim) {
         let mut v = f32::new(0.0);
-        for s in 0..comptime!(shape.shares) {
+        for s in first..end {
             let at = base + s * stride;
             let faded = (part[(at + comptime!(shape.value_dim)) as usize] - top).exp();
             v += part[(at + column) as usize] * faded;

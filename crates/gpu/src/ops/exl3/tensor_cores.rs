@@ -29,7 +29,8 @@ pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Row
     let share = if launch.mode == Mode::Dense { launch.share } else { 1 };
     let (multiplier, addend, mul1) = matrix.generator();
     let (k_tiles, n_tiles) = (matrix.padded_in as u32 / 16, matrix.padded_out as u32 / 16);
-    let few = n_tiles * launch.tiles < 512 && k_tiles >= 4 * MANY_PLANES;
+    // By the matrix alone: the order of a row's sums does not depend on the others.
+    let few = n_tiles < 512 && k_tiles >= 4 * MANY_PLANES;
     let planes = if few { MANY_PLANES } else { PLANES };
     let product = gpu.empty(rows.count() * matrix.padded_out);
     let count = CubeCount::Static(n_tiles, launch.tiles, 1);
