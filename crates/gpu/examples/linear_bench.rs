@@ -1,7 +1,8 @@
 //! Times products with one matrix on a GPU: `linear_bench [DEVICE] [REPEATS]`.
 //!
-//! Each product reads another copy of the matrix, more of them than caches hold, and all are launched as one
-//! recording; what is printed is the wall time of a recording over its products, median and spread of the repeats.
+//! Each product reads another copy of the matrix, more of them than caches hold, and hundreds are launched as one
+//! recording; what is printed is the wall time of a recording over its products, median and spread of the repeats. It
+//! holds the launch of the recording and the copy of one row.
 
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_quant::format;
@@ -13,6 +14,8 @@ use std::time::Instant;
 
 /// Bytes of all copies together.
 const COPIES_BYTES: u64 = 400 << 20;
+/// Products of a recording, at least.
+const PRODUCTS: usize = 512;
 
 fn bytes(len: usize) -> Vec<u8> {
     let mut noise = Noise(len as u64);
@@ -41,6 +44,7 @@ fn exl3(n: usize, k: usize, twice_bits: usize, marker: &'static str, multiplier:
 fn time(b: &dyn Backend, weight: &Weight, what: &str, rows: usize, repeats: usize) {
     let (n, k) = (weight.out_features, weight.in_features);
     let copies = (COPIES_BYTES / weight.bytes()).clamp(2, 64);
+    let products = PRODUCTS.next_multiple_of(copies as usize);
     let load = || b.load_linear(weight, None, LinearOptions::default()).unwrap();
     let linears: Vec<Linear> = (0..copies).map(|_| load()).collect();
     let x = b.upload(rows, k, vec![0.01; rows * k]).unwrap();
@@ -52,7 +56,7 @@ fn time(b: &dyn Backend, weight: &Weight, what: &str, rows: usize, repeats: usiz
     (0..rows).for_each(|row| batch.push(&[0], 0, &[row as u32], 4, 1));
     let mut pass = || {
         let mut last = None;
-        for linear in &linears {
+        for linear in linears.iter().cycle().take(products) {
             last = Some(b.linear(&x, linear)?);
         }
         Ok(last.expect("at least one copy"))
@@ -62,9 +66,9 @@ fn time(b: &dyn Backend, weight: &Weight, what: &str, rows: usize, repeats: usiz
         let start = Instant::now();
         let out = b.run_pass(owner, &batch, &cache, &mut pass).unwrap();
         b.download(&b.gather_rows(&out, &[0]).unwrap()).unwrap();
-        start.elapsed().as_secs_f64() * 1e6 / copies as f64
+        start.elapsed().as_secs_f64() * 1e6 / products as f64
     };
-    (0..5).for_each(|_| {
+    (0..3).for_each(|_| {
         run();
     });
     let mut times: Vec<f64> = (0..repeats).map(|_| run()).collect();

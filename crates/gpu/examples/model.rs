@@ -1,13 +1,13 @@
-//! A model on a GPU beside the CPU: `model MODEL [DEVICE] [REPEATS]`.
+//! A model on a GPU beside the CPU: `model MODEL [DEVICE] [REPEATS] [alone]`.
 //!
-//! Logits of one prompt, and of tokens decoded one by one after it (the same on both), are compared: the largest difference, the mean
-//! of KL(cpu ‖ gpu) and how often both prefer the same token. Then the GPU alone is timed: reading 512 tokens,
+//! Without `alone`, logits of one prompt, and of tokens decoded one by one after it (the same on both), are compared: the largest difference, the mean
+//! of KL(cpu ‖ gpu) and how often both prefer the same token. Then the GPU is timed: reading 512 tokens,
 //! and decoding greedily, with the logits copied back at every step; the median of the repeats.
 
 use marlin_checkpoint::Checkpoint;
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};
 use marlin_models::Model;
-use marlin_tensor::{Backend, Batch, Cache, DType};
+use marlin_tensor::{Batch, Cache, DType};
 use marlin_testkit::Noise;
 use std::error::Error;
 use std::sync::Arc;
@@ -21,21 +21,14 @@ const DECODED: usize = 40;
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// A model with room for `sequences` of `tokens` each, blocks in order.
-struct Session {
-    model: Model,
+struct Session<'a> {
+    model: &'a Model,
     cache: Cache,
     blocks: usize,
 }
 
-impl Session {
-    fn new(
-        checkpoint: &Checkpoint,
-        backend: Arc<dyn Backend>,
-        sequences: usize,
-        tokens: usize,
-    ) -> Result<Self> {
-        let spec = marlin_models::spec(checkpoint)?;
-        let model = Model::load(checkpoint, spec, backend, &mut |_| {})?;
+impl<'a> Session<'a> {
+    fn new(model: &'a Model, sequences: usize, tokens: usize) -> Result<Self> {
         let blocks = tokens.div_ceil(BLOCK);
         let spec = model.cache_spec(sequences * blocks, BLOCK, DType::F16);
         let cache = model.backend().create_cache(&spec)?;
@@ -46,10 +39,11 @@ impl Session {
     fn forward(&self, tokens: &[Vec<u32>], start: usize, outputs: usize) -> Result<Vec<f32>> {
         let mut batch = Batch::new(BLOCK);
         for (s, tokens) in tokens.iter().enumerate() {
+            let push = if tokens.len() == 1 { Batch::push_decode } else { Batch::push };
             let first = s * self.blocks;
             let used = (start + tokens.len()).div_ceil(BLOCK);
             let table: Vec<u32> = (first..first + used).map(|b| b as u32).collect();
-            batch.push(tokens, start, &table, (self.blocks * BLOCK) as u32, outputs);
+            push(&mut batch, tokens, start, &table, (self.blocks * BLOCK) as u32, outputs);
         }
         let logits = self.model.forward(&batch, &self.cache)?;
         Ok(self.model.backend().download(&logits)?)
@@ -89,23 +83,15 @@ fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     (values[values.len() / 2], values[0], values[values.len() - 1])
 }
 
-fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let path = args.first().ok_or("usage: model MODEL [DEVICE] [REPEATS]")?;
-    let wanted = args.get(1).map_or("", String::as_str);
-    let repeats: usize = args.get(2).map_or(Ok(5), |n| n.parse())?;
-    let device = marlin_gpu::devices().into_iter().find(|d| d.runtime.name().starts_with(wanted));
-    let device = device.ok_or("no device of a runtime of this build")?;
-    let gpu = marlin_gpu::open(&device)?;
-    println!("{path} on {}", gpu.name());
-
-    let checkpoint = Checkpoint::open(path.as_ref())?;
+/// Compares the logits of `model` with those of the CPU.
+fn beside_cpu(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
     let options = CpuOptions { activations: Activations::Float, ..CpuOptions::default() };
-    let cpu = Session::new(&checkpoint, Arc::new(CpuBackend::new(options)?), 1, PROMPT + DECODED)?;
-    let start = Instant::now();
-    let one = Session::new(&checkpoint, gpu.clone(), 1, PROMPT + DECODED)?;
-    println!("loaded in {:.2} s", start.elapsed().as_secs_f64());
-    let vocab = cpu.model.spec().vocab_size;
+    let spec = marlin_models::spec(checkpoint)?;
+    let cpu_model =
+        Model::load(checkpoint, spec, Arc::new(CpuBackend::new(options)?), &mut |_| {})?;
+    let cpu = Session::new(&cpu_model, 1, PROMPT + DECODED)?;
+    let one = Session::new(model, 1, PROMPT + DECODED)?;
+    let vocab = model.spec().vocab_size;
     let mut noise = Noise(7);
     let mut random =
         |n: usize| -> Vec<u32> { (0..n).map(|_| (noise.bits() % vocab as u64) as u32).collect() };
@@ -125,9 +111,34 @@ fn main() -> Result<()> {
         all.extend(logits);
     }
     compare("decoded", &all, &others, vocab);
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let path = args.first().ok_or("usage: model MODEL [DEVICE] [REPEATS] [alone]")?;
+    let wanted = args.get(1).map_or("", String::as_str);
+    let repeats: usize = args.get(2).map_or(Ok(5), |n| n.parse())?;
+    let device = marlin_gpu::devices().into_iter().find(|d| d.runtime.name().starts_with(wanted));
+    let device = device.ok_or("no device of a runtime of this build")?;
+    let gpu = marlin_gpu::open(&device)?;
+    println!("{path} on {}", gpu.name());
+
+    let checkpoint = Checkpoint::open(path.as_ref())?;
+    let start = Instant::now();
+    let spec = marlin_models::spec(&checkpoint)?;
+    let model = Model::load(&checkpoint, spec, gpu.clone(), &mut |_| {})?;
+    println!("loaded in {:.2} s", start.elapsed().as_secs_f64());
+    if args.get(3).is_none_or(|word| word != "alone") {
+        beside_cpu(&checkpoint, &model)?;
+    }
+    let vocab = model.spec().vocab_size;
+    let mut noise = Noise(7);
+    let mut random =
+        |n: usize| -> Vec<u32> { (0..n).map(|_| (noise.bits() % vocab as u64) as u32).collect() };
 
     for (length, sequences) in [(512, 1), (128, 1), (128, 8), (128, 32)] {
-        let session = Session::new(&checkpoint, gpu.clone(), sequences, 512 + BLOCK)?;
+        let session = Session::new(&model, sequences, 512 + BLOCK)?;
         let rates = (0..repeats + 1).map(|_| -> Result<f64> {
             if length == 512 {
                 let start = Instant::now();

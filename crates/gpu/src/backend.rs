@@ -103,9 +103,13 @@ impl GpuBackend {
         if client.graph_prepare().is_err() {
             return Ok((pass()?, Recording::Refused));
         }
-        // The first run compiles kernels, gathers what lives longer than a pass and leaves memory for the second, which
-        // is recorded and not run.
-        let found = pass();
+        // The first run compiles kernels and gathers what lives longer than a pass. The third is recorded and not run; its
+        // memory must be there, beside the result of the second, which is handed out: the first result takes that place.
+        let found = pass().and_then(|place| {
+            let found = pass();
+            drop(place);
+            found
+        });
         // Ends the preparation, also after a failed run.
         let started = client.start_capture().is_ok();
         let recorded = if started && found.is_ok() { pass().ok() } else { None };

@@ -33,6 +33,12 @@ impl Buffer {
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
     }
 
+    /// What follows its first words.
+    pub(crate) fn from_word(&self, first: usize) -> Self {
+        let handle = self.handle.clone().offset_start((first * WORD) as u64);
+        Self { handle, len: self.len - first }
+    }
+
     /// As a kernel's slice of two words each.
     pub(crate) fn arg2(&self) -> BufferArg {
         // SAFETY: the handle holds `len` words.
@@ -118,6 +124,12 @@ impl Gpu {
             return self.none.clone();
         }
         Buffer { handle: self.client.create_from_slice(u32::as_bytes(words)), len: words.len() }
+    }
+
+    /// Words of the host as they are stored, low byte first: so does every host and device there is.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Buffer {
+        assert!(bytes.len().is_multiple_of(WORD), "whole words");
+        Buffer { handle: self.client.create_from_slice(bytes), len: bytes.len() / WORD }
     }
 
     /// Values of the host.

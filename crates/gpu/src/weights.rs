@@ -78,10 +78,8 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
         let parts = Exl3Parts::of(weight).map_err(|e| decode_error(e.to_string()))?;
         let bytes = (parts.trellis.len() + WORD * (parts.suh.len() + parts.svh.len())) as u64;
         let reservation = gpu.reserve("a matrix", bytes)?;
-        let tiles: Vec<u32> =
-            parts.trellis.as_chunks().0.iter().map(|&w| u32::from_le_bytes(w)).collect();
         let trellis = Trellis {
-            tiles: gpu.words(&tiles),
+            tiles: gpu.bytes(&parts.trellis),
             suh: gpu.floats(&parts.suh),
             svh: gpu.floats(&parts.svh),
             padded_in: parts.padded_in,

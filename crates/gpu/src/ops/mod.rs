@@ -12,4 +12,5 @@ pub(crate) mod matrix;
 pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod text;
 pub(crate) mod tiles;

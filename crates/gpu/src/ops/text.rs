@@ -1,0 +1,93 @@
+//! Kernels written by hand in CUDA C++, for the few products whose instructions have to be chosen one by one. Each has a
+//! portable twin in CubeCL, which every other runtime uses.
+
+use crate::gpu::{Buffer, Gpu};
+use cubecl::CubeKernel;
+use cubecl::PrecompiledSource;
+use cubecl::ir::metadata::Info;
+use cubecl::ir::settings::Dim3;
+use cubecl::ir::{AddressType, ElemType, UIntKind};
+use cubecl::prelude::*;
+use cubecl::server::{KernelArguments, MetadataBindingInfo};
+use std::fmt::Debug;
+use std::hash::Hash;
+
+/// What a text is compiled with; all texts of one file and the same values are one kernel.
+pub(crate) trait Defines: Clone + Debug + Eq + Hash + Send + Sync + 'static {
+    /// The file.
+    const TEXT: &str;
+    /// What tells its versions apart.
+    const HASH: u64 = hash(Self::TEXT);
+
+    /// Names and values of its macros.
+    fn defines(&self) -> Vec<(&'static str, String)>;
+}
+
+/// One function of a text.
+#[derive(Clone)]
+pub(crate) struct Text<D> {
+    pub(crate) function: &'static str,
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    pub(crate) defines: D,
+}
+
+impl<D: Defines> Text<D> {
+    /// Launches `blocks` blocks with the arrays in the order of the function's parameters, and `word` as its last.
+    pub(crate) fn launch(self, gpu: &Gpu, blocks: (u32, u32), arrays: &[&Buffer], word: u32) {
+        let mut arguments = KernelArguments::new();
+        for array in arrays {
+            arguments = arguments.with_buffer(array.handle.clone().binding());
+        }
+        // All of it is passed by value: nothing is dynamic.
+        arguments.info = MetadataBindingInfo::new(vec![u64::from(word)], 1);
+        let count = CubeCount::Static(blocks.0, blocks.1, 1);
+        gpu.client.launch(Box::new(self), count, arguments);
+    }
+}
+
+/// FNV-1a of a text.
+const fn hash(text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+
+impl<D: Defines> KernelMetadata for Text<D> {
+    fn id(&self) -> KernelId {
+        let threads = Dim3::new_1d(self.threads);
+        KernelId::new::<Self>().cube_dim(threads).info((
+            D::HASH,
+            self.function,
+            self.defines.clone(),
+        ))
+    }
+
+    fn address_type(&self) -> ElemType {
+        ElemType::UInt(UIntKind::U32)
+    }
+}
+
+impl<D: Defines> CubeKernel for Text<D> {
+    fn define(&self) -> KernelDefinition {
+        let threads = Dim3::new_1d(self.threads);
+        let settings = KernelSettings::new(threads, ExecutionMode::Unchecked, AddressType::U32);
+        let body = cubecl::ir::Scope::root(settings.clone());
+        KernelDefinition { body, settings, info: Info::default() }
+    }
+
+    fn source(&self) -> Option<PrecompiledSource> {
+        let defines = self.defines.defines().into_iter();
+        let defines: String = defines.map(|(name, v)| format!("#define {name} {v}\n")).collect();
+        Some(PrecompiledSource {
+            source: defines + D::TEXT,
+            entrypoint_name: self.function.to_owned(),
+            lang: "cuda",
+        })
+    }
+}
