@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Compiles the kernels that are written in CUDA C++, without a GPU, for three generations; a spilled register is a failure.
+
+NVIDIA's compiler comes from PyPI into a directory that is kept between runs.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = ROOT / "crates/gpu/src/ops/exl3/trellis.cu"
+# The newest versions emit what the assembler of 13.0 refuses.
+PACKAGES = [
+    f"nvidia-{name}==13.0.*"
+    for name in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "cuda-cccl", "nvvm")
+]
+GENERATIONS = ["sm_80", "sm_90a", "sm_120"]
+CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
+# Sets of four rows, and whether the kernel rotates its one row itself.
+ROWS = [(1, 1), (1, 0), (2, 0), (4, 0)]
+
+
+def compiler() -> Path:
+    """nvcc, installed if it is not there."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "marlin-ci" / "cuda-13.0"
+    if not (home / "bin" / "python").exists():
+        venv.create(home, with_pip=True)
+    found = list(home.glob("lib/python*/site-packages/nvidia/cu13/bin/nvcc"))
+    if not found:
+        pip = [home / "bin" / "python", "-m", "pip", "install", "-q", *PACKAGES]
+        subprocess.run(pip, check=True)
+        found = list(home.glob("lib/python*/site-packages/nvidia/cu13/bin/nvcc"))
+    if not found:
+        sys.exit(f"no nvcc under {home}: delete it and run again")
+    return found[0]
+
+
+def cases():
+    """Every rate for the newest codebook, and the rates most used for the others."""
+    for generation, rows in itertools.product(GENERATIONS, ROWS):
+        for twice_bits in range(2, 17) if generation == "sm_90a" and rows == (1, 1) else (4, 6, 8):
+            yield generation, "mul1", twice_bits, rows
+        for codebook in ("mcg", "3inst"):
+            yield generation, codebook, 8, rows
+
+
+def main() -> None:
+    nvcc = compiler()
+    failed = count = 0
+    most = 0
+    with tempfile.TemporaryDirectory() as directory:
+        for generation, codebook, twice_bits, (sets, inline) in cases():
+            mul1, multiplier, addend = CODEBOOKS[codebook]
+            defines = {
+                "K_TILES": 256, "N_TILES": 896, "INPUTS": 4096, "OUTPUTS": 14336, "TWICE_BITS": twice_bits,
+                "MUL1": mul1, "MULTIPLIER": f"{multiplier}u", "ADDEND": f"{addend}u", "SETS": sets,
+                "INLINE": inline, "ENTRIES": inline, "SHARE": 1, "BIAS": 1, "RANGES": 1056, "WARPS": 8,
+                "NT": 4, "RESIDENT": 2,
+            }
+            command = [
+                nvcc, f"-arch={generation}", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o",
+                Path(directory) / "out.cubin", *(f"-D{k}={v}" for k, v in defines.items()), TEXT,
+            ]
+            run = subprocess.run(command, capture_output=True, text=True)
+            said = run.stdout + run.stderr
+            spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+            registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+            count += 1
+            most = max([most, *registers])
+            if run.returncode or spills or len(registers) != 3:
+                failed += 1
+                print(f"{codebook} {twice_bits / 2} sets {sets} inline {inline} {generation}: "
+                      f"{spills} bytes spilled\n{said if run.returncode else ''}")
+    if failed:
+        sys.exit(f"{failed} of {count} kernels do not compile, or spill")
+    print(f"{count} variants of {TEXT.name} compile for {', '.join(GENERATIONS)}: no spills, at most {most} registers")
+
+
+if __name__ == "__main__":
+    main()
