@@ -26,6 +26,8 @@ mod format;
 mod json;
 mod syntax;
 
+pub(crate) use syntax::deepseek;
+
 pub use format::{CallFormat, OutputFormat, ReasoningMarkers};
 
 use crate::tools::ToolSet;

@@ -134,7 +134,7 @@ impl Types {
 
     /// What `schema` allows. Keywords that say nothing about the type allow any, and so does what
     /// is nested too deep to look at; the value itself then decides.
-    fn of(schema: &Value, root: &Value, depth: usize) -> Self {
+    pub(crate) fn of(schema: &Value, root: &Value, depth: usize) -> Self {
         if depth > 8 {
             return Self::ANY;
         }

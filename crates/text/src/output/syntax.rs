@@ -367,7 +367,6 @@ pub(super) struct Mistral {
     called: String,
     object: ObjectCall,
     arguments: JsonArguments,
-    calls: usize,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
