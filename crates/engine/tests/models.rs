@@ -10,7 +10,7 @@ use marlin_engine::{
     Engine, EngineOptions, FinishReason, LanguageModel, Request, SamplingOptions, SamplingParams,
 };
 use marlin_models::Model;
-use marlin_tensor::DType;
+use marlin_tensor::CacheType;
 use marlin_testkit::{FAMILIES, tiny_model};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn engine(model: &Arc<Model>, max_batch: usize, num_blocks: usize, chunk: usize)
         block_size: 4,
         max_context: Some(128),
         num_blocks: Some(num_blocks),
-        cache_dtype: DType::F32,
+        cache_type: CacheType::F32,
         prefill_chunk: chunk,
         mixed_chunk: chunk,
         max_batch,
@@ -140,7 +140,12 @@ fn evaluation_agrees_with_the_reference_logits() {
             let norm = row.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
             f64::from(row[token as usize]) - norm
         };
-        let options = PerplexityOptions { window: 64, score_from: 5, windows: Some(1) };
+        let options = PerplexityOptions {
+            window: 64,
+            score_from: 5,
+            windows: Some(1),
+            ..PerplexityOptions::default()
+        };
         let reference_model: &dyn LanguageModel = model.as_ref();
         let report =
             perplexity(model.as_ref(), &tokens, &options, Some(reference_model), &mut |_| {})

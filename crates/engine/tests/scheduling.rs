@@ -7,7 +7,7 @@ use marlin_engine::{
     Constraint, Engine, EngineError, EngineOptions, FinishReason, LanguageModel, Request,
     SamplingOptions, SamplingParams, SequenceId,
 };
-use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor};
+use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
 use std::sync::Arc;
 
 /// Every token is equally likely, and nothing is computed.
@@ -28,10 +28,10 @@ impl LanguageModel for NullModel {
         &self,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        cache_type: CacheType,
     ) -> Result<Cache, EngineError> {
         let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
-        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, dtype };
+        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, cache_type };
         Ok(Cache { spec, handle: Arc::new(()) })
     }
 
