@@ -88,7 +88,8 @@ def main():
     parser.add_argument("--prompt-words", type=int, default=8, help="about five tokens each")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--least", type=float, help="exit with 1 if the median is below this")
-    parser.add_argument("--serve-args", type=shlex.split, default=[], metavar="OPTIONS", help="more options of marlin serve")
+    parser.add_argument("--serve-args", type=shlex.split, default=["--threads", "1"], metavar="OPTIONS",
+                        help="more options of marlin serve (default: --threads 1, which leaves the other cores to the streams)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -4,6 +4,8 @@
 
 #![allow(dead_code)] // Every test binary uses its own part.
 
+pub mod user;
+
 use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request, SequenceId,
 };
