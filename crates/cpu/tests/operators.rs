@@ -1,8 +1,10 @@
 //! Every operator at every level and thread count.
 
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
-use marlin_tensor::DType;
-use marlin_testkit::conformance::{CHECKS, PLAIN, Row, check_attention, check_decode};
+use marlin_tensor::CacheType;
+use marlin_testkit::conformance::{
+    CHECKS, PLAIN, Row, check_attention, check_decode, check_endless,
+};
 
 /// Backends of every level this machine has, on one thread and on three.
 fn backends() -> Vec<CpuBackend> {
@@ -41,8 +43,8 @@ fn attention_on_tiles() {
     for threads in [1, 3] {
         let options = CpuOptions { threads, level: Level::Amx, activations: Activations::Auto };
         let b = CpuBackend::new(options).unwrap();
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let row = Row { dtype, ..row };
+        for cache_type in CacheType::ALL {
+            let row = Row { cache_type, ..row };
             // From the start, ragged, late in a context of several steps, and beside short ones.
             check_attention(&b, &row, &[1], &[40], 16);
             check_attention(&b, &Row { heads: (9, 3), dims: (64, 64), ..row }, &[5], &[77], 32);
@@ -68,9 +70,9 @@ fn attention_on_tiles() {
 #[test]
 fn attention_of_single_tokens() {
     for b in backends() {
-        for dtype in [DType::F16, DType::F32, DType::BF16] {
-            let tolerance = if dtype == DType::BF16 { 8e-3 } else { 1e-3 };
-            let row = Row { dtype, tolerance, ..PLAIN };
+        for cache_type in CacheType::ALL {
+            let tolerance = if cache_type == CacheType::Bf16 { 8e-3 } else { 1e-3 };
+            let row = Row { cache_type, tolerance, ..PLAIN };
             for heads in [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (14, 2), (7, 1), (70, 1)] {
                 let row = Row { heads, dims: (32, 48), ..row };
                 check_decode(&b, &row, &[9, 1, 40], &[1, 1, 1], 16);
@@ -91,6 +93,11 @@ fn attention_of_single_tokens() {
             check_decode(&b, &latent, &[300, 5], &[1, 2], 16);
         }
     }
+}
+
+#[test]
+fn caches_without_end_are_refused() {
+    CacheType::ALL.into_iter().for_each(|cache_type| check_endless(&backends()[0], cache_type));
 }
 
 #[test]

@@ -7,7 +7,8 @@
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_quant::format;
 use marlin_tensor::{
-    Backend, Batch, CacheLayerSpec, CacheSpec, DType, HostTensor, Linear, LinearOptions, Weight,
+    Backend, Batch, CacheLayerSpec, CacheSpec, CacheType, DType, HostTensor, Linear, LinearOptions,
+    Weight,
 };
 use marlin_testkit::Noise;
 use std::time::Instant;
@@ -50,7 +51,7 @@ fn time(b: &dyn Backend, weight: &Weight, what: &str, rows: usize, repeats: usiz
     let x = b.upload(rows, k, vec![0.01; rows * k]).unwrap();
     // A pass that repeats is one over sequences of one row each.
     let layers = vec![CacheLayerSpec { num_kv_heads: 1, key_head_dim: 8, value_head_dim: 8 }];
-    let spec = CacheSpec { layers, block_size: 4, num_blocks: rows, dtype: DType::F16 };
+    let spec = CacheSpec { layers, block_size: 4, num_blocks: rows, cache_type: CacheType::F16 };
     let cache = b.create_cache(&spec).unwrap();
     let mut batch = Batch::new(4);
     (0..rows).for_each(|row| batch.push(&[0], 0, &[row as u32], 4, 1));

@@ -7,7 +7,7 @@
 use marlin_checkpoint::Checkpoint;
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, DType};
+use marlin_tensor::{Batch, Cache, CacheType};
 use marlin_testkit::Noise;
 use std::error::Error;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn new(model: &'a Model, sequences: usize, tokens: usize) -> Result<Self> {
         let blocks = tokens.div_ceil(BLOCK);
-        let spec = model.cache_spec(sequences * blocks, BLOCK, DType::F16);
+        let spec = model.cache_spec(sequences * blocks, BLOCK, CacheType::F16);
         let cache = model.backend().create_cache(&spec)?;
         Ok(Self { model, cache, blocks })
     }

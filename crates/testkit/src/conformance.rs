@@ -8,7 +8,7 @@ mod attention;
 pub use attention::{PLAIN, Row, attention, check_attention, check_decode};
 
 use marlin_tensor::{
-    Activation, Backend, Batch, CacheLayerSpec, CacheSpec, DType, Experts, Heads, HostTensor,
+    Activation, Backend, Batch, CacheLayerSpec, CacheSpec, CacheType, Experts, Heads, HostTensor,
     Linear, LinearOptions, LongRope, Rope, RopeStyle, Router, Scoring, Tensor, Weight,
 };
 
@@ -26,10 +26,7 @@ pub const CHECKS: [(&str, fn(&dyn Backend)); 11] = [
     ("heads_cut_and_joined", heads_cut_and_joined),
     ("rope_by_style_width_and_sequence_length", rope_by_style_width_and_sequence_length),
     ("attention", attention),
-    (
-        "caches_of_other_types_and_endless_ones_are_refused",
-        caches_of_other_types_and_endless_ones_are_refused,
-    ),
+    ("caches_without_end_are_refused", caches_without_end_are_refused),
     ("mixture_of_experts", mixture_of_experts),
 ];
 
@@ -300,17 +297,22 @@ pub fn rope_by_style_width_and_sequence_length(b: &dyn Backend) {
     }
 }
 
-/// Caches that cannot be.
+/// Caches of floats that no memory holds.
 ///
 /// # Panics
-/// When the backend computes something else.
-pub fn caches_of_other_types_and_endless_ones_are_refused(b: &dyn Backend) {
-    let layers = vec![CacheLayerSpec { num_kv_heads: 1, key_head_dim: 8, value_head_dim: 8 }];
-    let spec = CacheSpec { layers, block_size: 4, num_blocks: 1, dtype: DType::I8 };
-    let error = b.create_cache(&spec).err().unwrap().to_string();
-    assert!(error.contains("I8"), "{error}");
+/// When the backend makes one.
+pub fn caches_without_end_are_refused(b: &dyn Backend) {
+    [CacheType::F32, CacheType::F16, CacheType::Bf16].into_iter().for_each(|t| check_endless(b, t));
+}
+
+/// Caches of `cache_type` that no memory holds.
+///
+/// # Panics
+/// When the backend makes one.
+pub fn check_endless(b: &dyn Backend, cache_type: CacheType) {
     for num_blocks in [1 << 40, usize::MAX] {
-        let spec = CacheSpec { num_blocks, dtype: DType::F16, ..spec.clone() };
+        let layers = vec![CacheLayerSpec { num_kv_heads: 1, key_head_dim: 8, value_head_dim: 8 }];
+        let spec = CacheSpec { layers, block_size: 4, num_blocks, cache_type };
         let error = b.create_cache(&spec).err().unwrap().to_string();
         assert!(error.contains("bytes"), "{error}");
     }

@@ -4,7 +4,7 @@
 use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use cubecl::prelude::*;
 use half::f16;
-use marlin_tensor::{BackendError, CacheSpec, DType};
+use marlin_tensor::{BackendError, CacheSpec, CacheType};
 
 /// Element type of a cache; comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,14 +53,14 @@ impl PagedCache {
     /// # Errors
     /// When the element type is none of f32, f16 and bf16, or the device has no room.
     pub(crate) fn new(gpu: &Gpu, spec: &CacheSpec) -> Result<Self, BackendError> {
-        let element = match spec.dtype {
-            DType::F32 => Element::F32,
-            DType::F16 => Element::F16,
-            DType::BF16 => Element::Bf16,
+        let element = match spec.cache_type {
+            CacheType::F32 => Element::F32,
+            CacheType::F16 => Element::F16,
+            CacheType::Bf16 => Element::Bf16,
             other => {
                 return Err(BackendError::Unsupported {
                     backend: "gpu".to_owned(),
-                    what: format!("a cache of {other}"),
+                    what: format!("a cache of type {other} (take f16, bf16 or f32)"),
                 });
             }
         };

@@ -2,7 +2,7 @@
 
 use super::{batch, check, dot, upload, values};
 use marlin_tensor::{
-    AttentionParams, Backend, Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor,
+    AttentionParams, Backend, Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor,
 };
 
 /// One row of the attention table.
@@ -19,7 +19,7 @@ pub struct Row {
     /// Whether values are a prefix of the keys.
     pub latent: bool,
     /// Element type of the cache.
-    pub dtype: DType,
+    pub cache_type: CacheType,
     /// On the absolute difference.
     pub tolerance: f64,
 }
@@ -31,7 +31,7 @@ pub const PLAIN: Row = Row {
     window: None,
     softcap: None,
     latent: false,
-    dtype: DType::F32,
+    cache_type: CacheType::F32,
     tolerance: 2e-6,
 };
 
@@ -46,12 +46,12 @@ pub fn attention(b: &dyn Backend) {
         Row { heads: (9, 3), dims: (64, 64), window: Some(7), ..PLAIN },
         Row { heads: (4, 1), dims: (33, 7), softcap: Some(1.5), ..PLAIN },
         Row { heads: (6, 1), dims: (48, 32), latent: true, ..PLAIN },
-        Row { heads: (4, 2), dims: (64, 80), dtype: DType::F16, tolerance: 1e-3, ..PLAIN },
+        Row { heads: (4, 2), dims: (64, 80), cache_type: CacheType::F16, tolerance: 1e-3, ..PLAIN },
         Row {
             heads: (3, 1),
             dims: (24, 16),
             latent: true,
-            dtype: DType::BF16,
+            cache_type: CacheType::Bf16,
             tolerance: 8e-3,
             ..PLAIN
         },
@@ -102,7 +102,7 @@ fn attend(
     block_size: usize,
     decode: bool,
 ) {
-    let ((heads, kv_heads), (dk, dv)) = (row.heads, row.dims);
+    let ((heads, kv_heads), (dk, dv), cache_type) = (row.heads, row.dims, row.cache_type);
     let params = AttentionParams {
         num_heads: heads,
         num_kv_heads: kv_heads,
@@ -124,12 +124,18 @@ fn attend(
         key_head_dim: dk,
         value_head_dim: if row.latent { 0 } else { dv },
     };
-    let spec =
-        CacheSpec { layers: vec![layer; 2], block_size, num_blocks: blocks + 3, dtype: row.dtype };
+    let spec = CacheSpec { layers: vec![layer; 2], block_size, num_blocks: blocks + 3, cache_type };
     let mut cache = b.create_cache(&spec).unwrap();
     // Keys and values of every position of every sequence, and queries of the second pass.
     let total: usize = lens.iter().map(|(c, r)| c + r).sum();
     let (k, v) = (values(total * kv_heads * dk, 13), values(total * kv_heads * dv, 14));
+    let stored = |all: &[f32], columns: usize, cache_type: CacheType| -> Vec<f32> {
+        all.chunks(columns).flat_map(|row| as_stored(row, cache_type)).collect()
+    };
+    let (key_type, value_type) = match cache_type {
+        CacheType::K8V4 => (CacheType::Q8, CacheType::Q4),
+        same => (same, same),
+    };
     let q = values(second.rows() * heads * dk, 15);
     let pick = |batch: &Batch, all: &[f32], columns: usize| -> Tensor {
         let mut out = Vec::new();
@@ -163,6 +169,7 @@ fn attend(
     }
     let found = attend(&cache, &second, &upload(b, second.rows(), &q));
 
+    let (k, v) = (stored(&k, dk, key_type), stored(&v, dv, value_type));
     let mut expected = Vec::new();
     let mut start = 0;
     for (sequence, (c, r)) in second.sequences.iter().zip(&lens) {
@@ -192,6 +199,44 @@ fn attend(
         }
         start += c + r;
     }
-    let what = format!("attention {:?} {:?} {:?}", row.heads, row.dims, row.dtype);
+    let what = format!("attention {:?} {:?} {:?}", row.heads, row.dims, cache_type);
     check(b, &what, &found, &expected, row.tolerance);
+}
+
+/// A row as quantized caches give it back: groups of 32 columns without the largest, turned by the Hadamard matrix,
+/// rounded to steps of a bf16 scale, and turned back. Other types are compared with what was written.
+fn as_stored(row: &[f32], cache_type: CacheType) -> Vec<f32> {
+    let steps = match cache_type {
+        CacheType::Q8 => 127.0,
+        CacheType::Q4 => -8.0,
+        _ => return row.to_vec(),
+    };
+    let turn = |group: &[f32]| -> Vec<f32> {
+        if group.len() < 32 {
+            return group.to_vec();
+        }
+        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sum =
+            |i| group.iter().enumerate().map(|(j, v)| sign(i, j) * f64::from(*v)).sum::<f64>();
+        (0..32).map(|i| (sum(i) / 32f64.sqrt()) as f32).collect()
+    };
+    let group = |group: &[f32]| {
+        // The largest column is kept in bf16, apart from the others.
+        let mut rest = group.to_vec();
+        let size = |a: &usize, b: &usize| rest[*a].abs().total_cmp(&rest[*b].abs());
+        let largest = (0..rest.len()).rev().max_by(size).unwrap();
+        let apart = half::bf16::from_f32(rest[largest]).to_f32();
+        rest[largest] -= apart;
+        let turned = turn(&rest);
+        let peak = turned.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+        let peak = if cache_type == CacheType::Q8 { peak.abs() } else { peak };
+        let scale = half::bf16::from_f32(peak / steps).to_f32();
+        let least = if cache_type == CacheType::Q8 { -127.0 } else { -8.0 };
+        let most = if cache_type == CacheType::Q8 { 127.0 } else { 7.0 };
+        let round = |v: &f32| (v / scale).round_ties_even().clamp(least, most) * scale;
+        let mut stored = turn(&turned.iter().map(round).collect::<Vec<_>>());
+        stored[largest] += apart;
+        stored
+    };
+    row.chunks(32).flat_map(group).collect()
 }
