@@ -97,7 +97,7 @@ fn beside_cpu(checkpoint: &Checkpoint, model: &Model) -> Result<()> {
         |n: usize| -> Vec<u32> { (0..n).map(|_| (noise.bits() % vocab as u64) as u32).collect() };
 
     let prompt = random(PROMPT);
-    let expected = cpu.forward(&[prompt.clone()], 0, PROMPT)?;
+    let expected = cpu.forward(std::slice::from_ref(&prompt), 0, PROMPT)?;
     let start = Instant::now();
     let found = one.forward(&[prompt], 0, PROMPT)?;
     println!("first pass, kernels compiled: {:.2} s", start.elapsed().as_secs_f64());

@@ -35,7 +35,7 @@ pub(crate) struct GpuBackend {
 
 /// A token-embedding table.
 enum Table {
-    Device(matrix::RowMatrix),
+    Device(Box<matrix::RowMatrix>),
     /// Of a format that no kernel reads by rows; rows are decoded on the host.
     Host(Weight),
 }
@@ -230,7 +230,7 @@ impl Backend for GpuBackend {
         let (table, bytes) = match by_rows {
             true => match place(&self.gpu, weight)? {
                 (Matrix::Rows(rows), bytes, reservation) => {
-                    (Arc::new((Table::Device(rows), Some(reservation))), bytes)
+                    (Arc::new((Table::Device(Box::new(rows)), Some(reservation))), bytes)
                 }
                 (Matrix::Trellis(_), ..) => unreachable!("a format of rows"),
             },

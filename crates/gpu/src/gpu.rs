@@ -33,8 +33,8 @@ impl Buffer {
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
     }
 
-    /// What follows its first words.
-    pub(crate) fn from_word(&self, first: usize) -> Self {
+    /// What follows its first words, as many as that.
+    pub(crate) fn after(&self, first: usize) -> Self {
         let handle = self.handle.clone().offset_start((first * WORD) as u64);
         Self { handle, len: self.len - first }
     }

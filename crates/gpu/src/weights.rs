@@ -38,7 +38,7 @@ pub(crate) struct GpuLinear {
 }
 
 enum Place {
-    Own(Loaded),
+    Own(Box<Loaded>),
     Stacked(Arc<Stack>, u32),
 }
 
@@ -201,7 +201,7 @@ impl Loaded {
 
 impl GpuLinear {
     pub(crate) fn new(loaded: Loaded, reservation: Reservation) -> Self {
-        let place = RwLock::new(Place::Own(loaded));
+        let place = RwLock::new(Place::Own(Box::new(loaded)));
         Self { place, stacks: OnceLock::new(), _reservation: reservation }
     }
 
@@ -249,7 +249,7 @@ pub(crate) fn addresses(linears: &[Linear]) -> Vec<usize> {
 
 fn stack(gpu: &Gpu, linears: &[&GpuLinear]) -> Result<Vec<Arc<Stack>>> {
     let own = |linear: &GpuLinear| match &*linear.place.read().unwrap_or_else(|e| e.into_inner()) {
-        Place::Own(loaded) => Ok(loaded.clone()),
+        Place::Own(loaded) => Ok((**loaded).clone()),
         Place::Stacked(..) => Err(BackendError::Device(
             "an expert's matrix is part of two sets of experts".to_owned(),
         )),

@@ -12,8 +12,11 @@ use marlin_tensor::{
     Linear, LinearOptions, LongRope, Rope, RopeStyle, Router, Scoring, Tensor, Weight,
 };
 
+/// Panics when a backend computes something else.
+pub type Check = fn(&dyn Backend);
+
 /// Every check of this module.
-pub const CHECKS: [(&str, fn(&dyn Backend)); 11] = [
+pub const CHECKS: [(&str, Check); 11] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",

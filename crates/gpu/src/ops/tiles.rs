@@ -6,6 +6,8 @@ use crate::gpu::{Buffer, Gpu};
 use cubecl::prelude::*;
 
 /// Rows of a launch.
+// One at a time, on the stack.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone)]
 pub(crate) enum Rows {
     /// Rows `0 .. rows` times the one matrix.

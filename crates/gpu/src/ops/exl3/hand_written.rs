@@ -153,10 +153,10 @@ pub(super) fn multiply(
     for first in (0..count).step_by(step) {
         let here = step.min(count - first);
         let grid = (warps.div_ceil(WARPS as usize), here.div_ceil(tile));
-        let inputs = rotated.from_word(first * row_words);
+        let inputs = rotated.after(first * row_words);
         let arrays = [&matrix.tiles, &inputs, &matrix.suh, ids, slots, &partial];
         launch("multiply", 32 * WARPS, grid, &arrays, here);
-        let outputs = out.from_word(first * matrix.out_features);
+        let outputs = out.after(first * matrix.out_features);
         let arrays = [&partial, &matrix.svh, added, ids, slots, &outputs];
         launch("finish", FINISH, (blocks, here), &arrays, 0);
     }
