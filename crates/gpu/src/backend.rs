@@ -53,7 +53,8 @@ fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
     })
 }
 
-/// Every row is computed as if it were alone, those of prompts too: nothing here asks which are tokens of answers.
+/// Every row is computed as if it were alone, those of prompts too, so nothing here asks which are tokens of answers; but for
+/// EXL3 experts on NVIDIA GPUs, whose sums have another order where more than [`SINGLE`] entries are sorted by expert.
 fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
     Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
 }
