@@ -262,7 +262,8 @@ fn as_stored(row: &[f32], cache_type: CacheType) -> Vec<f32> {
         if group.len() < 32 {
             return group.to_vec();
         }
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign =
+            |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let sum =
             |i| group.iter().enumerate().map(|(j, v)| sign(i, j) * f64::from(*v)).sum::<f64>();
         (0..32).map(|i| (sum(i) / 32f64.sqrt()) as f32).collect()
