@@ -4,8 +4,8 @@ use crate::ApiError;
 use crate::models::Served;
 use marlin_engine::Constraint;
 use marlin_text::{
-    Grammar, GrammarFactory, GrammarMatcher, StreamDecoder, StreamOptions, Tool, ToolChoice,
-    ToolSet,
+    Grammar, GrammarFactory, GrammarMatcher, StreamDecoder, StreamOptions, TextError, Tool,
+    ToolChoice, ToolSet,
 };
 use serde_json::Value;
 
@@ -37,10 +37,10 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The field that asks for it.
-    fn field(&self) -> &'static str {
+    /// The field that asks for it; `schema` is the protocol's for schemas.
+    const fn field(&self, schema: &'static str) -> &'static str {
         match self {
-            Self::JsonObject | Self::JsonSchema { .. } => "response_format",
+            Self::JsonObject | Self::JsonSchema { .. } => schema,
             Self::Regex(_) | Self::Lark(_) | Self::Gbnf(_) => "grammar",
             Self::Calls { .. } => "tool_choice",
         }
@@ -68,15 +68,19 @@ impl Shape {
     /// The constraint on answers of `served`. It begins where the reasoning ends, if the prompt has begun one.
     ///
     /// # Errors
-    /// When the schema or grammar is wrong or too large.
+    /// When the schema or grammar is wrong or too large, or too many others are being compiled.
     pub fn constraint(
         self,
         served: &Served,
         tools: &ToolSet,
         starts_in_reasoning: bool,
+        schema_field: &'static str,
     ) -> Result<Box<dyn Constraint>, ApiError> {
-        let field = self.field();
-        let wrong = |error: marlin_text::TextError| ApiError::invalid(field, error.to_string());
+        let field = self.field(schema_field);
+        let wrong = |error: TextError| match error {
+            TextError::TooManyGrammars => ApiError::unavailable(error.to_string()),
+            error => ApiError::invalid(field, error.to_string()),
+        };
         let tools = if let ToolSet::Only(tools) = tools { &tools[..] } else { &[] };
         let grammar = self.grammar(served, tools)?;
         let factory: GrammarFactory = served.grammars().map_err(wrong)?;

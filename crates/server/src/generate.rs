@@ -203,6 +203,8 @@ pub struct Generate {
     pub tools: ToolSet,
     /// What the answer has to look like.
     pub shape: Option<Shape>,
+    /// The field that this protocol has for a schema.
+    pub schema_field: &'static str,
     /// An answer ends with its first call.
     pub one_call: bool,
 }
@@ -224,7 +226,7 @@ impl Generate {
         let start = Instant::now();
         let chat = matches!(self.prompt, Prompt::Chat { .. });
         let (mut prompt, text) = self.prompt(served)?;
-        let Self { choosing, tools, shape, one_call, .. } = self;
+        let Self { choosing, tools, shape, schema_field, one_call, .. } = self;
         let limits = served.runtime.limits();
         if choosing.truncate_prompt {
             let answer = choosing.max_tokens.unwrap_or(1).max(1);
@@ -238,8 +240,9 @@ impl Generate {
         }
         let starts_in_reasoning = chat && format.starts_in_reasoning(&text);
         let parses = chat && (format.reasoning.is_some() || tools != ToolSet::None);
-        let constraint =
-            shape.map(|shape| shape.constraint(served, &tools, starts_in_reasoning)).transpose()?;
+        let constraint = shape
+            .map(|shape| shape.constraint(served, &tools, starts_in_reasoning, schema_field))
+            .transpose()?;
         let mut request =
             Request::new(prompt.clone(), choosing.sampling(served)?, served.end_ids.clone());
         request.max_tokens = choosing.max_tokens;

@@ -85,4 +85,7 @@ pub enum TextError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The grammar may be right, but as many as may be are being compiled.
+    #[error("other grammars take long to compile at the moment; try again")]
+    TooManyGrammars,
 }

@@ -31,11 +31,13 @@ use llguidance::toktrie::{
 use llguidance::{JsonCompileOptions, Logger, Matcher, ParserFactory};
 use serde_json::{Value, json};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 /// Most spaces before a part of JSON that begins a line.
 pub const MAX_SPACES: usize = 20;
+const MAX_COMPILING: usize = 4;
 const COMPILE_TIME: Duration = Duration::from_secs(2);
 /// Address space, of which a usual grammar touches a few pages.
 const COMPILE_STACK: usize = 64 << 20;
@@ -152,6 +154,8 @@ struct Shared {
     vocabulary: Arc<Vocabulary>,
     end_ids: Vec<u32>,
     parsers: OnceLock<Result<ParserFactory, String>>,
+    /// Grammars that are being compiled, those that were given up among them.
+    compiling: AtomicUsize,
 }
 
 impl fmt::Debug for GrammarFactory {
@@ -176,7 +180,14 @@ impl GrammarFactory {
             return Err(TextError::Grammar { kind: "tokenizer", reason });
         }
         let vocabulary = tokenizer.vocabulary().clone();
-        Ok(Self { shared: Arc::new(Shared { vocabulary, end_ids, parsers: OnceLock::new() }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                vocabulary,
+                end_ids,
+                parsers: OnceLock::new(),
+                compiling: AtomicUsize::new(0),
+            }),
+        })
     }
 
     /// Builds what all grammars share, if that has not been done yet.
@@ -199,13 +210,14 @@ impl GrammarFactory {
         let top = self.shared.top_level(grammar)?;
         self.prepare()?;
         let (send, receive) = mpsc::sync_channel(1);
-        let shared = self.shared.clone();
+        let failed = |reason: String| TextError::Grammar { kind, reason };
+        let turn = Turn::take(&self.shared).ok_or(TextError::TooManyGrammars)?;
         let work = move || {
-            let matcher = shared.parsers().map(|parsers| matcher(parsers, top));
+            let matcher = turn.0.parsers().map(|parsers| matcher(parsers, top));
+            drop(turn);
             // Nobody listens any more when it took too long.
             let _ = send.send(matcher);
         };
-        let failed = |reason: String| TextError::Grammar { kind, reason };
         std::thread::Builder::new()
             .name("grammar".into())
             .stack_size(COMPILE_STACK)
@@ -228,6 +240,23 @@ impl GrammarFactory {
     }
 }
 
+/// One of the places for grammars that are compiled at the same time. What was given up goes on until
+/// its fuel is used up, so without a limit there could be any number of them.
+struct Turn(Arc<Shared>);
+
+impl Turn {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let turn = Self(shared.clone());
+        (turn.0.compiling.fetch_add(1, Ordering::Relaxed) < MAX_COMPILING).then_some(turn)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.compiling.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn matcher(parsers: &ParserFactory, top: TopLevelGrammar) -> Matcher {
     Matcher::new(parsers.create_parser_from_init_ext(
         GrammarInit::Serialized(top),
@@ -237,8 +266,11 @@ fn matcher(parsers: &ParserFactory, top: TopLevelGrammar) -> Matcher {
     ))
 }
 
-/// The first line of an error of the library; what follows shows its insides.
+/// An error of the library without what shows its insides.
 fn tidy(error: &str) -> String {
+    if error.starts_with("panic") {
+        return "the compiler of grammars fails on this one".into();
+    }
     let end = ["\n<state>", "\n<non-verbose", "\n<backtrace>"]
         .iter()
         .filter_map(|mark| error.find(mark))
@@ -481,11 +513,16 @@ impl GrammarMatcher {
     }
 
     fn failed(&self, error: &impl fmt::Display) -> TextError {
-        let reason = match self.matcher.stop_reason() {
-            StopReason::LexerTooComplex | StopReason::ParserTooComplex => {
-                "the grammar takes too many steps here; make it less ambiguous".to_owned()
-            }
-            _ => tidy(&error.to_string()),
+        let error = error.to_string();
+        let told = |part: &str| error.contains(part);
+        let too_complex = [StopReason::LexerTooComplex, StopReason::ParserTooComplex]
+            .contains(&self.matcher.stop_reason());
+        let reason = if told("NoExtensionBias") {
+            "nothing can satisfy the grammar from here on".to_owned()
+        } else if too_complex || told("too many expressions") || told("Current row has") {
+            "the grammar takes too many steps here; make it less ambiguous".to_owned()
+        } else {
+            tidy(&error)
         };
         TextError::Grammar { kind: self.kind, reason }
     }

@@ -73,7 +73,14 @@ impl ChatRequest {
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };
-        let generate = Generate { prompt, choosing, tools: set, shape, one_call: !parallel };
+        let generate = Generate {
+            prompt,
+            choosing,
+            tools: set,
+            shape,
+            schema_field: "response_format",
+            one_call: !parallel,
+        };
         Ok(Self { model, generate, wants: Wants { stream, usage } })
     }
 }

@@ -77,6 +77,7 @@ impl CompletionRequest {
             choosing: choosing.clone(),
             tools: ToolSet::None,
             shape: shape.clone(),
+            schema_field: "response_format",
             one_call: false,
         });
         let wants = Wants { stream, usage };

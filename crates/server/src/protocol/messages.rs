@@ -84,7 +84,14 @@ impl MessagesRequest {
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };
-        let generate = Generate { prompt, choosing, tools: set, shape, one_call };
+        let generate = Generate {
+            prompt,
+            choosing,
+            tools: set,
+            shape,
+            schema_field: "output_config.format",
+            one_call,
+        };
         Ok(Self { model, generate, stream, one_call })
     }
 }

@@ -123,7 +123,14 @@ impl ResponsesRequest {
         };
         let echo = Echo { fields, one_call: !parallel, logprobs: choosing.logprobs.is_some() };
         let prompt = Prompt::Chat { messages, tools, extra };
-        let generate = Generate { prompt, choosing, tools: set, shape, one_call: false };
+        let generate = Generate {
+            prompt,
+            choosing,
+            tools: set,
+            shape,
+            schema_field: "text.format",
+            one_call: false,
+        };
         Ok(Self { model, generate, stream, echo })
     }
 }

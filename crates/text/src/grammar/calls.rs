@@ -106,6 +106,7 @@ impl Lark<'_> {
                         )
                     },
                     "</arg_value>",
+                    "",
                 );
                 let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
                 format!("{open} {} \"\\n\"? {arguments} {close}", literal(&tool.name))
@@ -115,7 +116,8 @@ impl Lark<'_> {
                     tool,
                     name,
                     &|_, key, value| format!("\"<parameter=\" {key} \">\\n\" {value} \"\\n\""),
-                    "\n</parameter>",
+                    "</parameter>",
+                    "\"\\n\"",
                 );
                 let (open, close) = (self.marker("<tool_call>"), self.marker("</tool_call>"));
                 let head = literal(&format!("\n<function={}>\n", tool.name));
@@ -141,13 +143,15 @@ impl Lark<'_> {
     }
 
     /// Arguments as text between markers, in the order of the schema; those that are not required
-    /// may be left out.
+    /// may be left out. Strings are any text: what a schema says of their length or pattern is not
+    /// enforced. `before_close`: what stands between other values and `close`.
     fn text_arguments(
         &mut self,
         tool: &Tool,
         name: &str,
         argument: &dyn Fn(&Self, &str, &str) -> String,
         close: &str,
+        before_close: &str,
     ) -> String {
         let none = Map::new();
         let schema = tool.parameters.as_ref().and_then(Value::as_object).unwrap_or(&none);
@@ -170,7 +174,7 @@ impl Lark<'_> {
                     choices.map_or_else(|| vec![&property["const"]], |c| c.iter().collect());
                 let choices: Vec<String> =
                     choices.iter().filter_map(|choice| Some(literal(choice.as_str()?))).collect();
-                format!("({}) {}", choices.join(" | "), self.marker(close))
+                format!("({}) {before_close} {}", choices.join(" | "), self.marker(close))
             } else if types.holds(Types::STRING) {
                 self.text(&rule, close)
             } else {
@@ -183,7 +187,7 @@ impl Lark<'_> {
                     }
                 }
                 self.json(&rule, property, false);
-                format!("{rule} {}", self.marker(close))
+                format!("{rule} {before_close} {}", self.marker(close))
             };
             let argument = argument(self, &literal(key), &value);
             all.push(if required(key) { argument } else { format!("({argument})?") });

@@ -16,8 +16,8 @@ use std::fmt::Write;
 
 /// Most times something may be repeated by a number.
 const MAX_REPEAT: u32 = 2_000;
-/// Groups within groups.
-const MAX_DEPTH: usize = 64;
+/// Groups within groups. llguidance reads thirty, among them those of repeated repetitions.
+const MAX_DEPTH: usize = 20;
 
 /// Lark that accepts what `source` accepts.
 pub(super) fn to_lark(source: &str) -> Result<String, TextError> {
@@ -134,9 +134,10 @@ fn write_node(node: &Node, names: &BTreeMap<&str, String>, out: &mut String) {
         Node::Rule(name) => out.push_str(&names[name.as_str()]),
         Node::Repeat(_, _, Some(0)) => out.push_str("\"\""),
         Node::Repeat(node, least, most) => {
-            out.push('(');
+            let bare = matches!(**node, Node::Repeat(..));
+            out.push_str(if bare { "(" } else { "" });
             write_node(node, names, out);
-            out.push(')');
+            out.push_str(if bare { ")" } else { "" });
             match (least, most) {
                 (0, None) => out.push('*'),
                 (1, None) => out.push('+'),
@@ -246,8 +247,11 @@ impl<'a> Parser<'a> {
         }
         let mut nodes = vec![self.sequence(depth)?];
         loop {
-            self.space(depth > 0);
+            // An alternative may begin a line, as no rule can.
+            let end = self.at;
+            self.space(true);
             if !self.eat("|") {
+                self.at = end;
                 break;
             }
             self.space(true);
@@ -275,8 +279,11 @@ impl<'a> Parser<'a> {
                     if !self.eat(")") {
                         return self.wrong("expected )");
                     }
-                    // Kept as a group for what may repeat it.
-                    Node::Either(vec![inner])
+                    match inner {
+                        group @ Node::Either(_) => group,
+                        // Kept together for what may repeat it.
+                        inner => Node::Either(vec![inner]),
+                    }
                 }
                 Some(c) if c.is_ascii_alphanumeric() || c == '_' => Node::Rule(self.name()?),
                 Some('<' | '!') => {

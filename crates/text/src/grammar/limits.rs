@@ -1,121 +1,183 @@
-//! What a grammar of a client may be at most, before anything is built from it. The compilers are
-//! quadratic or recursive in places, and their fuel only counts what they have already made.
+//! What a grammar of a client may be at most, before anything is built from it. llguidance counts the
+//! fuel of most of its work, but not of all: what it does with each pair of an object's properties,
+//! with intersections of many patterns and with products of `multipleOf` has no bound of its own.
+//! Each was set so that what just passes compiled in about half a second where it was measured.
 
 use super::Grammar;
 use crate::TextError;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 
 /// Depth of a schema.
-pub(super) const MAX_DEPTH: usize = 64;
+const MAX_DEPTH: usize = 64;
 /// Values in a schema, keys not counted.
-pub(super) const MAX_NODES: usize = 20_000;
+const MAX_NODES: usize = 20_000;
 /// Bytes of a schema's strings, keys included.
-pub(super) const MAX_SCHEMA_BYTES: usize = 4 << 20;
+const MAX_SCHEMA_BYTES: usize = 4 << 20;
+/// Properties of an object that may be left out, any of which may come next.
+const MAX_OPTIONAL: usize = 400;
+/// Sum of the squares of the numbers of properties of a schema's objects.
+const MAX_PROPERTY_PAIRS: usize = 2_000_000;
+/// The same for `patternProperties`, which are compared more thoroughly.
+const MAX_PATTERN_PAIRS: usize = 5_000;
+/// Different patterns and formats where schemas may be merged, so that a string has to match many.
+const MAX_MERGED_PATTERNS: usize = 12;
+/// Intersections in a Lark grammar.
+const MAX_INTERSECTIONS: usize = 12;
+/// Product of all arguments of `multipleOf` in a schema, decimal points aside.
+const MAX_MULTIPLE: f64 = 1e8;
 /// Bytes of a regular expression.
-pub(super) const MAX_REGEX_BYTES: usize = 16 << 10;
+const MAX_REGEX_BYTES: usize = 16 << 10;
 /// Bytes of a Lark or GBNF grammar.
-pub(super) const MAX_SOURCE_BYTES: usize = 256 << 10;
+const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// Lines with a rule in one.
-pub(super) const MAX_RULES: usize = 2_000;
+const MAX_RULES: usize = 2_000;
 
-/// Checks sizes, and depths where the compilers recurse.
 pub(super) fn check(grammar: &Grammar) -> Result<(), TextError> {
-    let failed = |reason| TextError::Grammar { kind: grammar.kind(), reason };
-    match grammar {
+    let checked = match grammar {
         Grammar::JsonObject => Ok(()),
-        Grammar::JsonSchema { schema, .. } => check_schema(schema).map_err(failed),
-        Grammar::Regex(regex) => {
-            limit("regular expression", regex.len(), MAX_REGEX_BYTES, "bytes").map_err(failed)
-        }
-        Grammar::Lark(source) | Grammar::Gbnf(source) => check_source(source).map_err(failed),
+        Grammar::JsonSchema { schema, .. } => check_schema(schema),
+        Grammar::Regex(regex) => limit(regex.len(), MAX_REGEX_BYTES, "bytes"),
+        Grammar::Lark(source) => check_source(source).and_then(|()| check_lark(source)),
+        Grammar::Gbnf(source) => check_source(source),
         Grammar::ToolCalls(calls) => {
-            let schemas = calls.tools.iter().filter_map(|tool| tool.parameters.as_ref());
             let mut size = Size::default();
-            for schema in schemas {
-                measure(schema, 0, &mut size).map_err(failed)?;
-            }
-            Ok(())
+            let mut schemas = calls.tools.iter().filter_map(|tool| tool.parameters.as_ref());
+            schemas.try_for_each(|schema| size.add(schema, 0)).and_then(|()| size.check())
         }
-    }
+    };
+    checked.map_err(|reason| TextError::Grammar { kind: grammar.kind(), reason })
 }
 
-fn limit(what: &str, found: usize, most: usize, unit: &str) -> Result<(), String> {
+fn limit(found: usize, most: usize, unit: &str) -> Result<(), String> {
     match found <= most {
         true => Ok(()),
-        false => Err(format!("the {what} has {found} {unit}; at most {most} are allowed")),
+        false => Err(format!("there are {found} {unit}; at most {most} are allowed")),
     }
 }
 
 fn check_schema(schema: &Value) -> Result<(), String> {
     match schema {
-        Value::Object(_) | Value::Bool(true) => measure(schema, 0, &mut Size::default()),
+        Value::Object(_) | Value::Bool(true) => {
+            let mut size = Size::default();
+            size.add(schema, 0)?;
+            size.check()
+        }
         Value::Bool(false) => Err("no JSON is valid under the schema `false`".into()),
         _ => Err("expected a JSON schema, an object".into()),
     }
 }
 
+/// What counts in a schema.
 #[derive(Default)]
 struct Size {
     nodes: usize,
     bytes: usize,
+    property_pairs: usize,
+    pattern_pairs: usize,
+    /// Keywords at which schemas may be merged.
+    merges: bool,
+    patterns: BTreeSet<String>,
+    multiples: Vec<f64>,
 }
 
-fn measure(value: &Value, depth: usize, size: &mut Size) -> Result<(), String> {
-    if depth > MAX_DEPTH {
-        return Err(format!("the schema is nested more than {MAX_DEPTH} deep"));
-    }
-    size.nodes += 1;
-    if size.nodes > MAX_NODES {
-        return Err(format!("the schema has more than {MAX_NODES} values"));
-    }
-    match value {
-        Value::String(text) => size.bytes += text.len(),
-        Value::Array(items) => {
-            for item in items {
-                measure(item, depth + 1, size)?;
-            }
+impl Size {
+    fn add(&mut self, value: &Value, depth: usize) -> Result<(), String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("the schema is nested more than {MAX_DEPTH} deep"));
         }
-        Value::Object(fields) => {
-            for (key, item) in fields {
-                size.bytes += key.len();
-                if key == "pattern" || key == "format" {
-                    limit("pattern", item.as_str().map_or(0, str::len), MAX_REGEX_BYTES, "bytes")?;
+        self.nodes += 1;
+        limit(self.nodes, MAX_NODES, "values in the schema")?;
+        match value {
+            Value::String(text) => self.bytes += text.len(),
+            Value::Array(items) => {
+                for item in items {
+                    self.add(item, depth + 1)?;
                 }
-                measure(item, depth + 1, size)?;
             }
-        }
-        _ => {}
-    }
-    limit("schema", size.bytes, MAX_SCHEMA_BYTES, "bytes of text")
-}
-
-/// Size of a grammar's text, its number of rules and the depth of its brackets, strings, character
-/// classes and comments aside.
-fn check_source(source: &str) -> Result<(), String> {
-    limit("grammar", source.len(), MAX_SOURCE_BYTES, "bytes")?;
-    let rules = source.lines().filter(|line| line.contains(':') || line.contains('%')).count();
-    limit("grammar", rules, MAX_RULES, "rules")?;
-    let (mut depth, mut deepest) = (0usize, 0usize);
-    let mut within: Option<char> = None;
-    let mut escaped = false;
-    for c in source.chars() {
-        if std::mem::take(&mut escaped) {
-            continue;
-        }
-        match (within, c) {
-            (Some(_), '\\') => escaped = true,
-            // Nothing of this goes over lines.
-            (Some(_), '\n') => within = None,
-            (Some(end), _) if c == end => within = None,
-            (Some(_), _) => {}
-            (None, '"') => within = Some('"'),
-            (None, '(' | '[' | '{') => {
-                depth += 1;
-                deepest = deepest.max(depth);
+            Value::Object(fields) => {
+                self.keywords(fields)?;
+                for (key, item) in fields {
+                    self.bytes += key.len();
+                    self.add(item, depth + 1)?;
+                }
             }
-            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
             _ => {}
         }
+        limit(self.bytes, MAX_SCHEMA_BYTES, "bytes of text in the schema")
     }
-    limit("grammar", deepest, MAX_DEPTH, "brackets inside one another")
+
+    /// What the keywords of a schema cost; anything that looks like one counts.
+    fn keywords(&mut self, fields: &Map<String, Value>) -> Result<(), String> {
+        let number_of = |key: &str| fields.get(key).and_then(Value::as_object).map_or(0, Map::len);
+        let properties = number_of("properties");
+        self.property_pairs += properties * properties;
+        limit(self.property_pairs, MAX_PROPERTY_PAIRS, "pairs of properties of objects")?;
+        let required = fields.get("required").and_then(Value::as_array).map_or(0, Vec::len);
+        let optional = properties.saturating_sub(required);
+        limit(optional, MAX_OPTIONAL, "properties of one object that are not required")?;
+        let patterns = number_of("patternProperties");
+        self.pattern_pairs += patterns * (patterns + properties);
+        limit(self.pattern_pairs, MAX_PATTERN_PAIRS, "pairs of patternProperties")?;
+        self.merges |= fields.contains_key("allOf")
+            || fields.contains_key("$ref") && fields.len() > 1
+            || fields.contains_key("anyOf") && fields.len() > 1
+            || fields.contains_key("oneOf") && fields.len() > 1;
+        for key in ["pattern", "format"] {
+            if let Some(Value::String(pattern)) = fields.get(key) {
+                limit(pattern.len(), MAX_REGEX_BYTES, "bytes in a pattern")?;
+                self.patterns.insert(pattern.clone());
+            }
+        }
+        if let Some(multiple) = fields.get("multipleOf").and_then(Value::as_f64)
+            && !self.multiples.contains(&multiple)
+        {
+            limit(self.multiples.len(), 64, "different values of multipleOf")?;
+            self.multiples.push(multiple);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.merges {
+            limit(
+                self.patterns.len(),
+                MAX_MERGED_PATTERNS,
+                "different patterns and formats in a schema that combines schemas (allOf, or $ref, \
+                 anyOf, oneOf beside other keywords)",
+            )?;
+        }
+        // The compiler multiplies those that hold for one number with 32 bits and does not look.
+        let whole = |scale: f64| self.multiples.iter().all(|m| (m * scale).fract() == 0.0);
+        let scale = (0..=8).map(|digits| 10f64.powi(digits)).find(|scale| whole(*scale));
+        let product = scale.map(|scale| self.multiples.iter().map(|m| m * scale).product::<f64>());
+        match product {
+            Some(product) if product <= MAX_MULTIPLE => Ok(()),
+            _ => Err(format!(
+                "multipleOf: the numbers {:?} are too large, or have too many digits, to be \
+                 enforced; their product may be at most {MAX_MULTIPLE}",
+                self.multiples
+            )),
+        }
+    }
+}
+
+fn check_source(source: &str) -> Result<(), String> {
+    limit(source.len(), MAX_SOURCE_BYTES, "bytes in the grammar")?;
+    let rules = source.lines().filter(|line| line.contains(':') || line.contains('%')).count();
+    limit(rules, MAX_RULES, "rules")
+}
+
+/// Intersections, counted in strings too, and the schemas inside the grammar.
+fn check_lark(source: &str) -> Result<(), String> {
+    limit(source.matches('&').count(), MAX_INTERSECTIONS, "intersections (&)")?;
+    let mut size = Size::default();
+    for (at, keyword) in source.match_indices("%json") {
+        let text = &source[at + keyword.len()..];
+        // What does not parse here does not parse there.
+        if let Some(Ok(schema)) = serde_json::Deserializer::from_str(text).into_iter().next() {
+            size.add(&schema, 0)?;
+        }
+    }
+    size.check()
 }
