@@ -115,7 +115,7 @@ def topics(context):
         model = server.get("/v1/models").json()["data"][0]["id"]
         server.chat("Hello there, " * 20, max_tokens=4)
         equal(router.hear(0.5), {f"kv@pod@{model}"}, "topics")
-        port = router.socket.getsockopt_string(__import__("zmq").LAST_ENDPOINT).rsplit(":", 1)[1]
+        port = router.socket.getsockopt_string(__import__("zmq").LAST_ENDPOINT).rstrip("\0").rsplit(":", 1)[1]
         try:
             answer = httpx.get(f"http://127.0.0.1:{port}/", timeout=5)
             raise AssertionError(f"HTTP is answered there: {answer}")

@@ -167,7 +167,8 @@ fn texts(events: &[Value]) -> HashMap<u64, Vec<u64>> {
 }
 
 fn complete(server: &Running, prompt: &[u32], more: Value) {
-    let mut body = json!({"prompt": prompt, "max_tokens": 24, "ignore_eos": true});
+    let mut body =
+        json!({"prompt": prompt, "max_tokens": 24, "ignore_eos": true, "temperature": 0});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let response = server.post("/v1/completions", &body);
     assert_eq!(response.status, 200, "{}", response.body);
