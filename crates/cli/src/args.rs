@@ -5,7 +5,6 @@ pub mod quantize;
 pub mod serve;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use marlin_tensor::DType;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -134,12 +133,12 @@ pub struct ContextArgs {
     /// Most tokens of prompt and answer together [default: the model's, at most 8192].
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
-    /// Element type of the key/value cache.
+    /// How keys and values are cached.
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
 }
 
-/// Element types of the cache.
+/// How keys and values are cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CacheType {
     /// Half precision.
@@ -148,15 +147,25 @@ pub enum CacheType {
     Bf16,
     /// Single precision.
     F32,
+    /// 9.25 bits: a little more than half of f16.
+    #[value(alias = "q8_0")]
+    Q8,
+    /// 5.25 bits: a third of f16, at some cost in quality.
+    #[value(alias = "q4_0")]
+    Q4,
+    /// Keys in 9.25 bits, values in 5.25.
+    K8v4,
 }
 
-impl CacheType {
-    /// As tensors call it.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-            Self::F32 => DType::F32,
+impl From<CacheType> for marlin_tensor::CacheType {
+    fn from(value: CacheType) -> Self {
+        match value {
+            CacheType::F16 => Self::F16,
+            CacheType::Bf16 => Self::Bf16,
+            CacheType::F32 => Self::F32,
+            CacheType::Q8 => Self::Q8,
+            CacheType::Q4 => Self::Q4,
+            CacheType::K8v4 => Self::K8V4,
         }
     }
 }
@@ -332,6 +341,9 @@ pub struct TextArgs {
     /// Score only this many windows.
     #[arg(long)]
     pub windows: Option<usize>,
+    /// How keys and values are cached; a reference's are in f32.
+    #[arg(long, value_enum, default_value_t = CacheType::F32)]
+    pub cache_type: CacheType,
 }
 
 /// Arguments of `eval`.

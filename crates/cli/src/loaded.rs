@@ -163,7 +163,7 @@ impl Session {
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         let options = EngineOptions {
             max_context: Some(max_context),
-            cache_dtype: context.cache_type.dtype(),
+            cache_type: context.cache_type.into(),
             ..EngineOptions::default()
         };
         let engine = Engine::new(Arc::new(model), &options)?;

@@ -9,7 +9,7 @@ use crate::matrix::Matrix;
 use crate::origin::{Named, Origin, view};
 use crate::states::States;
 use marlin_models::{Block, BlockSpec, Loader, Mtp, Step};
-use marlin_tensor::{Backend, Batch, Cache, CacheSpec, DType, Tensor};
+use marlin_tensor::{Backend, Batch, Cache, CacheSpec, CacheType, Tensor};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -206,6 +206,6 @@ pub fn cache(backend: &dyn Backend, block: &BlockSpec, columns: usize) -> Result
         layers: vec![block.mixer.cache_layer()],
         block_size: BLOCK_SIZE,
         num_blocks: columns.div_ceil(BLOCK_SIZE),
-        dtype: DType::F32,
+        cache_type: CacheType::F32,
     })?)
 }

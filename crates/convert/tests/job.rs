@@ -27,7 +27,12 @@ fn every_architecture_survives_eight_bits() {
         let (original, made) = (load(&tiny_model(family)), load(&output));
         assert_eq!(original.has_mtp(), made.has_mtp(), "{family}");
         let tokens: Vec<u32> = calibration(family).rows.concat();
-        let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
+        let windows = PerplexityOptions {
+            window: 48,
+            score_from: 8,
+            windows: Some(2),
+            ..PerplexityOptions::default()
+        };
         let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
         let divergence = found.kl_divergence.unwrap();
         assert!(divergence < 0.01, "{family}: KL {divergence}");
@@ -136,7 +141,12 @@ fn a_tied_model_stays_tied() {
         assert!(made.get("model.embed_tokens.trellis").is_some(), "{family}");
         let (original, made) = (load(&tiny_model(family)), load(&output));
         let tokens: Vec<u32> = calibration(family).rows.concat();
-        let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
+        let windows = PerplexityOptions {
+            window: 48,
+            score_from: 8,
+            windows: Some(2),
+            ..PerplexityOptions::default()
+        };
         let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
         assert!(found.kl_divergence.unwrap() < 0.01, "{family}: {:?}", found.kl_divergence);
     }
@@ -157,7 +167,12 @@ fn split_and_whole_kv_b_of_gguf_make_the_same_model() {
         let kv_b = stored.get("model.layers.1.self_attn.kv_b_proj.weight").unwrap();
         let kv_b = kv_b.plain().unwrap().to_f32().unwrap();
         let tokens: Vec<u32> = calibration("deepseek_v3").rows.concat();
-        let windows = PerplexityOptions { window: 48, score_from: 8, windows: Some(2) };
+        let windows = PerplexityOptions {
+            window: 48,
+            score_from: 8,
+            windows: Some(2),
+            ..PerplexityOptions::default()
+        };
         let original = load(&fixtures.join(format!("{name}.gguf")));
         let found =
             perplexity(&load(&output), &tokens, &windows, Some(&original), &mut |_| {}).unwrap();

@@ -530,6 +530,7 @@ impl Backend for CpuBackend {
             layer.write(self.options.level, &batch.slot_mapping, keys, values);
         }
         let layer = paged.layers[layer].read().unwrap_or_else(|e| e.into_inner());
+        layer.check(params)?;
         self.create(q, params.num_heads * params.value_head_dim, |out| {
             let level = self.options.level;
             if level == Level::Scalar {

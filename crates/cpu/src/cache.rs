@@ -3,13 +3,18 @@
 //! Every layer keeps values as `[block][kv_head][slot][value_head_dim]` and keys transposed, as
 //! `[block][kv_head][key_head_dim][slot]`: the scores of neighbouring slots are then sums of
 //! registers, with nothing to add up inside one. Latent keys, which are values too, stay
-//! `[block][slot][key_head_dim]`. Pages are mapped by the system when first written.
+//! `[block][slot][key_head_dim]`, and so do quantized keys. Pages are mapped by the system when first written.
+
+mod rows;
 
 use crate::Level;
 use crate::memory::{available_bytes, zeroed};
 use crate::simd::{narrow_f16, transpose_f16, widen_bf16, widen_f16};
 use half::{bf16, f16};
-use marlin_tensor::{BackendError, CacheLayerSpec, CacheSpec, DType};
+use marlin_tensor::{
+    AttentionParams, BackendError, CACHE_GROUP, CacheLayerSpec, CacheSpec, CacheType,
+};
+pub(crate) use rows::{Bits, HADAMARD, HEAD, Rows, rotate};
 use std::ops::Range;
 use std::sync::RwLock;
 
@@ -18,18 +23,25 @@ pub(crate) enum Elements {
     F32(Vec<f32>),
     F16(Vec<u16>),
     BF16(Vec<u16>),
+    Quantized(Rows),
 }
 
 impl Elements {
-    fn zeros(dtype: DType, len: usize) -> Option<Self> {
-        Some(match dtype {
-            DType::F16 => Self::F16(zeroed(len)?),
-            DType::BF16 => Self::BF16(zeroed(len)?),
-            _ => Self::F32(zeroed(len)?),
+    /// `rows` rows of `columns`.
+    fn zeros(cache_type: CacheType, rows: usize, columns: usize) -> Option<Self> {
+        let len = rows.checked_mul(columns)?;
+        Some(match cache_type {
+            CacheType::F32 => Self::F32(zeroed(len)?),
+            CacheType::F16 => Self::F16(zeroed(len)?),
+            CacheType::Bf16 => Self::BF16(zeroed(len)?),
+            CacheType::Q8 | CacheType::K8V4 => {
+                Self::Quantized(Rows::zeros(Bits::Eight, rows, columns)?)
+            }
+            CacheType::Q4 => Self::Quantized(Rows::zeros(Bits::Four, rows, columns)?),
         })
     }
 
-    /// Rounds `values` to the element type and writes them at `at`.
+    /// Rounds `values` to the element type and writes them at `at`; a row, if it is quantized.
     pub(crate) fn write(&mut self, level: Level, at: usize, values: &[f32]) {
         let range = at..at + values.len();
         match self {
@@ -39,20 +51,23 @@ impl Elements {
                 let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
                 e[range].iter_mut().zip(rounded).for_each(|(e, v)| *e = v);
             }
+            Self::Quantized(rows) => rows.write(at / rows.columns().max(1), values),
         }
     }
 
-    /// Widens `out.len()` elements from `at`.
+    /// Widens `out.len()` elements from `at`; rows as they are stored, if it is quantized.
     pub(crate) fn read(&self, level: Level, at: usize, out: &mut [f32]) {
         let range = at..at + out.len();
         match self {
             Self::F32(e) => out.copy_from_slice(&e[range]),
             Self::F16(e) => widen_f16(level, &e[range], out),
             Self::BF16(e) => widen_bf16(level, &e[range], out),
+            Self::Quantized(rows) => rows.read(level, at / rows.columns().max(1), out),
         }
     }
 
-    /// Rounds `values` to the element type and writes them `stride` apart from `at` on.
+    /// Rounds `values` to the element type and writes them `stride` apart from `at` on; quantized rows
+    /// are never apart.
     fn scatter(&mut self, at: usize, stride: usize, values: &[f32]) {
         match self {
             Self::F32(e) => {
@@ -66,17 +81,25 @@ impl Elements {
                 let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
                 e[at..].iter_mut().step_by(stride).zip(rounded).for_each(|(e, v)| *e = v);
             }
+            Self::Quantized(rows) => rows.write(at / rows.columns().max(1), values),
         }
     }
 
     /// Widens `out.len()` elements `stride` apart from `at` on.
     fn gather(&self, at: usize, stride: usize, out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = match self {
-                Self::F32(e) => e[at + i * stride],
-                Self::F16(e) => f16::from_bits(e[at + i * stride]).to_f32(),
-                Self::BF16(e) => bf16::from_bits(e[at + i * stride]).to_f32(),
-            };
+        let mut each = |element: &dyn Fn(usize) -> f32| {
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = element(at + i * stride));
+        };
+        match self {
+            Self::F32(e) => each(&|at| e[at]),
+            Self::F16(e) => each(&|at| f16::from_bits(e[at]).to_f32()),
+            Self::BF16(e) => each(&|at| bf16::from_bits(e[at]).to_f32()),
+            Self::Quantized(rows) => {
+                let mut row = vec![0.0; rows.columns()];
+                self.read(Level::Scalar, at, &mut row);
+                rotate(&mut row);
+                out.copy_from_slice(&row[..out.len()]);
+            }
         }
     }
 
@@ -85,6 +108,10 @@ impl Elements {
             Self::F32(e) => e.copy_within(from..from + len, to),
             Self::F16(e) => e.copy_within(from..from + len, to),
             Self::BF16(e) => e.copy_within(from..from + len, to),
+            Self::Quantized(rows) => {
+                let columns = rows.columns().max(1);
+                rows.copy_within(from / columns, to / columns, len / columns);
+            }
         }
     }
 }
@@ -102,6 +129,27 @@ impl Layer {
     /// Whether values are a prefix of the keys.
     pub(crate) fn is_latent(&self) -> bool {
         self.spec.value_head_dim == 0
+    }
+
+    /// Whether rows are stored rotated, see [`Rows`].
+    pub(crate) fn is_rotated(&self) -> bool {
+        matches!(self.keys, Elements::Quantized(_))
+    }
+
+    /// Whether the slots of a block lie side by side in each column of its keys.
+    pub(crate) fn has_transposed_keys(&self) -> bool {
+        !self.is_latent() && !self.is_rotated()
+    }
+
+    /// # Errors
+    /// When latent values end within columns that were rotated together.
+    pub(crate) fn check(&self, params: &AttentionParams) -> Result<(), BackendError> {
+        let columns = params.value_head_dim;
+        if self.is_latent() && self.is_rotated() && !columns.is_multiple_of(CACHE_GROUP) {
+            let what = format!("latent values of {columns} columns in 8 or 4 bits");
+            return Err(BackendError::Unsupported { backend: "cpu".to_owned(), what });
+        }
+        Ok(())
     }
 
     /// Start of head `head` at `slot` (`block * block_size + offset`) in an array of `dim` columns
@@ -122,9 +170,14 @@ impl Layer {
         self.keys.gather(at, stride, out);
     }
 
+    /// The value of one head at `slot`, of a layer that is not latent.
+    pub(crate) fn value(&self, slot: usize, head: usize, out: &mut [f32]) {
+        self.values.gather(self.at(slot, head, self.spec.value_head_dim), 1, out);
+    }
+
     /// Start and stride of a key.
     fn key_at(&self, slot: usize, head: usize) -> (usize, usize) {
-        if self.is_latent() {
+        if !self.has_transposed_keys() {
             return (self.at(slot, head, self.spec.key_head_dim), 1);
         }
         let (block, offset) = (slot / self.block_size, slot % self.block_size);
@@ -194,7 +247,7 @@ impl PagedCache {
     /// Allocates `spec`.
     ///
     /// # Errors
-    /// When the element type cannot be cached, or there is no room.
+    /// When there is no room.
     pub(crate) fn new(spec: &CacheSpec) -> Result<Self, BackendError> {
         // Pages are mapped as the context grows: without this the process would be killed then.
         Self::within(available_bytes(), spec)
@@ -202,12 +255,6 @@ impl PagedCache {
 
     /// Allocates `spec` unless it takes more than `available` bytes, where that is known.
     fn within(available: Option<u64>, spec: &CacheSpec) -> Result<Self, BackendError> {
-        if !matches!(spec.dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(BackendError::Unsupported {
-                backend: "cpu".to_owned(),
-                what: format!("a cache of {}", spec.dtype),
-            });
-        }
         let slots = spec.num_blocks.saturating_mul(spec.block_size);
         let needed_bytes = (slots as u64).saturating_mul(spec.bytes_per_token() as u64);
         let no_room = |available_bytes| BackendError::OutOfMemory {
@@ -220,12 +267,11 @@ impl PagedCache {
         }
         let layer = |layer: &CacheLayerSpec| {
             let heads = slots.checked_mul(layer.num_kv_heads)?;
-            let zeros = |dim| Elements::zeros(spec.dtype, heads.checked_mul(dim)?);
             Some(RwLock::new(Layer {
                 spec: *layer,
                 block_size: spec.block_size,
-                keys: zeros(layer.key_head_dim)?,
-                values: zeros(layer.value_head_dim)?,
+                keys: Elements::zeros(spec.cache_type.keys(), heads, layer.key_head_dim)?,
+                values: Elements::zeros(spec.cache_type.values(), heads, layer.value_head_dim)?,
             }))
         };
         let layers = spec.layers.iter().map(layer).collect::<Option<_>>();
@@ -254,7 +300,8 @@ mod tests {
     #[test]
     fn an_endless_cache_is_refused_where_the_system_tells_no_memory() {
         let layers = vec![CacheLayerSpec { num_kv_heads: 3, key_head_dim: 8, value_head_dim: 8 }];
-        let spec = CacheSpec { layers, block_size: 4, num_blocks: usize::MAX, dtype: DType::F16 };
+        let cache_type = CacheType::F16;
+        let spec = CacheSpec { layers, block_size: 4, num_blocks: usize::MAX, cache_type };
         let error = PagedCache::within(None, &spec).err().map(|e| e.to_string());
         assert!(error.is_some_and(|e| e.contains("bytes")));
     }

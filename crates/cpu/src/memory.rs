@@ -138,6 +138,7 @@ pub(crate) trait Plain: Copy {}
 
 impl Plain for f32 {}
 impl Plain for u16 {}
+impl Plain for u8 {}
 
 /// `len` zeros, or `None` when there is no room.
 pub(crate) fn zeroed<T: Plain>(len: usize) -> Option<Vec<T>> {

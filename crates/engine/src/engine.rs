@@ -6,7 +6,7 @@ use crate::{
     BlockManager, CacheEvent, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId,
     TokenLogprobs, ValidRequest,
 };
-use marlin_tensor::{Batch, Cache, DType};
+use marlin_tensor::{Batch, Cache, CacheType};
 use std::sync::Arc;
 
 /// Sizes of an [`Engine`].
@@ -19,7 +19,7 @@ pub struct EngineOptions {
     /// Blocks in the pool; `None` takes what one sequence of `max_context` tokens needs.
     pub num_blocks: Option<usize>,
     /// Element type of the cache.
-    pub cache_dtype: DType,
+    pub cache_type: CacheType,
     /// Most prompt tokens read per step.
     pub prefill_chunk: usize,
     /// Most prompt tokens read per step while answers are under way: what they wait for between tokens.
@@ -39,7 +39,7 @@ impl Default for EngineOptions {
             block_size: 16,
             max_context: None,
             num_blocks: None,
-            cache_dtype: DType::F16,
+            cache_type: CacheType::F16,
             prefill_chunk: 512,
             mixed_chunk: 512,
             max_batch: 1,
@@ -175,7 +175,7 @@ impl Engine {
                 found: format!("{num_blocks} where one sequence takes {one_sequence}"),
             });
         }
-        let cache = model.create_cache(num_blocks, options.block_size, options.cache_dtype)?;
+        let cache = model.create_cache(num_blocks, options.block_size, options.cache_type)?;
         let blocks = BlockManager::new(num_blocks, options.block_size);
         let blocks = if options.prefix_cache { blocks } else { blocks.without_reuse() };
         let blocks = match &options.cache_events {

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, DType, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, Tensor};
 
 /// A decoder-only model on its device.
 pub trait LanguageModel: Send + Sync {
@@ -15,12 +15,12 @@ pub trait LanguageModel: Send + Sync {
     /// Allocates a cache of `num_blocks` blocks of `block_size` tokens.
     ///
     /// # Errors
-    /// When it does not fit or the device cannot store `dtype`.
+    /// When it does not fit or the device cannot store `cache_type`.
     fn create_cache(
         &self,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        cache_type: CacheType,
     ) -> Result<Cache, EngineError>;
 
     /// Copies whole blocks, `(from, to)`, in order.
@@ -63,9 +63,9 @@ impl LanguageModel for Model {
         &self,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        cache_type: CacheType,
     ) -> Result<Cache, EngineError> {
-        Ok(self.backend().create_cache(&self.cache_spec(num_blocks, block_size, dtype))?)
+        Ok(self.backend().create_cache(&self.cache_spec(num_blocks, block_size, cache_type))?)
     }
 
     fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<(), EngineError> {

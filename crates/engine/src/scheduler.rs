@@ -3,7 +3,7 @@
 //! Every step runs the next token of each sequence that is decoding, first come first, and up to a budget of
 //! prompt tokens, given first to the prompts that waited longest: a long prompt delays the others by one
 //! chunk, never by its whole length. The budget is smaller while answers are under way, which
-//! bounds the time between their tokens. A sequence is admitted only when its tokens fit the pool with a
+//! bounds the time between their tokens; while there are none, a step ends with the first prompt that does. A sequence is admitted only when its tokens fit the pool with a
 //! block to spare for each running one, and owns their blocks from then on, so only decoding can run out. Then the
 //! last one in rank loses its blocks and later recomputes; the first always advances, so every request
 //! ends. Rank is priority, then age.
@@ -228,7 +228,8 @@ impl Scheduler {
 
     fn plan_prefill(&mut self, plan: &mut Plan) {
         let Budget { alone, beside_answers } = self.budget;
-        let mut budget = if plan.chunks.is_empty() { alone } else { beside_answers };
+        let is_alone = plan.chunks.is_empty();
+        let mut budget = if is_alone { alone } else { beside_answers };
         let mut reading: Vec<_> =
             self.running.iter_mut().filter(|(_, s)| !s.is_decoding()).collect();
         reading.sort_by_key(|(rank, s)| (s.last_step, **rank));
@@ -242,6 +243,10 @@ impl Scheduler {
             budget -= tokens;
             s.last_step = self.step;
             plan.chunks.push(Chunk { id: rank.1, tokens, decode });
+            // When many prompts come at once, the first has its answer begun without waiting for the last.
+            if is_alone && tokens == left && alone - budget >= beside_answers {
+                break;
+            }
         }
     }
 }

@@ -41,7 +41,8 @@ fn perplexity_and_divergence_equal_their_definitions() {
             }
         }
         let n = f64::from(scored);
-        let options = PerplexityOptions { window: 37, score_from, windows };
+        let options =
+            PerplexityOptions { window: 37, score_from, windows, ..PerplexityOptions::default() };
         let mut seen = Vec::new();
         let report = perplexity(&model, &tokens, &options, Some(&reference), &mut |p| {
             seen.push((p.windows, p.total));
@@ -81,7 +82,12 @@ fn compared(
 fn a_comparison_gives_each_model_what_it_gets_alone() {
     let models = [1, 2, 3].map(|salt| HashModel { salt, ..HashModel::default() });
     let tokens = text(5 * 40);
-    let options = PerplexityOptions { window: 40, score_from: 20, windows: None };
+    let options = PerplexityOptions {
+        window: 40,
+        score_from: 20,
+        windows: None,
+        ..PerplexityOptions::default()
+    };
     let alone = |model: &HashModel, reference: Option<&HashModel>| {
         let reference = reference.map(|r| r as &dyn marlin_engine::LanguageModel);
         perplexity(model, &tokens, &options, reference, &mut |_| {}).unwrap()
@@ -122,7 +128,8 @@ fn spread_equals_its_definition() {
     divergences.sort_by(f64::total_cmp);
     let mean = means.iter().sum::<f64>() / 6.0;
     let variance = means.iter().map(|m| (m - mean).powi(2)).sum::<f64>() / 5.0;
-    let options = PerplexityOptions { window, score_from, windows: None };
+    let options =
+        PerplexityOptions { window, score_from, windows: None, ..PerplexityOptions::default() };
     let report = perplexity(&model, &tokens, &options, Some(&reference), &mut |_| {}).unwrap();
     let error = report.perplexity_error.unwrap();
     assert!((error - mean.exp() * (variance / 6.0).sqrt()).abs() < 1e-6, "{error}");
@@ -141,7 +148,12 @@ fn the_model_at_fault_is_named() {
     let short = HashModel { max_context: 31, ..HashModel::default() };
     let broken = HashModel { nan_at: Some(20), ..HashModel::default() };
     let failing = HashModel { fail_at: Some(1), ..HashModel::default() };
-    let options = PerplexityOptions { window: 32, score_from: 16, windows: None };
+    let options = PerplexityOptions {
+        window: 32,
+        score_from: 16,
+        windows: None,
+        ..PerplexityOptions::default()
+    };
     let long = text(100);
     for (model, words) in [
         (&other, ["model 1", "vocabulary of 50"]),
@@ -163,7 +175,12 @@ fn a_window_may_take_several_chunks_of_logits() {
     // 64 MiB hold 83 rows of this vocabulary.
     let model = HashModel { vocab_size: 200_000, ..HashModel::default() };
     let tokens = text(110);
-    let options = PerplexityOptions { window: 110, score_from: 10, windows: None };
+    let options = PerplexityOptions {
+        window: 110,
+        score_from: 10,
+        windows: None,
+        ..PerplexityOptions::default()
+    };
     let report = perplexity(&model, &tokens, &options, None, &mut |_| {}).unwrap();
     let score = |p: usize| -log_softmax(&model.logits(&tokens[..p]))[tokens[p] as usize];
     let expected = (10..110).map(score).sum::<f64>() / 100.0;
@@ -174,7 +191,12 @@ fn a_window_may_take_several_chunks_of_logits() {
 fn what_cannot_be_scored_is_refused() {
     let model = HashModel::default();
     let other = HashModel { vocab_size: 51, ..HashModel::default() };
-    let base = PerplexityOptions { window: 32, score_from: 16, windows: None };
+    let base = PerplexityOptions {
+        window: 32,
+        score_from: 16,
+        windows: None,
+        ..PerplexityOptions::default()
+    };
     let run = |tokens: &[u32], options: &PerplexityOptions, reference: Option<&HashModel>| {
         let reference = reference.map(|r| r as &dyn marlin_engine::LanguageModel);
         perplexity(&model, tokens, options, reference, &mut |_| {}).unwrap_err().to_string()

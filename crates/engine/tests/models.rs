@@ -10,7 +10,7 @@ use marlin_engine::{
     Engine, EngineOptions, FinishReason, LanguageModel, Request, SamplingOptions, SamplingParams,
 };
 use marlin_models::Model;
-use marlin_tensor::DType;
+use marlin_tensor::CacheType;
 use marlin_testkit::{FAMILIES, tiny_model};
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn engine(model: &Arc<Model>, max_batch: usize, num_blocks: usize, chunk: usize)
         block_size: 4,
         max_context: Some(128),
         num_blocks: Some(num_blocks),
-        cache_dtype: DType::F32,
+        cache_type: CacheType::F32,
         prefill_chunk: chunk,
         mixed_chunk: chunk,
         max_batch,
@@ -100,6 +100,42 @@ fn answers_depend_neither_on_chunks_nor_on_company_nor_on_preemption() {
     }
 }
 
+/// Quantized rows are read by blocks, and by tiles where the machine has them.
+#[test]
+fn answers_depend_on_no_company_over_any_cache() {
+    for (family, cache_types) in [
+        ("qwen2", &CacheType::ALL[..]),
+        ("gemma3", &[CacheType::Q8, CacheType::K8V4]),
+        ("glm4_moe_lite", &[CacheType::F16, CacheType::Q8]),
+    ] {
+        let (model, tokens, _) = load(family);
+        let requests = requests(&tokens);
+        for &cache_type in cache_types {
+            let engine = |max_batch: usize, chunk: usize| {
+                let options = EngineOptions {
+                    block_size: 16,
+                    max_context: Some(128),
+                    num_blocks: Some(8 * max_batch),
+                    cache_type,
+                    prefill_chunk: chunk,
+                    mixed_chunk: chunk,
+                    max_batch,
+                    ..EngineOptions::default()
+                };
+                Engine::new(model.clone(), &options).unwrap()
+            };
+            let alone: Vec<_> = requests
+                .iter()
+                .flat_map(|r| answers(&mut engine(1, 64), std::slice::from_ref(r)))
+                .collect();
+            for (chunk, batch) in [(7, 1), (16, 4), (64, 4)] {
+                let found = answers(&mut engine(batch, chunk), &requests);
+                assert_eq!(found, alone, "{family}, {cache_type}, chunk {chunk}, batch {batch}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_cancelled_sequence_leaves_its_company_alone() {
     let (model, tokens, _) = load("glm4_moe_lite");
@@ -140,7 +176,12 @@ fn evaluation_agrees_with_the_reference_logits() {
             let norm = row.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
             f64::from(row[token as usize]) - norm
         };
-        let options = PerplexityOptions { window: 64, score_from: 5, windows: Some(1) };
+        let options = PerplexityOptions {
+            window: 64,
+            score_from: 5,
+            windows: Some(1),
+            ..PerplexityOptions::default()
+        };
         let reference_model: &dyn LanguageModel = model.as_ref();
         let report =
             perplexity(model.as_ref(), &tokens, &options, Some(reference_model), &mut |_| {})

@@ -5,7 +5,7 @@ use marlin_cpu::{CpuBackend, CpuOptions};
 use marlin_engine::EngineError;
 use marlin_engine::profile::{Profiler, Shape};
 use marlin_models::Model;
-use marlin_tensor::{Backend, Batch, DType};
+use marlin_tensor::{Backend, Batch, CacheType};
 use marlin_testkit::tiny_model;
 use serde_json::Value;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ type Pass<'a> = &'a dyn Fn(&str, &dyn Fn() -> Vec<f32>) -> Vec<f32>;
 
 /// Logits of a prompt and of one more token, each step inside `pass`.
 fn answer(model: &Model, pass: Pass) -> Vec<f32> {
-    let cache = model.cache_spec(PROMPT, BLOCK_SIZE, DType::F32);
+    let cache = model.cache_spec(PROMPT, BLOCK_SIZE, CacheType::F32);
     let cache = model.backend().create_cache(&cache).unwrap();
     let table: Vec<u32> = (0..PROMPT as u32).collect();
     let step = |start: usize, count: usize| {

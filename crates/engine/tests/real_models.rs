@@ -20,7 +20,7 @@ use marlin_engine::{
     Engine, EngineOptions, LanguageModel, Request, SamplingOptions, SamplingParams,
 };
 use marlin_models::Model;
-use marlin_tensor::DType;
+use marlin_tensor::CacheType;
 use marlin_text::{Specials, Tokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ fn greedy_continuations_equal_the_references() {
         let options = EngineOptions {
             max_context: Some(512),
             num_blocks: Some(rows.len() * 32),
-            cache_dtype: DType::F32,
+            cache_type: CacheType::F32,
             max_batch: rows.len(),
             ..EngineOptions::default()
         };
@@ -156,6 +156,7 @@ fn perplexity_equals_the_float_reference() {
             window: size("window"),
             score_from: size("score_from"),
             windows: Some(size("windows")),
+            ..PerplexityOptions::default()
         };
         let report = perplexity(model.as_ref(), &tokens, &options, None, &mut |_| {}).unwrap();
         let expected = expected["perplexity"].as_f64().unwrap();

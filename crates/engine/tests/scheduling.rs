@@ -2,131 +2,12 @@
 
 mod common;
 
+use common::user::{NullModel, User, VOCAB};
 use common::{HashModel, Outcome, answers, drain, engine, mix, options};
 use marlin_engine::{
-    Constraint, Engine, EngineError, EngineOptions, FinishReason, LanguageModel, Request,
-    SamplingOptions, SamplingParams, SequenceId,
+    Constraint, Engine, EngineOptions, FinishReason, Request, SamplingOptions, SamplingParams,
 };
-use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor};
 use std::sync::Arc;
-
-/// Every token is equally likely, and nothing is computed.
-struct NullModel;
-
-const VOCAB: usize = 5;
-
-impl LanguageModel for NullModel {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn max_context(&self) -> usize {
-        64
-    }
-
-    fn create_cache(
-        &self,
-        num_blocks: usize,
-        block_size: usize,
-        dtype: DType,
-    ) -> Result<Cache, EngineError> {
-        let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
-        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, dtype };
-        Ok(Cache { spec, handle: Arc::new(()) })
-    }
-
-    fn copy_blocks(&self, _: &Cache, _: &[(u32, u32)]) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn forward(&self, batch: &Batch, _: &Cache) -> Result<Tensor, EngineError> {
-        let rows = batch.output_rows.len();
-        Ok(Tensor { rows, decode_rows: 0, columns: VOCAB, handle: Arc::new(()) })
-    }
-
-    fn hidden(&self, batch: &Batch, cache: &Cache) -> Result<Tensor, EngineError> {
-        self.forward(batch, cache)
-    }
-
-    fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
-        Ok(vec![0.0; logits.rows * VOCAB])
-    }
-}
-
-/// What a random user does next.
-struct User {
-    state: u64,
-    turn: u64,
-    open: Vec<SequenceId>,
-    outcome: Outcome,
-    submitted: usize,
-}
-
-impl User {
-    fn new(seed: u64) -> Self {
-        let (open, outcome) = Default::default();
-        Self { state: seed, turn: 0, open, outcome, submitted: 0 }
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.turn += 1;
-        mix(self.state, self.turn) % n
-    }
-
-    fn request(&mut self, engine: &Engine, vocab: u64, longest: u64) -> (Request, usize) {
-        let prompt_len = 1 + self.below(longest) as usize;
-        // Few beginnings, so that prompts share them.
-        let beginning = self.below(3);
-        let prompt = (0..prompt_len as u64)
-            .map(|i| if i < 20 { mix(beginning, i) % vocab } else { self.below(vocab) } as u32)
-            .collect();
-        let seed = self.below(1 << 40);
-        let sampling = SamplingParams::new(SamplingOptions { seed, ..Default::default() }).unwrap();
-        let room = engine.limits().max_context - prompt_len;
-        let n = if self.below(4) == 0 { 1 + self.below(4) as usize } else { 1 };
-        let request = Request {
-            max_tokens: Some(1 + self.below(room.min(30) as u64) as usize),
-            priority: self.below(3) as i32 - 1,
-            stop_tokens: if self.below(2) == 0 { vec![2] } else { vec![] },
-            cache_name: (self.below(5) == 0).then(|| "tenant".into()),
-            ..Request::new(prompt, sampling, vec![])
-        };
-        (request, n)
-    }
-
-    /// One operation.
-    fn act(&mut self, engine: &mut Engine, vocab: u64, longest: u64) {
-        match self.below(10) {
-            0..=2 if self.open.len() < 40 => {
-                let (request, n) = self.request(engine, vocab, longest);
-                let request = engine.limits().validate(request).unwrap();
-                self.open.extend(engine.submit_many(request, n));
-                self.submitted += n;
-            }
-            3 if !self.open.is_empty() => {
-                let at = self.below(self.open.len() as u64) as usize;
-                let id = self.open.swap_remove(at);
-                let known = self.outcome.finished.contains_key(&id);
-                assert_eq!(engine.cancel(id), !known, "{id} is open exactly when it has not ended");
-            }
-            _ => {
-                self.outcome.take(engine.step());
-                let finished = &self.outcome.finished;
-                self.open.retain(|id| !finished.contains_key(id));
-            }
-        }
-    }
-
-    fn finish(mut self, engine: &mut Engine, num_blocks: usize) {
-        while !engine.is_idle() {
-            self.outcome.take(engine.step());
-        }
-        assert_eq!(self.outcome.finished.len(), self.submitted, "every request ends, once");
-        let failed = |r: &&FinishReason| matches!(r, FinishReason::Error(_));
-        assert_eq!(self.outcome.finished.values().find(failed).map(|_| ()), None);
-        assert_eq!(engine.free_blocks(), num_blocks, "no block is lost");
-    }
-}
 
 #[test]
 fn a_million_operations_lose_no_block_and_no_request() {
@@ -134,7 +15,7 @@ fn a_million_operations_lose_no_block_and_no_request() {
     for (seed, prefix_cache) in [(1, true), (2, true), (3, false)] {
         let options = EngineOptions { prefix_cache, mixed_chunk: 7, ..small.clone() };
         let mut engine = Engine::new(Arc::new(NullModel), &options).unwrap();
-        let mut user = User::new(seed);
+        let mut user = User::random(seed);
         for _ in 0..340_000 {
             user.act(&mut engine, VOCAB as u64, 60);
             let stats = engine.stats();
@@ -152,7 +33,7 @@ fn a_million_operations_lose_no_block_and_no_request() {
 fn whatever_happens_a_sequence_reads_its_own_tokens() {
     let options = EngineOptions { num_blocks: Some(120), mixed_chunk: 5, ..options(8, 24) };
     let mut engine = Engine::new(Arc::new(HashModel::default()), &options).unwrap();
-    let mut user = User::new(7);
+    let mut user = User::random(7);
     for _ in 0..6_000 {
         user.act(&mut engine, 50, 90);
     }

@@ -6,7 +6,7 @@ use crate::layers::{Loader, Norm, Step};
 use crate::spec::ModelSpec;
 use marlin_checkpoint::Checkpoint;
 use marlin_tensor::{
-    Backend, Batch, Cache, CacheSpec, DType, Embedding, Linear, LinearOptions, Routing, Tensor,
+    Backend, Batch, Cache, CacheSpec, CacheType, Embedding, Linear, LinearOptions, Routing, Tensor,
     Weight,
 };
 use std::sync::Arc;
@@ -71,12 +71,17 @@ impl Model {
     }
 
     /// Shape of a cache for this model; the prediction layer, if loaded, caches last.
-    pub fn cache_spec(&self, num_blocks: usize, block_size: usize, dtype: DType) -> CacheSpec {
+    pub fn cache_spec(
+        &self,
+        num_blocks: usize,
+        block_size: usize,
+        cache_type: CacheType,
+    ) -> CacheSpec {
         let mut layers = self.spec.cache_layers();
         if let (Some(_), Some(spec)) = (&self.mtp, &self.spec.mtp) {
             layers.push(spec.block.mixer.cache_layer());
         }
-        CacheSpec { layers, block_size, num_blocks, dtype }
+        CacheSpec { layers, block_size, num_blocks, cache_type }
     }
 
     /// Logits of `batch.output_rows`: `[output_rows, vocab_size]`.

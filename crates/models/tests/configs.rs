@@ -3,7 +3,7 @@
 
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_models::{MixerSpec, ModelError, ModelSpec, spec};
-use marlin_tensor::{CacheSpec, DType};
+use marlin_tensor::{CacheSpec, CacheType};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ fn real_configurations_have_the_published_sizes() {
             layers: spec.cache_layers(),
             block_size: 16,
             num_blocks: 1,
-            dtype: DType::F16,
+            cache_type: CacheType::F16,
         };
         assert_eq!(cache.bytes_per_token(), row.cache_bytes_per_token, "{name}: cache");
         assert_eq!(spec.unread, BTreeMap::new(), "{name}: fields without effect");

@@ -6,7 +6,7 @@
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_models::{MixerSpec, Model, spec};
-use marlin_tensor::{Batch, DType};
+use marlin_tensor::{Batch, CacheType};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -43,7 +43,7 @@ fn logits(checkpoint: &Checkpoint, ids: &[u32]) -> Vec<f32> {
     assert!(model.unused_tensors().is_empty(), "{:?}", model.unused_tensors());
     assert!(model.spec().unread.is_empty(), "{:?}", model.spec().unread);
     let blocks = ids.len().div_ceil(BLOCK_SIZE);
-    let cache = model.cache_spec(blocks, BLOCK_SIZE, DType::F32);
+    let cache = model.cache_spec(blocks, BLOCK_SIZE, CacheType::F32);
     let cache = model.backend().create_cache(&cache).unwrap();
     let table: Vec<u32> = (0..blocks as u32).collect();
     let mut batch = Batch::new(BLOCK_SIZE);

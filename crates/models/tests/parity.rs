@@ -6,7 +6,7 @@
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_models::{Model, spec};
-use marlin_tensor::{Batch, Cache, DType, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, DType, Tensor};
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ fn load(checkpoint: &Checkpoint) -> Model {
 /// Blocks in descending order, so that logical and physical order differ.
 fn cache(model: &Model, tokens: usize) -> (Cache, Vec<u32>) {
     let blocks = tokens.div_ceil(BLOCK_SIZE);
-    let spec = model.cache_spec(blocks + 1, BLOCK_SIZE, DType::F32);
+    let spec = model.cache_spec(blocks + 1, BLOCK_SIZE, CacheType::F32);
     (model.backend().create_cache(&spec).unwrap(), (1..=blocks as u32).rev().collect())
 }
 

@@ -1,6 +1,6 @@
 //! The rows of one forward pass and the paged cache they read and write.
 
-use crate::{DType, Opaque};
+use crate::{CacheType, Opaque};
 
 /// One sequence's share of a [`Batch`].
 #[derive(Debug, Clone)]
@@ -138,9 +138,9 @@ pub struct CacheLayerSpec {
 }
 
 impl CacheLayerSpec {
-    /// Elements stored per token.
-    pub fn elements_per_token(&self) -> usize {
-        self.num_kv_heads * (self.key_head_dim + self.value_head_dim)
+    /// Bytes stored per token.
+    pub fn bytes_per_token(&self, cache_type: CacheType) -> usize {
+        self.num_kv_heads * cache_type.bytes_per_head(self.key_head_dim, self.value_head_dim)
     }
 }
 
@@ -153,15 +153,14 @@ pub struct CacheSpec {
     pub block_size: usize,
     /// Blocks in the pool.
     pub num_blocks: usize,
-    /// Element type: F32, F16 or BF16.
-    pub dtype: DType,
+    /// Element type.
+    pub cache_type: CacheType,
 }
 
 impl CacheSpec {
     /// Bytes one token takes over all layers.
     pub fn bytes_per_token(&self) -> usize {
-        let elements: usize = self.layers.iter().map(CacheLayerSpec::elements_per_token).sum();
-        elements * self.dtype.size_bytes()
+        self.layers.iter().map(|layer| layer.bytes_per_token(self.cache_type)).sum()
     }
 }
 

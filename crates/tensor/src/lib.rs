@@ -10,6 +10,7 @@
 
 mod backend;
 mod batch;
+mod cache_type;
 mod dtype;
 mod host;
 mod op;
@@ -20,6 +21,7 @@ pub use backend::{
     RopeTable, Routing, Tensor, Vector,
 };
 pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
+pub use cache_type::{CACHE_GROUP, CacheType};
 pub use dtype::DType;
 pub use host::{HostTensor, TensorError};
 pub use op::{Activation, AttentionParams, Heads, LongRope, Rope, RopeStyle, Router, Scoring};

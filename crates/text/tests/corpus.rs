@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 #[test]
 fn kept_inputs() {
     type Check = fn(&[u8]);
-    let targets: [(&str, Check); 4] = [
+    let targets: [(&str, Check); 5] = [
         ("tokenizer", checks::tokenizer),
         ("vocabulary", checks::vocabulary),
         ("template", checks::template),
         ("output", checks::output),
+        ("detokenizer", checks::detokenizer),
     ];
     for (target, check) in targets {
         marlin_testkit::replay(target, |path, bytes| {

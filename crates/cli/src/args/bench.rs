@@ -14,6 +14,7 @@ pub const TRACE: &str = "marlin-profile.json";
     after_help = "Examples:
   marlin bench
   marlin bench -m model.gguf -p 512 -n 128 -r 5 --threads 2 --json
+  marlin bench -m model.gguf -p 0 -n 64 --depth 0,4096 --cache-type q8
   marlin bench -m model.gguf -p 512 -n 32 --profile trace.json"
 )]
 pub struct Bench {
@@ -51,6 +52,12 @@ pub struct Speed {
     /// Sequences at once (comma-separated).
     #[arg(long, value_delimiter = ',', default_value = "1")]
     pub batch: Vec<usize>,
+    /// Tokens that are in the cache before a test begins (comma-separated).
+    #[arg(short, long, value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+    /// How keys and values are cached.
+    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    pub cache_type: CacheType,
     /// Time every operator in one more run: prints a table, and writes a trace for ui.perfetto.dev.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = TRACE)]
     pub profile: Option<PathBuf>,
@@ -97,7 +104,7 @@ pub struct Memory {
     /// Tokens of the prompt whose scratch memory is measured.
     #[arg(short = 'p', long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: u32,
-    /// Element type of the key/value cache.
+    /// How keys and values are cached.
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
     /// One JSON document.

@@ -53,7 +53,7 @@ pub struct Serve {
     /// Tokens that the cache holds for all answers together [default: four contexts, or what fits].
     #[arg(long, value_name = "TOKENS", env = "MARLIN_CACHE_TOKENS")]
     pub cache_tokens: Option<usize>,
-    /// Element type of the key/value cache.
+    /// How keys and values are cached.
     #[arg(long, value_enum, env = "MARLIN_CACHE_TYPE", default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
     /// Compute every prompt anew.
@@ -63,7 +63,7 @@ pub struct Serve {
     #[arg(long, value_name = "TOKENS", env = "MARLIN_PREFILL_CHUNK", default_value_t = 512, value_parser = count)]
     pub prefill_chunk: usize,
     /// Prompt tokens read in one step beside answers, which wait for them.
-    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 64, value_parser = count)]
+    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 32, value_parser = count)]
     pub mixed_chunk: usize,
     /// Answers that may wait; more are refused with 429.
     #[arg(long, value_name = "N", env = "MARLIN_QUEUE", default_value_t = 256)]

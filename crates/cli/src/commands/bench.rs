@@ -11,19 +11,24 @@ use crate::{console, loaded, locate};
 use anyhow::{Result, ensure};
 use marlin_engine::profile::Profiler;
 use marlin_models::Model;
-use marlin_tensor::{Backend, Batch, Cache, DType};
+use marlin_tensor::{Backend, Batch, Cache, CacheType};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 const BLOCK_SIZE: usize = 16;
+/// Tokens read at a time before a test.
+const CHUNK: usize = 512;
 
 /// One test's result.
 #[derive(Debug, Serialize)]
 struct Row {
     test: String,
     batch: usize,
+    /// Tokens in the cache before it.
+    depth: usize,
+    cache_type: &'static str,
     threads: usize,
     tokens_per_second: f64,
     stddev: f64,
@@ -67,22 +72,28 @@ fn speed(args: &Speed) -> Result<()> {
     let mut rows = Vec::new();
     if !args.json {
         console::line(&format!(
-            "{:<8} {:>5} {:>14} {:>10} {:>8}",
+            "{:<16} {:>5} {:>14} {:>10} {:>8}",
             "test", "batch", "tokens/s", "± stddev", "GB/s"
         ))?;
     }
-    for &batch in &args.batch {
+    let depths =
+        args.depth.iter().flat_map(|depth| args.batch.iter().map(|batch| (*depth, *batch)));
+    let cache_type = args.cache_type.into();
+    for (depth, batch) in depths {
         ensure!(batch > 0, "--batch must be at least 1");
         for &(prefill, tokens) in &tests {
-            ensure!(tokens <= limit, "{tokens} tokens do not fit the model's context of {limit}");
+            let all = tokens.saturating_add(depth);
+            ensure!(all <= limit, "{all} tokens do not fit the model's context of {limit}");
             let profiler = profiler.as_deref();
-            let bench = Test { model: &model, batch, tokens, prefill, profiler };
+            let bench = Test { model: &model, batch, depth, cache_type, tokens, prefill, profiler };
             let row = bench.measure(usize::from(args.repetitions))?;
             let passes = if prefill { 1.0 } else { tokens as f64 };
             let seconds = (batch * tokens) as f64 / row.0;
             let row = Row {
                 test: bench.name(),
                 batch,
+                depth,
+                cache_type: cache_type.name(),
                 threads,
                 tokens_per_second: row.0,
                 stddev: row.1,
@@ -94,7 +105,7 @@ fn speed(args: &Speed) -> Result<()> {
             };
             if !args.json {
                 console::line(&format!(
-                    "{:<8} {:>5} {:>14.1} {:>10.1} {:>8.2}",
+                    "{:<16} {:>5} {:>14.1} {:>10.1} {:>8.2}",
                     row.test,
                     row.batch,
                     row.tokens_per_second,
@@ -138,6 +149,8 @@ fn pass_name(test: &str, batch: usize) -> String {
 struct Test<'a> {
     model: &'a Model,
     batch: usize,
+    depth: usize,
+    cache_type: CacheType,
     tokens: usize,
     prefill: bool,
     profiler: Option<&'a Profiler>,
@@ -145,17 +158,21 @@ struct Test<'a> {
 
 impl Test<'_> {
     fn name(&self) -> String {
-        format!("{}{}", if self.prefill { "pp" } else { "tg" }, self.tokens)
+        let name = format!("{}{}", if self.prefill { "pp" } else { "tg" }, self.tokens);
+        if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
     }
 
     /// Median and standard deviation of tokens per second.
     fn measure(&self, repetitions: usize) -> Result<(f64, f64)> {
-        let blocks = self.tokens.div_ceil(BLOCK_SIZE);
-        let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, DType::F16);
+        let blocks = (self.depth + self.tokens).div_ceil(BLOCK_SIZE);
+        let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, self.cache_type);
         let cache = self.model.backend().create_cache(&spec)?;
         let tables: Vec<Vec<u32>> = (0..self.batch)
             .map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect())
             .collect();
+        for start in (0..self.depth).step_by(CHUNK) {
+            self.step(&cache, &tables, start, CHUNK.min(self.depth - start), true)?;
+        }
         self.once(&cache, &tables, None)?;
         let mut speeds = Vec::with_capacity(repetitions);
         for _ in 0..repetitions {
@@ -180,34 +197,46 @@ impl Test<'_> {
     }
 
     fn once(&self, cache: &Cache, tables: &[Vec<u32>], profiler: Option<&Profiler>) -> Result<()> {
-        let vocab = self.model.spec().vocab_size as u64;
-        let token = |s: usize, i: usize| {
-            // Any tokens will do; a fixed sequence makes runs alike.
-            ((s as u64 * 7919 + i as u64 * 104_729 + 17) % vocab) as u32
-        };
-        let max = self.tokens as u32;
-        let step = |start: usize, count: usize| -> Result<()> {
-            let mut batch = Batch::new(BLOCK_SIZE);
-            for (s, table) in tables.iter().enumerate() {
-                let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
-                match self.prefill {
-                    true => batch.push(&tokens, start, table, max, 1),
-                    false => batch.push_decode(&tokens, start, table, max, 1),
-                }
-            }
-            let logits = self.model.forward(&batch, cache)?;
-            self.model.backend().download(&logits)?;
-            Ok(())
-        };
         let name = pass_name(&self.name(), self.batch);
-        let step = |start, count| match profiler {
-            Some(profiler) => profiler.pass(&name, || step(start, count)),
-            None => step(start, count),
+        let step = |start, count| {
+            let step = || self.step(cache, tables, self.depth + start, count, self.prefill);
+            match profiler {
+                Some(profiler) => profiler.pass(&name, step),
+                None => step(),
+            }
         };
         if self.prefill {
             step(0, self.tokens)
         } else {
             (0..self.tokens).try_for_each(|i| step(i, 1))
         }
+    }
+
+    /// Runs `count` tokens of every sequence from position `start` on.
+    fn step(
+        &self,
+        cache: &Cache,
+        tables: &[Vec<u32>],
+        start: usize,
+        count: usize,
+        prefill: bool,
+    ) -> Result<()> {
+        let vocab = self.model.spec().vocab_size as u64;
+        let token = |s: usize, i: usize| {
+            // Any tokens will do; a fixed sequence makes runs alike.
+            ((s as u64 * 7919 + i as u64 * 104_729 + 17) % vocab) as u32
+        };
+        let max = (self.depth + self.tokens) as u32;
+        let mut batch = Batch::new(BLOCK_SIZE);
+        for (s, table) in tables.iter().enumerate() {
+            let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
+            match prefill {
+                true => batch.push(&tokens, start, table, max, 1),
+                false => batch.push_decode(&tokens, start, table, max, 1),
+            }
+        }
+        let logits = self.model.forward(&batch, cache)?;
+        self.model.backend().download(&logits)?;
+        Ok(())
     }
 }

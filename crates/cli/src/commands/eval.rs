@@ -47,8 +47,9 @@ fn open(model: Option<&str>, device: &DeviceArgs) -> Result<(Model, Tokenizer)> 
 fn open_text(args: &TextArgs) -> Result<(String, String, PerplexityOptions)> {
     let file = args.text.display().to_string();
     let content = std::fs::read_to_string(&args.text).with_context(|| file.clone())?;
-    let TextArgs { window, score_from, windows, .. } = *args;
-    Ok((content, file, PerplexityOptions { window, score_from, windows }))
+    let TextArgs { window, score_from, windows, cache_type, .. } = *args;
+    let cache_type = cache_type.into();
+    Ok((content, file, PerplexityOptions { window, score_from, windows, cache_type }))
 }
 
 fn different_tokens(model: &str, reference: &str) -> anyhow::Error {
@@ -102,6 +103,7 @@ fn run_perplexity(
             "windows": report.windows,
             "window": options.window,
             "score_from": options.score_from,
+            "cache_type": options.cache_type.name(),
             "model": locate::name(name),
             "text": file,
             "device": model.backend().name(),

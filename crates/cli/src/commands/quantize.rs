@@ -273,7 +273,12 @@ impl Work<'_> {
             Ok(Model::load(checkpoint, spec, self.backend.clone(), &mut |_| {})?)
         };
         let (source, made) = (load(self.checkpoint)?, load(&made)?);
-        let options = PerplexityOptions { window, score_from: window / 2, windows: None };
+        let options = PerplexityOptions {
+            window,
+            score_from: window / 2,
+            windows: None,
+            ..PerplexityOptions::default()
+        };
         let source = NamedModel { name: &self.args.model, model: &source };
         let output = self.args.output.to_string_lossy();
         let made = NamedModel { name: &output, model: &made };

@@ -1,7 +1,6 @@
 //! Causal attention over paged caches.
 
 use super::dot;
-use crate::Level;
 use crate::cache::Layer;
 use marlin_tensor::{AttentionParams, BatchSequence};
 
@@ -47,11 +46,7 @@ pub(crate) fn attention(
                     if layer.is_latent() {
                         layer.key(slot(p), kv_head, &mut value);
                     } else {
-                        layer.values.read(
-                            Level::Scalar,
-                            layer.at(slot(p), kv_head, dv),
-                            &mut value,
-                        );
+                        layer.value(slot(p), kv_head, &mut value);
                     }
                     for (sum, v) in sums.iter_mut().zip(&value) {
                         *sum += weight / total * f64::from(*v);

@@ -4,21 +4,24 @@
 //! `[tokens * heads_per_kv, key_head_dim]`, which is cut into tiles. A tile walks the visible
 //! positions in steps, each a product with the keys, an exponential, and a product with the
 //! values, both done per run of consecutive cache slots, so an f32 cache is used where it lies and
-//! others are widened. The tokens of answers are tiles of their own, whose positions are
+//! others are widened; over rows that are cached rotated, so are the queries, and the outputs turned back. The tokens of answers are tiles of their own, whose positions are
 //! divided into parts for threads to share; parts are combined by their maxima and totals. Where steps
 //! and parts begin depends on the position alone, so a row's result does not depend on
 //! what else is computed, nor on the number of threads.
+
+mod decode;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::dense::{Matrix, accumulate, products, weighted_sums};
 use super::elementwise::{add_scaled, exponentials, softcap};
 use super::single;
-use crate::cache::{Elements, Layer};
-use crate::memory::{Arena, Buffer};
+use crate::cache::{Elements, Layer, rotate};
+use crate::memory::{Arena, Buffer, grown};
 use crate::reference::first_visible;
 use crate::{Level, Pool};
 use marlin_tensor::{AttentionParams, BatchSequence};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -34,6 +37,17 @@ const WORTH_A_THREAD: usize = 1 << 15;
 /// Rows of a tile on AMX.
 #[cfg(target_arch = "x86_64")]
 const ROUNDED_TILE: usize = 256;
+
+/// Memory of a task, kept by its thread.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    single: decode::Scratch,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
 
 /// Read-only arguments of one call.
 pub(crate) struct Attention<'a> {
@@ -121,6 +135,9 @@ impl Attention<'_> {
                     _ => add_scaled(self.level, out, sums, factor),
                 }
             }
+            if self.layer.is_rotated() {
+                rotate(out);
+            }
         }
     }
 
@@ -202,6 +219,13 @@ impl Attention<'_> {
 
     /// Attends the rows of `tile` over part `part` of its positions.
     fn part(&self, tile: &Tile, part: usize) -> Part {
+        let mut scratch = SCRATCH.take();
+        let result = self.attend(tile, part, &mut scratch);
+        SCRATCH.set(scratch);
+        result
+    }
+
+    fn attend(&self, tile: &Tile, part: usize, scratch: &mut Scratch) -> Part {
         let p = self.params;
         let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
         let all = self.positions(tile);
@@ -212,12 +236,16 @@ impl Attention<'_> {
                 all.start.max(first * PART)..all.end.min((first + 1) * PART)
             }
         };
-        let mut queries = self.arena.take(rows * dk);
+        let Scratch { queries, single } = scratch;
+        let queries = grown(queries, rows * dk, 0.0);
         for (row, query) in tile.rows.clone().zip(queries.chunks_exact_mut(dk)) {
             let (token, head) = self.token_and_head(tile, row);
             let from = ((tile.sequence.first_row + token) * p.num_heads + head) * dk;
             let from = &self.queries[from..from + dk];
             query.iter_mut().zip(from).for_each(|(to, from)| *to = from * p.scale);
+            if self.layer.is_rotated() {
+                rotate(query);
+            }
         }
         #[cfg(target_arch = "x86_64")]
         if let Some(amx) = self.amx(tile.sequence) {
@@ -232,23 +260,29 @@ impl Attention<'_> {
                 params: p,
                 block_table: &tile.sequence.block_table,
                 kv_head: tile.kv_head,
-                queries: &queries,
+                queries,
                 positions: &positions,
             };
             attend.run(&mut sums, &mut softmax);
             return Part { sums, softmax };
         }
-        if let (Elements::F16(keys), Elements::F16(values)) = (&self.layer.keys, &self.layer.values)
-            && tile.sequence.decode
-            && !self.layer.is_latent()
-            && single::fits(self.layer.block_size, dv)
-        {
-            return self.single(tile, &queries, keys, values, positions);
+        let simple = tile.sequence.decode && !self.layer.is_latent();
+        if simple && single::fits(self.layer.block_size, dv) {
+            match (&self.layer.keys, &self.layer.values) {
+                (Elements::F16(keys), Elements::F16(values)) => {
+                    return self.single(tile, queries, keys, values, positions, single);
+                }
+                (Elements::Quantized(keys), Elements::Quantized(values)) => {
+                    return self.single_quantized(tile, queries, keys, values, positions, single);
+                }
+                _ => {}
+            }
         }
         let Layer { keys, values, block_size, .. } = self.layer;
         let (latent, block_size) = (self.layer.is_latent(), *block_size);
+        let transposed = self.layer.has_transposed_keys();
         let mut step_len = (STEP_ELEMENTS / dk).clamp(32, 128) / 32 * 32;
-        if !latent {
+        if transposed {
             // Transposed keys are widened by whole blocks.
             step_len = (step_len / block_size).max(1) * block_size;
         }
@@ -263,13 +297,13 @@ impl Attention<'_> {
             let start = next;
             next = ((start / step_len + 1) * step_len).min(positions.end);
             let step = start..next;
-            if latent {
+            if !transposed {
                 self.widen(keys, tile, &step, dk, &mut wide_keys);
             }
             for run in self.runs(tile, step.clone()) {
-                let queries = Matrix::new(&queries, rows, dk, dk);
+                let queries = Matrix::new(queries, rows, dk, dk);
                 let scores = &mut scores[run.position - start..];
-                if latent {
+                if !transposed {
                     let keys = self.stored(keys, tile, &run, start, dk, &wide_keys);
                     let keys = Matrix::new(keys, run.len, dk, dk);
                     products(self.level, queries, keys, scores, step_len);
@@ -318,45 +352,6 @@ impl Attention<'_> {
                 accumulate(self.level, weights, values, &mut sums, dv);
             }
         }
-        Part { sums, softmax }
-    }
-
-    /// [`part`](Self::part) of one token over a cache of halves; its positions are few enough for one step.
-    fn single(
-        &self,
-        tile: &Tile,
-        queries: &[f32],
-        keys: &[u16],
-        values: &[u16],
-        positions: Range<usize>,
-    ) -> Part {
-        let (p, block_size) = (self.params, self.layer.block_size);
-        let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, tile.rows.len());
-        let blocks = positions.start / block_size..positions.end.div_ceil(block_size);
-        let table = &tile.sequence.block_table[blocks.clone()];
-        let starts = |dim: usize| -> Vec<usize> {
-            table.iter().map(|b| self.layer.block_at(*b as usize, tile.kv_head, dim)).collect()
-        };
-        let first = positions.start - blocks.start * block_size;
-        let seen = first..first + positions.len();
-        let stride = table.len() * block_size;
-        let mut scores = self.arena.take(rows * stride);
-        let (key_starts, value_starts) = (starts(dk), starts(dv));
-        let keys = single::Blocks { elements: keys, starts: &key_starts, block_size, dim: dk };
-        let values =
-            single::Blocks { elements: values, starts: &value_starts, block_size, dim: dv };
-        single::scores(self.level, queries, keys, &mut scores);
-        let soften = |scores: &mut [f32]| {
-            let scores = &mut scores[seen.clone()];
-            if let Some(cap) = p.softcap {
-                softcap(self.level, scores, cap);
-            }
-            let (total, max) = exponentials(self.level, scores, f32::NEG_INFINITY);
-            (max, total)
-        };
-        let softmax = scores.chunks_exact_mut(stride).map(soften).collect();
-        let mut sums = self.arena.take(rows * dv);
-        single::sums(self.level, (&scores, stride), seen.clone(), values, &mut sums);
         Part { sums, softmax }
     }
 

@@ -54,6 +54,7 @@ mod elementwise;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) mod exl3;
 pub(crate) mod probe;
+mod quants;
 mod scatter;
 mod single;
 mod vector;
@@ -65,6 +66,7 @@ pub(crate) use elementwise::{
 };
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use kernels::multiply_rounded;
+pub(crate) use quants::widen_quants;
 pub(crate) use scatter::transpose_f16;
 
 /// Never called: there is no [`amx::Amx`].

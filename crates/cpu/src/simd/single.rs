@@ -31,9 +31,9 @@ pub(crate) struct Blocks<'a> {
     pub dim: usize,
 }
 
-/// Whether the sizes are whole registers at every level.
+/// Whether the sizes are whole registers of eight lanes, positions also of sixteen.
 pub(crate) fn fits(block_size: usize, value_dim: usize) -> bool {
-    block_size.is_multiple_of(16) && value_dim.is_multiple_of(16)
+    block_size.is_multiple_of(16) && value_dim.is_multiple_of(8)
 }
 
 /// `scores[row][i * block_size + slot] = queries[row] · keys[block i][slot]`; `queries: [rows, dim]`, `scores`
@@ -67,6 +67,7 @@ pub(crate) fn sums(
     );
     assert!(positions.end <= values.starts.len() * values.block_size, "positions of the blocks");
     check(&values);
+    let level = if values.dim.is_multiple_of(16) { level } else { level.min(Level::Avx2) };
     run(level, Sums { weights, stride, positions, values, sums });
 }
 

@@ -76,6 +76,9 @@ pub(crate) trait Lanes {
     unsafe fn store_first(p: *mut f32, v: Self::V, n: usize);
     unsafe fn load_f16(p: *const u16) -> Self::V;
     unsafe fn load_bf16(p: *const u16) -> Self::V;
+    unsafe fn load_i8(p: *const i8) -> Self::V;
+    /// Low and high halves of `N` bytes.
+    unsafe fn load_u4(p: *const u8) -> [Self::V; 2];
     /// Rounds to nearest, ties to even.
     unsafe fn store_f16(p: *mut u16, v: Self::V);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -139,6 +142,13 @@ impl Lanes for Avx2 {
         load_bf16(p: *const u16) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(
             _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))
         ));
+        load_i8(p: *const i8) -> __m256 =
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+        load_u4(p: *const u8) -> [__m256; 2] = {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))]
+        };
         store_f16(p: *mut u16, v: __m256) =
             _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
         add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
@@ -199,6 +209,13 @@ impl Lanes for Avx512 {
         load_bf16(p: *const u16) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(
             _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))
         ));
+        load_i8(p: *const i8) -> __m512 =
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+        load_u4(p: *const u8) -> [__m512; 2] = {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))]
+        };
         store_f16(p: *mut u16, v: __m512) =
             _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
         add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);

@@ -8,7 +8,7 @@
 use super::{BLOCK_SIZE, CHUNK, check_context, check_row, check_tokens, output_rows};
 use crate::sampler::log_sum_exp;
 use crate::{BlockManager, BlockTable, EngineError, LanguageModel};
-use marlin_tensor::{Batch, Cache, DType};
+use marlin_tensor::{Batch, Cache, CacheType};
 
 /// One possible answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn choices(
         check(row, index, model)?;
     }
     let num_blocks = rows.iter().map(blocks_needed).max().expect("there is a row");
-    let cache = model.create_cache(num_blocks, BLOCK_SIZE, DType::F32)?;
+    let cache = model.create_cache(num_blocks, BLOCK_SIZE, CacheType::F32)?;
     let mut blocks = BlockManager::new(num_blocks, BLOCK_SIZE);
     let (mut right, mut right_normalized) = (0, 0);
     let mut report = ChoicesReport { rows: 0, accuracy: 0.0, accuracy_normalized: 0.0 };

@@ -17,7 +17,7 @@ pub use perplexity::{
 };
 
 use crate::{BlockManager, BlockTable, EngineError, LanguageModel};
-use marlin_tensor::{Batch, Cache, DType};
+use marlin_tensor::{Batch, Cache, CacheType};
 
 /// Most bytes of logits per forward pass, where one row is not larger.
 const LOGIT_BYTES: usize = 64 << 20;
@@ -37,10 +37,18 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// For sequences of up to `capacity` tokens.
     fn new(model: &'a dyn LanguageModel, capacity: usize) -> Result<Self, EngineError> {
+        Self::with_cache(model, capacity, CacheType::F32)
+    }
+
+    fn with_cache(
+        model: &'a dyn LanguageModel,
+        capacity: usize,
+        cache_type: CacheType,
+    ) -> Result<Self, EngineError> {
         let capacity = capacity.max(1);
         check_context(capacity, model)?;
         let num_blocks = capacity.div_ceil(BLOCK_SIZE);
-        let cache = model.create_cache(num_blocks, BLOCK_SIZE, DType::F32)?;
+        let cache = model.create_cache(num_blocks, BLOCK_SIZE, cache_type)?;
         let mut table = BlockTable::new();
         BlockManager::new(num_blocks, BLOCK_SIZE)
             .reserve(&mut table, 0, capacity, &mut Vec::new())

@@ -17,6 +17,7 @@
 use super::{Reader, check_row, check_tokens};
 use crate::sampler::{argmax, log_sum_exp};
 use crate::{EngineError, LanguageModel};
+use marlin_tensor::CacheType;
 
 /// Which tokens are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +28,13 @@ pub struct PerplexityOptions {
     pub score_from: usize,
     /// Score only this many windows; `None` scores all.
     pub windows: Option<usize>,
+    /// How the scored models cache keys and values; a reference caches them in f32.
+    pub cache_type: CacheType,
 }
 
 impl Default for PerplexityOptions {
     fn default() -> Self {
-        Self { window: 512, score_from: 256, windows: None }
+        Self { window: 512, score_from: 256, windows: None, cache_type: CacheType::F32 }
     }
 }
 
@@ -170,7 +173,10 @@ fn score(
     let mut readers = Vec::with_capacity(models.len());
     for (index, &model) in models.iter().enumerate() {
         // The last token is only predicted, never read.
-        readers.push(Reader::new(model, window - 1).map_err(|error| (index, error))?);
+        let is_reference = index == 0 && models.len() > 1;
+        let cache_type = if is_reference { CacheType::F32 } else { options.cache_type };
+        let reader = Reader::with_cache(model, window - 1, cache_type);
+        readers.push(reader.map_err(|error| (index, error))?);
     }
     let vocab_size = models[0].vocab_size();
     let mut tallies: Vec<Tally> = models.iter().map(|_| Tally::default()).collect();

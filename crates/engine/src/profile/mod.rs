@@ -322,14 +322,16 @@ impl Backend for Profiler {
         params: &AttentionParams,
     ) -> Result<Tensor> {
         let tokens: usize = batch.sequences.iter().map(|s| s.context_len).sum();
-        let per_token = cache.spec.layers.get(layer).map_or(0, |l| l.elements_per_token());
+        let cache_type = cache.spec.cache_type;
+        let layer_spec = cache.spec.layers.get(layer);
+        let per_token = layer_spec.map_or(0, |l| l.bytes_per_token(cache_type));
         let shape = Shape::Attention {
             rows: q.rows,
             num_heads: params.num_heads,
             num_kv_heads: params.num_kv_heads,
             key_head_dim: params.key_head_dim,
         };
-        let bytes = (tokens * per_token * cache.spec.dtype.size_bytes()) as u64;
+        let bytes = (tokens * per_token) as u64;
         self.time("attention", Work { kernel: None, shape, bytes }, || {
             self.inner.attention(q, k, v, cache, layer, batch, params)
         })

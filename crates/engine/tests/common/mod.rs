@@ -4,10 +4,12 @@
 
 #![allow(dead_code)] // Every test binary uses its own part.
 
+pub mod user;
+
 use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request, SequenceId,
 };
-use marlin_tensor::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, DType, Tensor};
+use marlin_tensor::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -88,11 +90,11 @@ impl LanguageModel for HashModel {
         &self,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        cache_type: CacheType,
     ) -> Result<Cache, EngineError> {
         let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
         let slots: Slots = Mutex::new(vec![None; num_blocks * block_size]);
-        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, dtype };
+        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, cache_type };
         Ok(Cache { spec, handle: Arc::new(slots) })
     }
 
@@ -152,7 +154,7 @@ pub fn options(max_batch: usize, prefill_chunk: usize) -> EngineOptions {
     EngineOptions {
         block_size: 4,
         num_blocks: Some(100 * max_batch),
-        cache_dtype: DType::F32,
+        cache_type: CacheType::F32,
         prefill_chunk,
         mixed_chunk: prefill_chunk,
         max_batch,

@@ -7,7 +7,7 @@ use marlin_engine::{EngineError, EngineOptions, GenerationConfig, LanguageModel}
 use marlin_server::{
     Config, Key, Keys, KvEvents, Listening, Loaded, Loader, Models, QueueLimits, Quota, Server,
 };
-use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, DType, Tensor};
+use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
 use marlin_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -76,14 +76,14 @@ impl LanguageModel for Model {
         &self,
         num_blocks: usize,
         block_size: usize,
-        dtype: DType,
+        cache_type: CacheType,
     ) -> Result<Cache, EngineError> {
         let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
         let behaviour = self.behaviour.clone();
         let caches = behaviour.caches.fetch_add(1, Ordering::SeqCst) + 1;
         behaviour.most_caches.fetch_max(caches, Ordering::SeqCst);
         let slots = Slots { tokens: Mutex::new(vec![0; num_blocks * block_size]), behaviour };
-        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, dtype };
+        let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, cache_type };
         Ok(Cache { spec, handle: Arc::new(slots) })
     }
 
@@ -209,7 +209,7 @@ impl Default for Setup {
         let options = EngineOptions {
             max_context: Some(512),
             num_blocks: Some(8 * 32),
-            cache_dtype: DType::F32,
+            cache_type: CacheType::F32,
             mixed_chunk: 64,
             max_batch: 16,
             ..EngineOptions::default()

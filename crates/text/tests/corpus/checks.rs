@@ -5,10 +5,11 @@ use bytes::Bytes;
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_text::{
     CallFormat, ChatTemplate, OutputEvent, OutputFormat, OutputParser, ParserOptions,
-    ReasoningMarkers, Specials, TemplateInputs, TextError, Tokenizer, ToolSet,
+    ReasoningMarkers, Specials, StreamOptions, TemplateInputs, TextError, Tokenizer, ToolSet,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// Whatever a vocabulary says, it gives ids of its own for these, or an error.
 const LINES: [&str; 4] = ["", "Hello, w\u{f6}rld", "ab \u{1f42d} 12\t3\n", "\u{ff21}\u{fb01}\0<s>"];
@@ -118,4 +119,84 @@ fn joined(events: &[OutputEvent]) -> Vec<(String, String)> {
         }
     }
     out
+}
+
+/// A vocabulary of bytes, words and control tokens.
+fn bytes_and_words() -> Tokenizer {
+    let mut tokens: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
+    let mut kinds = vec![6; 256];
+    for word in ["\u{2581}the", "\u{2581}", "end", "\u{20ac}", "EN", "\u{1f42d}"] {
+        tokens.push(word.into());
+        kinds.push(1);
+    }
+    let first = tokens.len();
+    for control in ["<s>", "</s>", "<unk>", "<tool_call>"] {
+        tokens.push(control.into());
+        kinds.push(3);
+    }
+    let Value::Object(metadata) = json!({
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": vec![0; tokens.len()],
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.bos_token_id": first,
+        "tokenizer.ggml.eos_token_id": first + 1,
+        "tokenizer.ggml.unknown_token_id": first + 2,
+    }) else {
+        unreachable!()
+    };
+    let container = Container::Gguf { metadata };
+    Tokenizer::open(&Checkpoint::from_parts("fuzz".into(), container, [], BTreeMap::new()))
+        .expect("a vocabulary of our own")
+}
+
+/// `data` as one byte of choices and token ids, two bytes each: what streams out token by token is the text of all
+/// tokens, whole characters at a time, and never shows a stop string.
+pub fn detokenizer(data: &[u8]) {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    let tokenizer = TOKENIZER.get_or_init(bytes_and_words);
+    let Some((&choices, ids)) = data.split_first() else { return };
+    // Most ids exist; one in many does not.
+    let most = tokenizer.vocab_size() as u32 + 1;
+    let id = |pair: &[u8]| u32::from(u16::from_le_bytes([pair[0], pair[1]])) % most;
+    let ids: Vec<u32> = ids.chunks_exact(2).map(id).collect();
+    let stop = match choices >> 2 & 3 {
+        0 => vec![],
+        1 => vec!["end".to_owned()],
+        2 => vec!["END".to_owned(), "\u{20ac}\u{20ac}".to_owned()],
+        _ => vec![" ".to_owned(), String::new()],
+    };
+    let options = StreamOptions {
+        show_special: choices & 1 != 0,
+        continues_text: choices & 2 != 0,
+        show: vec!["<tool_call>".to_owned()],
+        ..StreamOptions::default()
+    };
+    let whole = tokenizer.decode_with(&ids, options.clone());
+    let mut stream = tokenizer.stream(StreamOptions { stop: stop.clone(), ..options });
+    let mut text = String::new();
+    let mut stopped_by = None;
+    for &id in &ids {
+        let Ok(emitted) = stream.push(id) else {
+            assert!(whole.is_err() && id as usize >= tokenizer.vocab_size(), "{id}");
+            return;
+        };
+        text.push_str(&emitted.text);
+        stopped_by = emitted.stopped_by;
+        if stopped_by.is_some() {
+            break;
+        }
+    }
+    if stopped_by.is_none() {
+        let emitted = stream.finish();
+        text.push_str(&emitted.text);
+        stopped_by = emitted.stopped_by;
+    }
+    let Ok(whole) = whole else {
+        assert!(stopped_by.is_some(), "only what came before an unknown token is given out");
+        return;
+    };
+    let found = stop.iter().filter(|s| !s.is_empty()).filter_map(|s| whole.find(s.as_str())).min();
+    assert_eq!(stopped_by.is_some(), found.is_some(), "{whole:?}");
+    assert_eq!(text, whole[..found.unwrap_or(whole.len())]);
 }

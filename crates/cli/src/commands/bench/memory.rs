@@ -57,7 +57,7 @@ pub fn run(args: &Memory) -> Result<()> {
     let counted = Arc::new(Profiler::new(inner));
     let model = loaded::load(&checkpoint, counted.clone() as Arc<dyn Backend>)?;
     let loaded_bytes = resident("VmRSS:");
-    let dtype = args.cache_type.dtype();
+    let cache_type = marlin_tensor::CacheType::from(args.cache_type);
     let limit = model.spec().max_position_embeddings;
     let tokens = args.prompt as usize;
     if tokens >= limit {
@@ -65,7 +65,7 @@ pub fn run(args: &Memory) -> Result<()> {
     }
 
     let blocks = (tokens + 1).div_ceil(BLOCK_SIZE);
-    let spec = model.cache_spec(blocks, BLOCK_SIZE, dtype);
+    let spec = model.cache_spec(blocks, BLOCK_SIZE, cache_type);
     let per_token = spec.bytes_per_token() as u64;
     let cache = model.backend().create_cache(&spec)?;
     let table: Vec<u32> = (0..blocks as u32).collect();
@@ -97,7 +97,7 @@ pub fn run(args: &Memory) -> Result<()> {
         activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
         model_bytes: checkpoint.tensor_bytes(),
         weight_bytes: counted.loaded_bytes(),
-        cache_type: dtype.to_string().to_lowercase(),
+        cache_type: cache_type.to_string(),
         cache_bytes_per_token: per_token,
         cache: contexts.into_iter().map(row).collect(),
         scratch: Scratch { prompt_tokens: tokens, prompt_bytes, decode_bytes },

@@ -127,6 +127,7 @@ pub fn run(
             "windows": windows,
             "window": options.window,
             "score_from": options.score_from,
+            "cache_type": options.cache_type.name(),
             "text": file,
             "device": backend.name(),
             "activations": loaded::activations_name(device, ActivationsArg::Float),

@@ -82,8 +82,8 @@ impl ModelLoader {
         let parts = Parts::open(self.sources[index].as_deref(), self.backend.clone())?;
         let Parts { model, tokenizer, template, defaults, end_ids, device } = parts;
         let max_context = parts_context(args.context, model.spec().max_position_embeddings);
-        let dtype = args.cache_type.dtype();
-        let token = model.cache_spec(1, BLOCK_SIZE, dtype).bytes_per_token() as u64;
+        let cache_type = args.cache_type.into();
+        let token = model.cache_spec(1, BLOCK_SIZE, cache_type).bytes_per_token() as u64;
         let tokens = match args.cache_tokens {
             Some(tokens) if tokens >= max_context => tokens,
             Some(tokens) => {
@@ -103,7 +103,7 @@ impl ModelLoader {
             block_size: BLOCK_SIZE,
             max_context: Some(max_context),
             num_blocks: Some(tokens.div_ceil(BLOCK_SIZE)),
-            cache_dtype: dtype,
+            cache_type,
             prefill_chunk: args.prefill_chunk,
             mixed_chunk: args.mixed_chunk,
             max_batch: args.parallel,

@@ -49,6 +49,25 @@ struct Scratch {
     weights: Vec<Tile>,
     scores: Vec<f32>,
     sums: Vec<f32>,
+    /// Rows of a quantized cache.
+    wide: [Vec<f32>; 2],
+}
+
+/// An element type.
+#[derive(Clone, Copy)]
+enum Kind {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Keys or values as they lie.
+struct Stored<'a> {
+    bytes: *const u8,
+    /// Element where the first column of a position is.
+    at: &'a dyn Fn(usize) -> usize,
+    /// Elements from one column to the next.
+    apart: usize,
 }
 
 thread_local! {
@@ -90,7 +109,7 @@ impl Attend<'_> {
         let tiles = self.amx.configure();
         for start in (begin / STEP * STEP..end).step_by(STEP) {
             let step = start..end.min(start + STEP);
-            self.fill(&step, depth, across, keys, values);
+            self.fill(&step, &mut scratch.wide, (depth, keys), (across, values));
             for first in (0..rows).step_by(PAIR) {
                 let last = rows.min(first + PAIR);
                 let seen = self.seen(first..last);
@@ -195,34 +214,70 @@ impl Attend<'_> {
     fn fill(
         &self,
         step: &Range<usize>,
-        depth: usize,
-        across: usize,
-        keys: &mut [Tile],
-        values: &mut [Tile],
+        wide: &mut [Vec<f32>; 2],
+        (depth, keys): (usize, &mut [Tile]),
+        (across, values): (usize, &mut [Tile]),
     ) {
-        // SAFETY: `amx` proves the features; positions up to the step's end have slots.
-        unsafe {
-            match &self.layer.keys {
-                Elements::F32(e) => self.fill_keys::<F32>(e.as_ptr().cast(), step, depth, keys),
-                Elements::F16(e) => self.fill_keys::<F16>(e.as_ptr().cast(), step, depth, keys),
-                Elements::BF16(e) => self.fill_keys::<Bf16>(e.as_ptr().cast(), step, depth, keys),
+        let (layer, dk) = (self.layer, self.params.key_head_dim);
+        let [wide_keys, wide_values] = wide;
+        let (key_bytes, key_kind) = self.stored(&layer.keys, step, wide_keys);
+        let (value_bytes, value_kind, pitch) = match layer.is_latent() {
+            true => (key_bytes, key_kind, dk),
+            false => {
+                let (bytes, kind) = self.stored(&layer.values, step, wide_values);
+                (bytes, kind, self.params.value_head_dim)
             }
-            let stored = match self.layer.is_latent() {
-                true => &self.layer.keys,
-                false => &self.layer.values,
-            };
-            match stored {
-                Elements::F32(e) => {
-                    self.fill_values::<F32>(e.as_ptr().cast(), step, across, values)
-                }
-                Elements::F16(e) => {
-                    self.fill_values::<F16>(e.as_ptr().cast(), step, across, values)
-                }
-                Elements::BF16(e) => {
-                    self.fill_values::<Bf16>(e.as_ptr().cast(), step, across, values)
-                }
+        };
+        let (size, head, slot) = (layer.block_size, self.kv_head, |p| self.slot(p));
+        let rows_of = |pitch: usize| {
+            move |position: usize| match layer.is_rotated() {
+                true => (position - step.start) * pitch,
+                false => layer.at(slot(position), head, pitch),
+            }
+        };
+        let transposed = |p: usize| layer.block_at(slot(p) / size, head, dk) + slot(p) % size;
+        let key_rows = rows_of(dk);
+        let key = match layer.has_transposed_keys() {
+            true => Stored { bytes: key_bytes, at: &transposed, apart: size },
+            false => Stored { bytes: key_bytes, at: &key_rows, apart: 1 },
+        };
+        let value = Stored { bytes: value_bytes, at: &rows_of(pitch), apart: 1 };
+        // SAFETY: `amx` proves the features; positions up to the step's end are stored, sixteen at a time.
+        unsafe {
+            match key_kind {
+                Kind::F32 => self.fill_keys::<F32>(&key, step, depth, keys),
+                Kind::F16 => self.fill_keys::<F16>(&key, step, depth, keys),
+                Kind::Bf16 => self.fill_keys::<Bf16>(&key, step, depth, keys),
+            }
+            match value_kind {
+                Kind::F32 => self.fill_values::<F32>(&value, step, across, values),
+                Kind::F16 => self.fill_values::<F16>(&value, step, across, values),
+                Kind::Bf16 => self.fill_values::<Bf16>(&value, step, across, values),
             }
         }
+    }
+
+    /// Where the elements of an array lie: in the cache or, if it is quantized, the rows of `step` in `wide`.
+    fn stored(
+        &self,
+        elements: &Elements,
+        step: &Range<usize>,
+        wide: &mut Vec<f32>,
+    ) -> (*const u8, Kind) {
+        let rows = match elements {
+            Elements::F32(e) => return (e.as_ptr().cast(), Kind::F32),
+            Elements::F16(e) => return (e.as_ptr().cast(), Kind::F16),
+            Elements::BF16(e) => return (e.as_ptr().cast(), Kind::Bf16),
+            Elements::Quantized(rows) => rows,
+        };
+        let columns = rows.columns();
+        let wide = grown(wide, STEP * columns, 0.0);
+        let used = step.len().next_multiple_of(ROWS);
+        for (i, wide) in wide[..used * columns].chunks_exact_mut(ROWS * columns).enumerate() {
+            let slot = self.slot(step.start + i * ROWS);
+            rows.read(self.level, self.layer.at(slot, self.kv_head, 1), wide);
+        }
+        (wide.as_ptr().cast(), Kind::F32)
     }
 
     fn slot(&self, position: usize) -> usize {
@@ -233,13 +288,13 @@ impl Attend<'_> {
     /// Tiles `[16 positions][depth]`: pairs of columns by position.
     ///
     /// # Safety
-    /// `stored` must be the keys of the layer.
+    /// `stored` must hold the keys of `step`, sixteen at a time.
     #[target_feature(
         enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
     )]
     unsafe fn fill_keys<E: Element>(
         &self,
-        stored: *const u8,
+        stored: &Stored,
         step: &Range<usize>,
         depth: usize,
         out: &mut [Tile],
@@ -254,23 +309,21 @@ impl Attend<'_> {
                 tiles.fill(Tile::ZERO);
                 continue;
             }
-            let slot = self.slot(position);
-            if self.layer.is_latent() {
-                let at = self.layer.at(slot, self.kv_head, dk);
+            let at = (stored.at)(position);
+            if stored.apart == 1 {
                 for (t, tile) in tiles.iter_mut().enumerate() {
                     let mut pairs = [_mm512_setzero_ps(); ROWS];
                     for (r, pairs) in pairs.iter_mut().enumerate() {
                         let at = at + r * dk + t * DEPTH;
-                        // SAFETY: sixteen slots of a block from `slot` on have `dk` columns each.
-                        *pairs =
-                            unsafe { narrow::<E>(s, stored.add(at * E::BYTES), dk - t * DEPTH) };
+                        // SAFETY: sixteen rows from this position on have `dk` columns each.
+                        *pairs = unsafe {
+                            narrow::<E>(s, stored.bytes.add(at * E::BYTES), dk - t * DEPTH)
+                        };
                     }
                     transpose(s, &mut pairs, tile);
                 }
                 continue;
             }
-            let (block, offset) = (slot / self.layer.block_size, slot % self.layer.block_size);
-            let at = self.layer.block_at(block, self.kv_head, dk) + offset;
             for (t, tile) in tiles.iter_mut().enumerate() {
                 for (r, row) in tile.0.chunks_exact_mut(16).enumerate() {
                     let column = t * DEPTH + 2 * r;
@@ -278,10 +331,10 @@ impl Attend<'_> {
                         row.fill(0);
                         continue;
                     }
-                    // SAFETY: columns `column` and the next exist, sixteen slots from `offset` on too.
+                    // SAFETY: columns `column` and the next exist, and sixteen positions side by side.
                     unsafe {
-                        let p = stored.add((at + column * self.layer.block_size) * E::BYTES);
-                        let next = p.add(self.layer.block_size * E::BYTES);
+                        let p = stored.bytes.add((at + column * stored.apart) * E::BYTES);
+                        let next = p.add(stored.apart * E::BYTES);
                         let pair = interleave(E::load(s, p), E::load(s, next));
                         _mm512_store_si512(row.as_mut_ptr().cast(), pair);
                     }
@@ -294,36 +347,33 @@ impl Attend<'_> {
     /// zero, whatever lies there.
     ///
     /// # Safety
-    /// `stored` must be the values of the layer, or its latent keys.
+    /// `stored` must hold the values of `step`.
     #[target_feature(
         enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
     )]
     unsafe fn fill_values<E: Element>(
         &self,
-        stored: *const u8,
+        stored: &Stored,
         step: &Range<usize>,
         across: usize,
         out: &mut [Tile],
     ) {
         let dv = self.params.value_head_dim;
-        let stride = match self.layer.is_latent() {
-            true => self.params.key_head_dim,
-            false => dv,
-        };
         // SAFETY: AMX implies the features.
         let s = unsafe { Avx512::<true>::new() };
         for pair_of in 0..step.len().next_multiple_of(DEPTH) / 2 {
             let position = step.start + 2 * pair_of;
             let (tile, row) = (pair_of / ROWS * across, pair_of % ROWS * 16);
-            let at = |position: usize| self.layer.at(self.slot(position), self.kv_head, stride);
-            let first = (position < step.end).then(|| at(position));
-            let second = (position + 1 < step.end).then(|| at(position + 1));
+            let first = (position < step.end).then(|| (stored.at)(position));
+            let second = (position + 1 < step.end).then(|| (stored.at)(position + 1));
             for column in 0..across {
                 let mut values = [s.zero(); 2];
                 for (value, at) in values.iter_mut().zip([first, second]) {
                     if let Some(at) = at.filter(|_| column * ROWS < dv) {
-                        // SAFETY: sixteen columns of an existing slot.
-                        *value = unsafe { E::load(s, stored.add((at + column * ROWS) * E::BYTES)) };
+                        // SAFETY: sixteen columns of a stored position.
+                        *value = unsafe {
+                            E::load(s, stored.bytes.add((at + column * ROWS) * E::BYTES))
+                        };
                     }
                 }
                 let row = &mut out[tile + column].0[row..row + 16];

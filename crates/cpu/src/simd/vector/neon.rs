@@ -114,6 +114,20 @@ impl Lanes for Neon {
             let (low, high) = (vshll_n_u16::<16>(vget_low_u16(v)), vshll_high_n_u16::<16>(v));
             [vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high)]
         };
+        load_i8(p: *const i8) -> V = {
+            let v = vmovl_s8(vld1_s8(p));
+            let (low, high) = (vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v));
+            [vcvtq_f32_s32(low), vcvtq_f32_s32(high)]
+        };
+        load_u4(p: *const u8) -> [V; 2] = {
+            let bytes = vld1_u8(p);
+            let low = vmovl_u8(vand_u8(bytes, vdup_n_u8(15)));
+            let high = vmovl_u8(vshr_n_u8::<4>(bytes));
+            [low, high].map(|v| {
+                let (a, b) = (vmovl_u16(vget_low_u16(v)), vmovl_high_u16(v));
+                [vcvtq_f32_u32(a), vcvtq_f32_u32(b)]
+            })
+        };
         store_f16(p: *mut u16, v: V) = {
             let halves = vcvt_high_f16_f32(vcvt_f16_f32(v[0]), v[1]);
             vst1q_u16(p, vreinterpretq_u16_f16(halves));

@@ -7,8 +7,8 @@ use anyhow::Result;
 use marlin_engine::{SampleContext, Sampler, SamplingOptions, SamplingParams, TokenCounts};
 use marlin_quant::{WeightFormat, formats};
 use marlin_tensor::{
-    Activation, AttentionParams, Backend, Batch, CacheLayerSpec, CacheSpec, DType, Experts, Heads,
-    Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Tensor, Weight,
+    Activation, AttentionParams, Backend, Batch, CacheLayerSpec, CacheSpec, CacheType, Experts,
+    Heads, Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Tensor, Weight,
 };
 
 const BLOCK_SIZE: usize = 16;
@@ -301,8 +301,9 @@ impl<'a> Table<'a> {
             value_head_dim: if latent { 0 } else { p.value_head_dim },
         };
         let num_blocks = context.div_ceil(BLOCK_SIZE);
-        let dtype = DType::F16;
-        let spec = CacheSpec { layers: vec![layer], block_size: BLOCK_SIZE, num_blocks, dtype };
+        let cache_type = CacheType::F16;
+        let spec =
+            CacheSpec { layers: vec![layer], block_size: BLOCK_SIZE, num_blocks, cache_type };
         let cache = self.backend.create_cache(&spec)?;
         let table: Vec<u32> = (0..num_blocks as u32).collect();
         let inputs = |rows: usize, random: &mut Random| -> Result<_> {

@@ -1,0 +1,289 @@
+//! Attention over caches of every type.
+
+use super::*;
+use marlin_tensor::{AttentionParams, Cache, CacheLayerSpec, CacheSpec, CacheType};
+
+/// One row of the attention table.
+#[derive(Clone, Copy)]
+struct Row {
+    heads: (usize, usize),
+    dims: (usize, usize),
+    window: Option<u32>,
+    softcap: Option<f32>,
+    latent: bool,
+    cache_type: CacheType,
+    tolerance: f64,
+}
+
+const PLAIN: Row = Row {
+    heads: (2, 2),
+    dims: (16, 16),
+    window: None,
+    softcap: None,
+    latent: false,
+    cache_type: CacheType::F32,
+    tolerance: 2e-6,
+};
+
+#[test]
+fn attention() {
+    let table = [
+        PLAIN,
+        Row { heads: (6, 2), dims: (20, 12), ..PLAIN },
+        Row { heads: (9, 3), dims: (64, 64), window: Some(7), ..PLAIN },
+        Row { heads: (4, 1), dims: (33, 7), softcap: Some(1.5), ..PLAIN },
+        Row { heads: (6, 1), dims: (48, 32), latent: true, ..PLAIN },
+        Row { heads: (4, 2), dims: (64, 80), cache_type: CacheType::F16, tolerance: 1e-3, ..PLAIN },
+        Row {
+            heads: (3, 1),
+            dims: (24, 16),
+            latent: true,
+            cache_type: CacheType::Bf16,
+            tolerance: 8e-3,
+            ..PLAIN
+        },
+    ];
+    for b in backends() {
+        for row in table {
+            check_attention(&b, &row, &[9, 1, 4], &[1, 2, 3], 4);
+        }
+        // Several steps of the online softmax, tiles of several tasks, a window that starts late.
+        let wide = Row { heads: (4, 2), dims: (32, 32), ..PLAIN };
+        check_attention(&b, &wide, &[530], &[40], 32);
+        check_attention(&b, &Row { window: Some(100), ..wide }, &[530], &[40], 32);
+        check_attention(&b, &Row { latent: true, heads: (6, 1), ..wide }, &[600, 3], &[1, 1], 32);
+    }
+}
+
+/// Queries, keys, values and softmax numerators in bf16: errors of 2⁻⁸ of values within ±1, and of
+/// scores up to about 8.
+#[test]
+fn attention_on_tiles() {
+    if !Level::Amx.is_supported() {
+        eprintln!("skipped: no AMX on this machine");
+        return;
+    }
+    let row = Row { heads: (4, 2), dims: (32, 32), tolerance: 2e-2, ..PLAIN };
+    for threads in [1, 3] {
+        let options = CpuOptions { threads, level: Level::Amx, activations: Activations::Auto };
+        let b = CpuBackend::new(options).unwrap();
+        for cache_type in CacheType::ALL {
+            let row = Row { cache_type, ..row };
+            // From the start, ragged, late in a context of several steps, and beside short ones.
+            check_attention(&b, &row, &[1], &[40], 16);
+            check_attention(&b, &Row { heads: (9, 3), dims: (64, 64), ..row }, &[5], &[77], 32);
+            check_attention(&b, &row, &[530, 3, 20], &[45, 1, 16], 32);
+            check_attention(&b, &Row { window: Some(100), ..row }, &[530], &[40], 16);
+            check_attention(
+                &b,
+                &Row { window: Some(7), softcap: Some(1.5), ..row },
+                &[9],
+                &[90],
+                16,
+            );
+            let latent = Row { heads: (6, 1), dims: (48, 32), latent: true, ..row };
+            check_attention(&b, &latent, &[300], &[50], 32);
+            // Neither dimension is a whole number of tiles; then one that tiles cannot hold.
+            check_attention(&b, &Row { dims: (50, 80), ..row }, &[30], &[33], 16);
+            check_attention(&b, &Row { dims: (50, 81), ..row }, &[30], &[33], 16);
+        }
+    }
+}
+
+/// Tokens of answers, over caches of every type: groups of every size, ragged columns, several parts, windows.
+#[test]
+fn attention_of_single_tokens() {
+    for b in backends() {
+        for cache_type in CacheType::ALL {
+            let tolerance = if cache_type == CacheType::Bf16 { 8e-3 } else { 1e-3 };
+            let row = Row { cache_type, tolerance, ..PLAIN };
+            for heads in [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (14, 2), (7, 1), (70, 1)] {
+                let row = Row { heads, dims: (32, 48), ..row };
+                check_decode(&b, &row, &[9, 1, 40], &[1, 1, 1], 16);
+            }
+            check_decode(
+                &b,
+                &Row { dims: (33, 64), heads: (3, 1), ..row },
+                &[300, 128],
+                &[1, 3],
+                32,
+            );
+            check_decode(&b, &Row { dims: (64, 20), heads: (3, 1), ..row }, &[30], &[2], 16);
+            check_decode(&b, &Row { dims: (16, 16), ..row }, &[30], &[2], 4);
+            let window = Row { window: Some(100), softcap: Some(1.5), heads: (4, 2), ..row };
+            check_decode(&b, &window, &[530, 20], &[2, 1], 16);
+            check_decode(&b, &Row { window: Some(3), ..window }, &[128], &[4], 16);
+            let latent = Row { heads: (6, 1), dims: (48, 32), latent: true, ..row };
+            check_decode(&b, &latent, &[300, 5], &[1, 2], 16);
+        }
+    }
+}
+
+fn check_decode(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], block_size: usize) {
+    attend(b, row, cached, rows, block_size, true);
+}
+
+/// Prefills `cached` tokens of each sequence, then attends with `rows` more.
+fn check_attention(b: &CpuBackend, row: &Row, cached: &[usize], rows: &[usize], block_size: usize) {
+    attend(b, row, cached, rows, block_size, false);
+}
+
+fn attend(
+    b: &CpuBackend,
+    row: &Row,
+    cached: &[usize],
+    rows: &[usize],
+    block_size: usize,
+    decode: bool,
+) {
+    let ((heads, kv_heads), (dk, dv), cache_type) = (row.heads, row.dims, row.cache_type);
+    let params = AttentionParams {
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        key_head_dim: dk,
+        value_head_dim: dv,
+        scale: 0.7,
+        window: row.window,
+        softcap: row.softcap,
+    };
+    let lens: Vec<(usize, usize)> = cached.iter().copied().zip(rows.iter().copied()).collect();
+    let (mut second, blocks) = batch(&lens, block_size);
+    second.sequences.iter_mut().for_each(|sequence| sequence.decode = decode);
+    let mut first = Batch::new(block_size);
+    for (sequence, cached) in second.sequences.iter().zip(cached) {
+        first.push(&vec![0; *cached], 0, &sequence.block_table, 64, 0);
+    }
+    let layer = CacheLayerSpec {
+        num_kv_heads: kv_heads,
+        key_head_dim: dk,
+        value_head_dim: if row.latent { 0 } else { dv },
+    };
+    let spec = CacheSpec { layers: vec![layer; 2], block_size, num_blocks: blocks + 3, cache_type };
+    let mut cache = b.create_cache(&spec).unwrap();
+    // Keys and values of every position of every sequence, and queries of the second pass.
+    let total: usize = lens.iter().map(|(c, r)| c + r).sum();
+    let (k, v) = (values(total * kv_heads * dk, 13), values(total * kv_heads * dv, 14));
+    let stored = |all: &[f32], columns: usize, cache_type: CacheType| -> Vec<f32> {
+        all.chunks(columns).flat_map(|row| as_stored(row, cache_type)).collect()
+    };
+    let (key_type, value_type) = match cache_type {
+        CacheType::K8V4 => (CacheType::Q8, CacheType::Q4),
+        same => (same, same),
+    };
+    let q = values(second.rows() * heads * dk, 15);
+    let pick = |batch: &Batch, all: &[f32], columns: usize| -> Tensor {
+        let mut out = Vec::new();
+        let mut start = 0;
+        for (sequence, (c, r)) in batch.sequences.iter().zip(&lens) {
+            let from = start + sequence.context_len - sequence.rows;
+            out.extend_from_slice(&all[from * columns..(from + sequence.rows) * columns]);
+            start += c + r;
+        }
+        upload(b, batch.rows(), &out)
+    };
+    let attend = |cache: &Cache, batch: &Batch, q: &Tensor| {
+        let keys = pick(batch, &k, kv_heads * dk);
+        let vals = pick(batch, &v, kv_heads * dv);
+        let vals = (!row.latent).then_some(&vals);
+        b.attention(q, &keys, vals, cache, 1, batch, &params).unwrap()
+    };
+    let zeros = upload(b, first.rows(), &vec![0.0; first.rows() * heads * dk]);
+    attend(&cache, &first, &zeros);
+    // The blocks may move between passes.
+    if blocks > 3 {
+        let moved = second.sequences[0].block_table[0];
+        b.copy_blocks(&cache, &[(moved, blocks as u32 + 1)]).unwrap();
+        cache = Cache { spec: cache.spec.clone(), handle: cache.handle.clone() };
+        second.sequences[0].block_table[0] = blocks as u32 + 1;
+        for row in 0..second.sequences[0].rows {
+            let position = second.positions[row] as usize;
+            let block = second.sequences[0].block_table[position / block_size] as usize;
+            second.slot_mapping[row] = (block * block_size + position % block_size) as u32;
+        }
+    }
+    let found = attend(&cache, &second, &upload(b, second.rows(), &q));
+
+    let (k, v) = (stored(&k, dk, key_type), stored(&v, dv, value_type));
+    let mut expected = Vec::new();
+    let mut start = 0;
+    for (sequence, (c, r)) in second.sequences.iter().zip(&lens) {
+        for (i, head) in (0..*r).flat_map(|i| (0..heads).map(move |h| (i, h))) {
+            let q = &q[((sequence.first_row + i) * heads + head) * dk..][..dk];
+            let at = |all: &[f32], p: usize, dim: usize, len: usize| {
+                let head = head / (heads / kv_heads);
+                all[((start + p) * kv_heads + head) * dim..][..len].to_vec()
+            };
+            let position = c + i;
+            let visible =
+                (0..=position).filter(|p| row.window.is_none_or(|w| position - p < w as usize));
+            let scores: Vec<(usize, f64)> = visible
+                .map(|p| {
+                    let score = dot(q, &at(&k, p, dk, dk)) * 0.7f32 as f64;
+                    let cap = |c: f32| f64::from(c) * (score / f64::from(c)).tanh();
+                    (p, row.softcap.map_or(score, cap).exp())
+                })
+                .collect();
+            let total: f64 = scores.iter().map(|(_, e)| e).sum();
+            let mut sums = vec![0.0; dv];
+            for (p, e) in scores {
+                let value = if row.latent { at(&k, p, dk, dv) } else { at(&v, p, dv, dv) };
+                sums.iter_mut().zip(value).for_each(|(s, v)| *s += e / total * f64::from(v));
+            }
+            expected.extend(sums);
+        }
+        start += c + r;
+    }
+    let what = format!("attention {:?} {:?} {:?}", row.heads, row.dims, cache_type);
+    check(b, &what, &found, &expected, row.tolerance);
+}
+
+#[test]
+fn caches_without_end_are_refused() {
+    let layers = vec![CacheLayerSpec { num_kv_heads: 1, key_head_dim: 8, value_head_dim: 8 }];
+    for cache_type in CacheType::ALL {
+        for num_blocks in [1 << 40, usize::MAX] {
+            let layers = layers.clone();
+            let spec = CacheSpec { layers, block_size: 4, num_blocks, cache_type };
+            let error = backends()[0].create_cache(&spec).err().unwrap().to_string();
+            assert!(error.contains("bytes"), "{error}");
+        }
+    }
+}
+
+/// A row as quantized caches give it back: groups of 32 columns without the largest, turned by the Hadamard matrix,
+/// rounded to steps of a bf16 scale, and turned back. Other types are compared with what was written.
+fn as_stored(row: &[f32], cache_type: CacheType) -> Vec<f32> {
+    let steps = match cache_type {
+        CacheType::Q8 => 127.0,
+        CacheType::Q4 => -8.0,
+        _ => return row.to_vec(),
+    };
+    let turn = |group: &[f32]| -> Vec<f32> {
+        if group.len() < 32 {
+            return group.to_vec();
+        }
+        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sum =
+            |i| group.iter().enumerate().map(|(j, v)| sign(i, j) * f64::from(*v)).sum::<f64>();
+        (0..32).map(|i| (sum(i) / 32f64.sqrt()) as f32).collect()
+    };
+    let group = |group: &[f32]| {
+        // The largest column is kept in bf16, apart from the others.
+        let mut rest = group.to_vec();
+        let size = |a: &usize, b: &usize| rest[*a].abs().total_cmp(&rest[*b].abs());
+        let largest = (0..rest.len()).rev().max_by(size).unwrap();
+        let apart = half::bf16::from_f32(rest[largest]).to_f32();
+        rest[largest] -= apart;
+        let turned = turn(&rest);
+        let peak = turned.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap();
+        let peak = if cache_type == CacheType::Q8 { peak.abs() } else { peak };
+        let scale = half::bf16::from_f32(peak / steps).to_f32();
+        let least = if cache_type == CacheType::Q8 { -127.0 } else { -8.0 };
+        let most = if cache_type == CacheType::Q8 { 127.0 } else { 7.0 };
+        let round = |v: &f32| (v / scale).round_ties_even().clamp(least, most) * scale;
+        let mut stored = turn(&turned.iter().map(round).collect::<Vec<_>>());
+        stored[largest] += apart;
+        stored
+    };
+    row.chunks(32).flat_map(group).collect()
+}
