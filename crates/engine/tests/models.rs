@@ -106,7 +106,7 @@ fn answers_depend_on_no_company_over_any_cache() {
     for (family, cache_types) in [
         ("qwen2", &CacheType::ALL[..]),
         ("gemma3", &[CacheType::Q8, CacheType::K8V4]),
-        ("glm4_moe_lite", &[CacheType::F16, CacheType::Q8]),
+        ("glm4_moe_lite", &[CacheType::F16, CacheType::Bf16]),
     ] {
         let (model, tokens, _) = load(family);
         let requests = requests(&tokens);
