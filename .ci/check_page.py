@@ -7,8 +7,8 @@ Without --url it runs everything against crates/server/page/tests/mock_server.py
 known: streams cut inside characters, HTML that must not run, errors, a key, a restart. With --url it
 runs what holds for any server against that one, and the unit tests.
 
-Needs the Python package playwright and a Chromium (on PATH, in $CHROMIUM, or playwright's own).
-Without them it says so and ends well, or with --require ends with 1.
+Needs the package playwright and a Chromium (on PATH, in $CHROMIUM, or playwright's own). Without them it says so and ends
+well. With --require it installs the packages of requirements.txt, and ends with 1 where no Chromium is.
 """
 import argparse
 import json
@@ -20,7 +20,8 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "crates/server/page/tests"))
+sys.path[:0] = [str(ROOT / "crates/server/page/tests"), str(ROOT / ".ci")]
+from check_server import enter_environment  # noqa: E402
 from mock_server import MARKDOWN, STORY, UTF8, Mock  # noqa: E402
 from reader import Reader, check  # noqa: E402
 
@@ -573,11 +574,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="a running server, instead of the mock one")
     parser.add_argument("--screenshots", type=Path, metavar="FOLDER")
-    parser.add_argument("--require", action="store_true", help="fail where the browser is missing")
+    parser.add_argument("--require", action="store_true", help="install what is missing, and fail where the browser is")
     parser.add_argument("--only", metavar="NAME", help="one test")
     options = parser.parse_args()
     if options.screenshots:
         options.screenshots.mkdir(parents=True, exist_ok=True)
+    if options.require:
+        enter_environment()
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REQUIREMENTS = HERE / "requirements.txt"
 # In this order: the quick and basic first.
-AREAS = ["openai", "structured", "anthropic", "langchain", "bodies", "schema", "answers", "access", "life", "settings", "page"]
+AREAS = ["openai", "structured", "anthropic", "langchain", "bodies", "schema", "answers", "access", "life", "settings", "kv_events", "traces", "page"]
 
 
 def pinned():

@@ -28,9 +28,9 @@ pub fn arguments() -> Result<Vec<OsString>> {
     let Ok(matches) = command.clone().try_get_matches_from(&given) else { return Ok(given) };
     let Some((serve, matches)) = serve(&command, &matches) else { return Ok(given) };
     let environment = from_environment(serve, matches);
-    let named = |argument: &str| environment.iter().any(|(id, _)| id == argument);
+    let named = |argument: &str| environment.iter().any(|from| from.id == argument);
     given.extend(from_file(serve, matches, &named)?);
-    given.extend(environment.into_iter().map(|(_, option)| option));
+    given.extend(environment.into_iter().map(|from| from.option));
     Ok(given)
 }
 
@@ -65,19 +65,40 @@ fn variable(long: &str) -> String {
     format!("MARLIN_{}", long.replace('-', "_").to_uppercase())
 }
 
-/// Options for variables of what is shared with other verbs, which do not read them: id and option.
-fn from_environment(command: &Command, matches: &ArgMatches) -> Vec<(String, OsString)> {
-    let shared =
-        command.get_arguments().filter(|a| a.get_env().is_none() && a.get_action().takes_values());
+/// Variables that other programs know, too, and the option that each is where ours is not set.
+const ELSEWHERE: [(&str, &str); 2] = [
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp-endpoint"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp-endpoint"),
+];
+
+/// An option that comes from a variable.
+struct FromEnvironment {
+    id: String,
+    variable: String,
+    option: OsString,
+}
+
+/// Options for variables that the command line does not know: ours for what is shared with other verbs, which do not
+/// read them, and those of others.
+fn from_environment(command: &Command, matches: &ArgMatches) -> Vec<FromEnvironment> {
     let option = |argument: &clap::Arg| {
         let (id, long) = (argument.get_id().as_str(), argument.get_long()?);
-        if matches.value_source(id) == Some(ValueSource::CommandLine) {
+        let given = matches.value_source(id);
+        if matches!(given, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
             return None;
         }
-        let value = std::env::var(variable(long)).ok()?;
-        Some((id.to_owned(), format!("--{long}={value}").into()))
+        let own = argument.get_env().is_none().then(|| variable(long));
+        let others = ELSEWHERE.iter().filter(|(_, option)| *option == long);
+        let names = own.into_iter().chain(others.map(|(name, _)| (*name).to_owned()));
+        let set = |name: String| {
+            let value = std::env::var(&name).ok().filter(|value| !value.is_empty())?;
+            Some((name, value))
+        };
+        let (variable, value) = names.into_iter().find_map(set)?;
+        let option = format!("--{long}={value}").into();
+        Some(FromEnvironment { id: id.to_owned(), variable, option })
     };
-    shared.filter_map(option).collect()
+    command.get_arguments().filter(|a| a.get_action().takes_values()).filter_map(option).collect()
 }
 
 /// Options for the lines of the file that count.
@@ -147,6 +168,10 @@ pub fn show(origins: bool, as_json: bool) -> Result<()> {
         return Ok(());
     };
     let environment = from_environment(serve_command, first);
+    let named = |id: &str| {
+        let from = environment.iter().find(|from| from.id == id);
+        from.map(|from| from.variable.clone())
+    };
     let path = file(first).map(|path| path.display().to_string()).unwrap_or_default();
     let mut document = Map::new();
     for argument in serve_command.get_arguments() {
@@ -163,7 +188,7 @@ pub fn show(origins: bool, as_json: bool) -> Result<()> {
         let origin = match first.value_source(id) {
             Some(ValueSource::CommandLine) => "command line".to_owned(),
             Some(ValueSource::EnvVariable) => variable(long),
-            _ if environment.iter().any(|(other, _)| other == id) => variable(long),
+            _ if named(id).is_some() => named(id).unwrap_or_default(),
             _ if all.value_source(id) == Some(ValueSource::CommandLine) => path.clone(),
             _ => "default".to_owned(),
         };

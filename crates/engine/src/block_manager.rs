@@ -7,6 +7,7 @@
 //! it cannot be cloned, only shared through the manager, and giving it back consumes it, so a
 //! double free does not compile.
 
+use crate::CacheEvent;
 use crate::prefix_cache::{Before, PrefixCache};
 use std::fmt;
 use std::sync::Arc;
@@ -82,6 +83,17 @@ impl BlockManager {
     /// The same, whose [`prefix`](Self::prefix) finds nothing.
     pub fn without_reuse(self) -> Self {
         Self { reuses: false, ..self }
+    }
+
+    /// The same, which records what [`prefix`](Self::prefix) finds and no longer finds, for a model of this name.
+    pub fn recording(mut self, model: &str) -> Self {
+        self.prefixes.record(model);
+        self
+    }
+
+    /// What has changed since the last call; nothing unless it records.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.prefixes.take_events()
     }
 
     /// Tokens per block.

@@ -3,8 +3,8 @@
 use crate::scheduler::{Budget, Plan, Scheduler};
 use crate::sequence::Sequence;
 use crate::{
-    BlockManager, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId, TokenLogprobs,
-    ValidRequest,
+    BlockManager, CacheEvent, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId,
+    TokenLogprobs, ValidRequest,
 };
 use marlin_tensor::{Batch, Cache, CacheType};
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub struct EngineOptions {
     pub max_batch: usize,
     /// Keep what was computed for prompts that begin alike.
     pub prefix_cache: bool,
+    /// Name of the model, if [`Engine::take_cache_events`] is to tell of its prefix cache.
+    pub cache_events: Option<Arc<str>>,
 }
 
 impl Default for EngineOptions {
@@ -42,6 +44,7 @@ impl Default for EngineOptions {
             mixed_chunk: 512,
             max_batch: 1,
             prefix_cache: true,
+            cache_events: None,
         }
     }
 }
@@ -131,6 +134,8 @@ pub struct Engine {
     limits: Limits,
     next_id: u64,
     cancelled: Vec<Event>,
+    /// Sequences of whose prompts the last step read a part.
+    reading: Vec<SequenceId>,
     /// Its counters; the rest is asked for when it is wanted.
     stats: Stats,
 }
@@ -173,6 +178,10 @@ impl Engine {
         let cache = model.create_cache(num_blocks, options.block_size, options.cache_type)?;
         let blocks = BlockManager::new(num_blocks, options.block_size);
         let blocks = if options.prefix_cache { blocks } else { blocks.without_reuse() };
+        let blocks = match &options.cache_events {
+            Some(name) => blocks.recording(name),
+            None => blocks,
+        };
         let budget = Budget { alone: options.prefill_chunk, beside_answers: options.mixed_chunk };
         Ok(Self {
             cache,
@@ -182,6 +191,7 @@ impl Engine {
             limits: Limits { vocab_size: model.vocab_size(), max_context },
             next_id: 0,
             cancelled: Vec::new(),
+            reading: Vec::new(),
             stats: Stats::default(),
             model,
         })
@@ -217,6 +227,17 @@ impl Engine {
             preemptions: self.scheduler.preemptions,
             ..self.stats
         }
+    }
+
+    /// Sequences of whose prompts the last step read a part: how long they waited is for those to say who have a clock.
+    pub fn reading(&self) -> &[SequenceId] {
+        &self.reading
+    }
+
+    /// What the prefix cache has learnt and forgotten since the last call. Whoever sets
+    /// [`EngineOptions::cache_events`] asks after each step, or they pile up.
+    pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
+        self.blocks.take_events()
     }
 
     /// The model it runs.
@@ -265,6 +286,8 @@ impl Engine {
     pub fn step(&mut self) -> Vec<Event> {
         let mut events = std::mem::take(&mut self.cancelled);
         let plan = self.scheduler.schedule(&mut self.blocks);
+        self.reading.clear();
+        self.reading.extend(plan.chunks.iter().filter(|c| !c.decode).map(|c| c.id));
         if plan.chunks.is_empty() {
             return events;
         }

@@ -20,6 +20,7 @@
 //! threads, no clock but the profiler's: stop strings, streams and deadlines belong to the layers above.
 
 mod block_manager;
+mod cache_events;
 mod engine;
 mod error;
 pub mod evaluate;
@@ -33,6 +34,7 @@ mod scheduler;
 mod sequence;
 
 pub use block_manager::{BlockManager, BlockTable, OutOfBlocks};
+pub use cache_events::CacheEvent;
 pub use engine::{Engine, EngineOptions, Event, FinishReason, Stats, Usage};
 pub use error::EngineError;
 pub use generation_config::GenerationConfig;

@@ -5,6 +5,8 @@
 //! the speed of an answer what others have asked share nothing. A block that nobody owns stays until
 //! its room is needed; of these the one that was used longest ago goes first, and a block before those that follow it last.
 
+use crate::CacheEvent;
+use crate::cache_events::Record;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -13,8 +15,8 @@ use std::sync::Arc;
 pub(crate) enum Before {
     /// Nothing; texts of different roots share nothing.
     Root(Option<Arc<str>>),
-    /// The block that was given this number, never to be given again.
-    Block(u64),
+    /// The block that was given this number, never to be given again; and what [`CacheEvent`]s call it, if they are recorded.
+    Block { number: u64, hash: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -27,6 +29,7 @@ struct Key {
 struct Known {
     key: Key,
     number: u64,
+    hash: u64,
     /// When it lost its last owner; none while it has one.
     idle_since: Option<u64>,
 }
@@ -39,12 +42,25 @@ pub(crate) struct PrefixCache {
     idle: BTreeMap<u64, u32>,
     numbers: u64,
     clock: u64,
+    /// What changes, for whoever wants to be told.
+    record: Option<Record>,
 }
 
 impl PrefixCache {
     pub fn new(num_blocks: usize) -> Self {
         let known = (0..num_blocks).map(|_| None).collect();
-        Self { blocks: HashMap::new(), known, idle: BTreeMap::new(), numbers: 0, clock: 0 }
+        let (blocks, idle) = Default::default();
+        Self { blocks, known, idle, numbers: 0, clock: 0, record: None }
+    }
+
+    /// Records what changes from now on, of a model of this name.
+    pub fn record(&mut self, model: &str) {
+        self.record = Some(Record::new(model));
+    }
+
+    /// What has changed since the last call.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.record.as_mut().map(Record::take).unwrap_or_default()
     }
 
     /// Known blocks that nobody owns.
@@ -57,7 +73,7 @@ impl PrefixCache {
         let key = Key { before: before.clone(), tokens: tokens.into() };
         let block = *self.blocks.get(&key)?;
         let known = self.known[block as usize].as_ref()?;
-        Some((block, Before::Block(known.number)))
+        Some((block, Before::Block { number: known.number, hash: known.hash }))
     }
 
     /// Notes that `block` holds `tokens` behind `before`; returns what a block behind it is known by. Where
@@ -68,10 +84,20 @@ impl PrefixCache {
         }
         let number = self.numbers;
         self.numbers += 1;
+        let mut hash = 0;
+        if let Some(record) = &mut self.record {
+            let (parent, root) = match &before {
+                Before::Root(name) => (None, name.as_ref()),
+                Before::Block { hash, .. } => (Some(*hash), None),
+            };
+            let behind = parent.unwrap_or_else(|| record.root(root.map(|name| &**name)));
+            hash = Record::hash(behind, tokens);
+            record.stored(hash, parent, tokens, root);
+        }
         let key = Key { before, tokens: tokens.into() };
         self.blocks.insert(key.clone(), block);
-        self.known[block as usize] = Some(Known { key, number, idle_since: None });
-        Before::Block(number)
+        self.known[block as usize] = Some(Known { key, number, hash, idle_since: None });
+        Before::Block { number, hash }
     }
 
     /// `block` has an owner again.
@@ -95,6 +121,9 @@ impl PrefixCache {
         let (_, block) = self.idle.pop_first()?;
         if let Some(known) = self.known[block as usize].take() {
             self.blocks.remove(&known.key);
+            if let Some(record) = &mut self.record {
+                record.removed(known.hash);
+            }
         }
         Some(block)
     }

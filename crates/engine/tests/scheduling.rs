@@ -6,6 +6,7 @@ use common::user::{NullModel, User, VOCAB};
 use common::{HashModel, Outcome, answers, drain, engine, mix, options};
 use marlin_engine::{
     Constraint, Engine, EngineOptions, FinishReason, Request, SamplingOptions, SamplingParams,
+    SequenceId,
 };
 use std::sync::Arc;
 

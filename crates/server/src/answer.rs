@@ -5,7 +5,8 @@ use crate::runtime::{End, Output, Tokens};
 use marlin_engine::Usage;
 use marlin_text::{OutputEvent, OutputParser, StreamDecoder, StreamOptions, Tokenizer};
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +149,11 @@ impl Answers {
     /// Calls `observe` with every piece as it is made.
     pub fn observed(self, observe: impl FnMut(&Piece) + Send + 'static) -> Self {
         Self { observe: Some(Box::new(observe)), ..self }
+    }
+
+    /// When the engine began to read the prompt, once it has.
+    pub fn begun(&self) -> Arc<OnceLock<Instant>> {
+        self.tokens.begun()
     }
 
     /// Whether every answer has ended and been given out.

@@ -9,6 +9,8 @@
 //! * [`Runtime`]: the thread that owns a model's engine.
 //! * [`Generate`]: what every protocol's request comes to.
 //! * `protocol`: OpenAI's chat and completions and responses, Anthropic's messages.
+//! * [`Tracer`], [`Exporter`]: spans of requests to an OpenTelemetry collector.
+//! * [`KvEvents`]: tells routers what the caches hold.
 //! * `routes`: paths, limits, keys, metrics, the web page.
 //!
 //! Models, backends, files and the environment belong to the binary, which hands over a [`Loader`] and a [`Config`].
@@ -19,11 +21,13 @@ mod constraint;
 mod error;
 mod fields;
 mod generate;
+mod kv_events;
 mod metrics;
 mod models;
 mod protocol;
 mod routes;
 mod runtime;
+mod trace;
 
 pub use answer::{AnswerOptions, Answers, Delta, Finish, Piece, Tally, TokenChance, Whole, whole};
 pub use auth::{Key, Keys, Quota};
@@ -31,10 +35,12 @@ pub use constraint::Shape;
 pub use error::{ApiError, ErrorBody, ErrorResponse};
 pub use fields::Fields;
 pub use generate::{Choosing, Generate, Prompt, Running};
+pub use kv_events::{KvEvents, MODEL as MODEL_IN_TOPIC, Publishing, Teller};
 pub use models::{Loaded, Loader, Models, Served};
-pub use protocol::read_body;
+pub use protocol::{event, named_event, read_body};
 pub use routes::{Config, Listening, Server};
 pub use runtime::{End, Output, QueueLimits, Refusal, Runtime, Tokens};
+pub use trace::{Exporter, TraceCounts, Tracer};
 
 pub use tokio_rustls::rustls;
 

@@ -1,7 +1,9 @@
 //! What is measured, under our names and under those of vLLM that routers and boards read.
 
 use crate::answer::Piece;
+use crate::kv_events::KvEvents;
 use crate::models::Models;
+use crate::trace::Tracer;
 use crate::{Finish, Served};
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::counter::Counter;
@@ -109,6 +111,11 @@ pub struct Metrics {
     perplexity_tokens: Counter,
     perplexities: Mutex<Perplexities>,
     disconnects: Counter,
+    kv_messages: Counter,
+    kv_missed: Counter,
+    kv_subscribers: Gauge,
+    traces_exported: Counter,
+    traces_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -148,6 +155,11 @@ impl Metrics {
             perplexity_tokens: Counter::default(),
             perplexities: Mutex::default(),
             disconnects: Counter::default(),
+            kv_messages: Counter::default(),
+            kv_missed: Counter::default(),
+            kv_subscribers: Gauge::default(),
+            traces_exported: Counter::default(),
+            traces_dropped: Counter::default(),
         };
         metrics.register();
         metrics
@@ -199,6 +211,24 @@ impl Metrics {
         );
         r.register("marlin:http_responses", "Responses by path and status", self.responses.clone());
         r.register("marlin:disconnects", "Streams whose client left", self.disconnects.clone());
+        r.register(
+            "marlin:kv_event_messages",
+            "Messages of what the caches hold",
+            self.kv_messages.clone(),
+        );
+        r.register(
+            "marlin:kv_event_messages_missed",
+            "Messages that subscribers were too slow for, counted for each of them",
+            self.kv_missed.clone(),
+        );
+        r.register(
+            "marlin:kv_event_subscribers",
+            "Subscribers of what the caches hold",
+            self.kv_subscribers.clone(),
+        );
+        let (exported, dropped) = (self.traces_exported.clone(), self.traces_dropped.clone());
+        r.register("marlin:traces_exported", "Requests whose spans a collector took", exported);
+        r.register("marlin:traces_dropped", "Requests whose spans none took", dropped);
         let [mean, median, min, max] = &self.perplexity;
         r.register("marlin:perplexity_mean", "Mean of perplexities asked for", mean.clone());
         r.register("marlin:perplexity_median", "Their median", median.clone());
@@ -209,7 +239,7 @@ impl Metrics {
     }
 
     /// The text of everything, read now.
-    pub fn text(&self, models: &Models) -> String {
+    pub fn text(&self, models: &Models, tracer: Option<&Tracer>) -> String {
         for served in models.all_loaded() {
             let labels = OfModel { model_name: served.id.clone() };
             let stats = served.runtime.stats();
@@ -227,6 +257,15 @@ impl Metrics {
                 num_gpu_blocks: stats.num_blocks as u64,
             };
             self.cache_config.get_or_create(&config).set(1);
+        }
+        if let Some(counts) = models.kv_events().map(KvEvents::counts) {
+            raise(&self.kv_messages, counts.messages);
+            raise(&self.kv_missed, counts.missed);
+            self.kv_subscribers.set(counts.subscribers as i64);
+        }
+        if let Some(counts) = tracer.map(Tracer::counts) {
+            raise(&self.traces_exported, counts.exported);
+            raise(&self.traces_dropped, counts.dropped);
         }
         let mut text = String::new();
         // Writing to memory does not fail.

@@ -1,6 +1,7 @@
 //! The models of a server: which there are, which are loaded, and what one of them needs to answer.
 
 use crate::ApiError;
+use crate::kv_events::KvEvents;
 use crate::runtime::{QueueLimits, Runtime};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
 use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, Specials, TextError, Tokenizer};
@@ -124,6 +125,7 @@ pub struct Models {
     loader: Box<dyn Loader>,
     budget: Option<u64>,
     queue: QueueLimits,
+    kv_events: Option<KvEvents>,
     turn: AtomicU64,
     /// One is loaded at a time.
     loading: Arc<Mutex<()>>,
@@ -148,7 +150,17 @@ impl Models {
         let entries = ids.into_iter().map(entry).collect();
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (turn, loading) = (AtomicU64::new(1), Arc::default());
-        Self { entries, loader, budget, queue, turn, loading, created }
+        Self { entries, loader, budget, queue, kv_events: None, turn, loading, created }
+    }
+
+    /// The same, whose engines tell what their caches hold.
+    pub fn telling(self, kv_events: KvEvents) -> Self {
+        Self { kv_events: Some(kv_events), ..self }
+    }
+
+    /// What tells of the caches, if anything does.
+    pub fn kv_events(&self) -> Option<&KvEvents> {
+        self.kv_events.as_ref()
     }
 
     /// Names, the default first.
@@ -264,12 +276,15 @@ impl Models {
             let id = &self.entries[index].id;
             ApiError::internal(format!("model {id} cannot be loaded: {reason}"))
         };
-        let loaded = self.loader.load(index).map_err(failed)?;
-        let runtime = Runtime::start(loaded.model, &loaded.options, self.queue);
+        let mut loaded = self.loader.load(index).map_err(failed)?;
+        let id = &self.entries[index].id;
+        let teller = self.kv_events.as_ref().map(|e| e.teller(id, loaded.options.block_size));
+        loaded.options.cache_events = teller.is_some().then(|| id.as_str().into());
+        let runtime = Runtime::start(loaded.model, &loaded.options, self.queue, teller);
         let runtime = runtime.map_err(|error| failed(error.to_string()))?;
         let detected = loaded.template.as_ref().map(OutputFormat::detect);
         Ok(Arc::new(Served {
-            id: self.entries[index].id.clone(),
+            id: id.clone(),
             runtime,
             tokenizer: Arc::new(loaded.tokenizer),
             template: loaded.template.map(Arc::new),

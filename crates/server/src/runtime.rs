@@ -4,6 +4,7 @@
 //! those whose client has gone, deadlines that have passed. A panic in a step ends the answers under way
 //! with an error and gives the thread a new engine on the same weights; a second one soon after ends it.
 
+use crate::kv_events::Teller;
 use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Limits, SequenceId,
     Stats, TokenLogprobs, Usage, ValidRequest,
@@ -11,7 +12,7 @@ use marlin_engine::{
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -91,6 +92,7 @@ struct Submission {
     n: usize,
     deadline: Option<Instant>,
     output: UnboundedSender<Output>,
+    begun: Arc<OnceLock<Instant>>,
 }
 
 struct Shared {
@@ -114,7 +116,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Starts the thread.
+    /// Starts the thread. `teller` hears what happens in the cache, if the options have it recorded.
     ///
     /// # Errors
     /// When the cache does not fit, or there can be no more threads.
@@ -122,6 +124,7 @@ impl Runtime {
         model: Arc<dyn LanguageModel>,
         options: &EngineOptions,
         queue: QueueLimits,
+        teller: Option<Teller>,
     ) -> Result<Self, EngineError> {
         let engine = Engine::new(model.clone(), options)?;
         let limits = engine.limits();
@@ -144,6 +147,7 @@ impl Runtime {
             clients: HashMap::new(),
             tickets: HashMap::new(),
             shared: shared.clone(),
+            teller,
         };
         let spawned =
             std::thread::Builder::new().name("engine".into()).spawn(move || worker.run(&receiver));
@@ -203,13 +207,14 @@ impl Runtime {
             || tokens > 0 && tokens + prompt_tokens > shared.most_prompt_tokens;
         let (output, receiver) = unbounded_channel();
         let ticket = shared.tickets.fetch_add(1, Ordering::Relaxed);
-        let submission = Submission { ticket, request, n, deadline, output };
+        let begun = Arc::<OnceLock<Instant>>::default();
+        let submission = Submission { ticket, request, n, deadline, output, begun: begun.clone() };
         if full || self.commands.send(Command::Submit(Box::new(submission))).is_err() {
             shared.answers.fetch_sub(n, Ordering::Relaxed);
             shared.prompt_tokens.fetch_sub(prompt_tokens, Ordering::Relaxed);
             return Err(if full { Refusal::Full } else { Refusal::Dead });
         }
-        Ok(Tokens { receiver, commands: self.commands.clone(), ticket, open: n })
+        Ok(Tokens { receiver, commands: self.commands.clone(), ticket, open: n, begun })
     }
 }
 
@@ -219,9 +224,15 @@ pub struct Tokens {
     commands: mpsc::Sender<Command>,
     ticket: u64,
     open: usize,
+    begun: Arc<OnceLock<Instant>>,
 }
 
 impl Tokens {
+    /// When the engine began to read the prompt, once it has.
+    pub fn begun(&self) -> Arc<OnceLock<Instant>> {
+        self.begun.clone()
+    }
+
     /// The next token or end of any of the answers; `None` after the last, or when the engine is lost.
     pub async fn next(&mut self) -> Option<Output> {
         let output = self.receiver.recv().await;
@@ -263,6 +274,7 @@ struct Client {
     expired: bool,
     /// Prompt tokens to take off the count when it ends.
     prompt_tokens: usize,
+    begun: Arc<OnceLock<Instant>>,
 }
 
 struct Worker {
@@ -272,6 +284,15 @@ struct Worker {
     clients: HashMap<SequenceId, Client>,
     tickets: HashMap<u64, Vec<SequenceId>>,
     shared: Arc<Shared>,
+    teller: Option<Teller>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(teller) = &self.teller {
+            teller.cleared();
+        }
+    }
 }
 
 impl Worker {
@@ -289,9 +310,20 @@ impl Worker {
                 self.take(command);
             }
             self.expire();
+            let begun = Instant::now();
             let engine = &mut self.engine;
             match catch_unwind(AssertUnwindSafe(|| engine.step())) {
-                Ok(events) => events.into_iter().for_each(|event| self.report(event)),
+                Ok(events) => {
+                    for id in self.engine.reading() {
+                        if let Some(client) = self.clients.get(id) {
+                            client.begun.get_or_init(|| begun);
+                        }
+                    }
+                    events.into_iter().for_each(|event| self.report(event));
+                    if let Some(teller) = &self.teller {
+                        teller.tell(self.engine.take_cache_events());
+                    }
+                }
                 Err(_) => {
                     self.lose("the engine failed and starts again; send the request again");
                     let soon = last_panic.is_some_and(|at| at.elapsed() < PANICS_APART);
@@ -308,6 +340,9 @@ impl Worker {
                     };
                     self.shared.restarts.fetch_add(1, Ordering::Relaxed);
                     self.engine = engine;
+                    if let Some(teller) = &self.teller {
+                        teller.cleared();
+                    }
                 }
             }
             self.publish();
@@ -321,14 +356,21 @@ impl Worker {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => {
-                let Submission { ticket, request, n, deadline, output } = *submission;
+                let Submission { ticket, request, n, deadline, output, begun } = *submission;
                 let prompt_tokens = request.prompt().len();
                 let ids = self.engine.submit_many(request, n);
                 for (choice, id) in ids.iter().enumerate() {
                     let prompt_tokens = if choice == 0 { prompt_tokens } else { 0 };
                     let output = output.clone();
-                    let client =
-                        Client { ticket, choice, output, deadline, expired: false, prompt_tokens };
+                    let client = Client {
+                        ticket,
+                        choice,
+                        output,
+                        deadline,
+                        expired: false,
+                        prompt_tokens,
+                        begun: begun.clone(),
+                    };
                     self.clients.insert(*id, client);
                 }
                 self.tickets.insert(ticket, ids);

@@ -2,7 +2,7 @@
 
 use super::{CacheType, DeviceArgs, size};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// Arguments of `serve`. Every option is also an environment variable MARLIN_NAME and a line of marlin.toml.
@@ -89,6 +89,21 @@ pub struct Serve {
     /// Seconds for answers to end when the server is told to stop.
     #[arg(long, value_name = "SECONDS", env = "MARLIN_DRAIN", default_value_t = 30, value_parser = value_parser!(u64).range(0..=86_400))]
     pub drain: u64,
+    /// Tell ZeroMQ subscribers at this address, such as tcp://127.0.0.1:5557, which text the cache holds, as vLLM does.
+    #[arg(long, value_name = "ENDPOINT", env = "MARLIN_KV_EVENTS", value_parser = endpoint)]
+    pub kv_events: Option<SocketAddr>,
+    /// Topic of these messages; {model} in it is the model's name.
+    #[arg(
+        long,
+        value_name = "TOPIC",
+        env = "MARLIN_KV_EVENTS_TOPIC",
+        default_value = "",
+        requires = "kv_events"
+    )]
+    pub kv_events_topic: String,
+    /// Collector of traces (OTLP over HTTP), such as http://127.0.0.1:4318 [default: OTEL_EXPORTER_OTLP_ENDPOINT, or none].
+    #[arg(long, value_name = "URL", env = "MARLIN_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Certificate chain (PEM) for TLS.
     #[arg(long, value_name = "FILE", env = "MARLIN_TLS_CERT", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
@@ -120,6 +135,23 @@ fn count(text: &str) -> Result<usize, String> {
         Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
         _ => Err("expected a whole number from 1 to 1048576".to_owned()),
     }
+}
+
+/// An address as ZeroMQ writes them.
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    let expected = || "expected tcp://ADDRESS:PORT; tcp://*:PORT is every address".to_owned();
+    let rest = text.trim().strip_prefix("tcp://").ok_or_else(expected)?;
+    if let Ok(address) = rest.parse() {
+        return Ok(address);
+    }
+    let (host, port) = rest.rsplit_once(':').ok_or_else(expected)?;
+    let host = match host {
+        "*" => Ipv4Addr::UNSPECIFIED,
+        "localhost" => Ipv4Addr::LOCALHOST,
+        _ => return Err(expected()),
+    };
+    let port = port.parse().map_err(|_| expected())?;
+    Ok(SocketAddr::new(host.into(), port))
 }
 
 /// Forms of a log.

@@ -273,7 +273,7 @@ mod tests {
             settings(AGENTS.iter().find(|agent| agent.name == name).unwrap(), &args).unwrap()
         };
         let opencode: serde_json::Value =
-            serde_json::from_str(&of("opencode").variables[0].1).unwrap();
+            serde_json::from_str(&of("opencode").file.unwrap().contents).unwrap();
         let provider = &opencode["provider"]["marlin"];
         assert_eq!(provider["options"]["baseURL"], "http://127.0.0.1:8080/v1");
         assert_eq!(provider["models"]["org/name"]["limit"]["context"], 8192);

@@ -3,11 +3,15 @@
 mod log;
 mod models;
 mod tls;
+mod traces;
 
 use crate::args::serve::Serve;
 use crate::{console, exit};
 use anyhow::{Context, Result, anyhow};
-use marlin_server::{Config, Key, Keys, Listening, Models, QueueLimits, Quota, Server};
+use marlin_server::{
+    Config, Exporter, Key, Keys, KvEvents, Listening, MODEL_IN_TOPIC, Models, Publishing,
+    QueueLimits, Quota, Server,
+};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,6 +21,8 @@ use tokio::sync::watch;
 
 /// How often a file of keys is looked at.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
+/// Time for the last traces to get to their collector.
+const FLUSH: Duration = Duration::from_secs(3);
 
 /// Serves until it is told to stop.
 pub fn run(args: &Serve) -> Result<ExitCode> {
@@ -32,18 +38,30 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
     let keys = Keys::new(keys, quota);
     let (names, loader) = models::of(args)?;
     let queue = QueueLimits { answers: args.queue, ..QueueLimits::default() };
-    let models = Arc::new(Models::new(names, Box::new(loader), args.model_memory, queue));
-    let server = Server::new(models, config(args), keys);
+    let (events, publishing) = kv_events(args, names.len())?.unzip();
+    let models = Models::new(names, Box::new(loader), args.model_memory, queue);
+    let models = match events {
+        Some(events) => models.telling(events),
+        None => models,
+    };
+    let (tracer, exporter) = traces::of(args)?.unzip();
+    let config = Config { tracer, ..config(args) };
+    let server = Server::new(Arc::new(models), config, keys);
     // Requests are few and small beside the work on them: two threads, which mostly sleep.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(serve(args, server));
+    let result = runtime.block_on(serve(args, server, publishing, exporter));
     // Threads that load or read a text may still be at work; nobody waits for them any more.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(args: &Serve, server: Arc<Server>) -> Result<ExitCode> {
+async fn serve(
+    args: &Serve,
+    server: Arc<Server>,
+    publishing: Option<Publishing>,
+    exporter: Option<Exporter>,
+) -> Result<ExitCode> {
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(cert), Some(key)) => Some(tls::config(cert, key)?),
         _ => None,
@@ -58,6 +76,18 @@ async fn serve(args: &Serve, server: Arc<Server>) -> Result<ExitCode> {
     if let Some(file) = args.api_key_file.clone() {
         tokio::spawn(reload_keys(server.clone(), file, args.api_key.clone()));
     }
+    if let Some(events) = server.models.kv_events() {
+        console::note(&format!("cache events: tcp://{}", events.address()));
+    }
+    if let Some(publishing) = publishing {
+        tokio::spawn(async move {
+            if let Err(error) = publishing.run().await {
+                tracing::error!(%error, "no cache events are sent");
+            }
+        });
+    }
+    let (flush, flushed) = watch::channel(false);
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(flushed)));
     let running = tokio::spawn(listening.run(stopped.clone()));
     let mut early = stopped;
     let served = tokio::select! {
@@ -69,6 +99,10 @@ async fn serve(args: &Serve, server: Arc<Server>) -> Result<ExitCode> {
     console::note(&format!("ready: {scheme}://{address}"));
     drop(served);
     running.await?;
+    if let Some(exporting) = exporting {
+        let _ = flush.send(true);
+        let _ = tokio::time::timeout(FLUSH, exporting).await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,7 +127,29 @@ fn config(args: &Serve) -> Config {
         cors: args.cors_origin.clone(),
         hosts,
         page: !args.no_page,
+        tracer: None,
     }
+}
+
+/// What tells of the caches, where that is asked for.
+fn kv_events(args: &Serve, models: usize) -> Result<Option<(KvEvents, Publishing)>> {
+    let Some(address) = args.kv_events else { return Ok(None) };
+    if args.no_prefix_cache {
+        return Err(exit::usage("--kv-events tells of the cache that --no-prefix-cache turns off"));
+    }
+    if models > 1 && !args.kv_events_topic.contains(MODEL_IN_TOPIC) {
+        let message = format!(
+            "--kv-events of several models: --kv-events-topic must contain {MODEL_IN_TOPIC}, or nobody can tell whose they are"
+        );
+        return Err(exit::usage(message));
+    }
+    if !address.ip().is_loopback() {
+        console::note(
+            "warning: everybody who can reach the address of --kv-events can read the tokens of prompts",
+        );
+    }
+    let bound = KvEvents::bind(address, &args.kv_events_topic);
+    Ok(Some(bound.with_context(|| format!("cannot listen at tcp://{address}"))?))
 }
 
 fn keys(args: &Serve) -> Result<Option<Vec<Key>>> {

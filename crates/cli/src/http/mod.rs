@@ -2,6 +2,8 @@
 //! bytes have arrived, so that one thread can watch many streams. No sockets here. Written after RFC 9112 and
 //! the event stream chapter of the HTML standard.
 
+#[cfg(test)]
+mod corpus;
 mod events;
 mod response;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::models::Served;
 use crate::protocol::chat::{self, ChatRequest};
 use crate::protocol::completion::{self, CompletionRequest};
 use crate::protocol::{Streaming, detokenize};
-use crate::{ApiError, Piece};
+use crate::{ApiError, Piece, trace};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Extension, State};
@@ -28,10 +28,23 @@ impl Server {
         generate: Generate,
         start: Instant,
     ) -> Result<Running, ApiError> {
-        let mut meter = self.metrics.meter(served, start, generate.choosing.n);
+        let n = generate.choosing.n;
+        let mut meter = self.metrics.meter(served, start, n);
+        let span = trace::current();
+        if let Some(span) = &span {
+            span.asks(&served.id, n, generate.choosing.max_tokens);
+        }
         let model = served.clone();
         let running = blocking(move || generate.submit(&model)).await?;
-        let answers = running.answers.observed(move |piece: &Piece| meter.piece(piece));
+        if let Some(span) = &span {
+            span.waits(n, running.answers.begun());
+        }
+        let answers = running.answers.observed(move |piece: &Piece| {
+            meter.piece(piece);
+            if let Some(span) = &span {
+                span.piece(piece);
+            }
+        });
         Ok(Running { answers, ..running })
     }
 }

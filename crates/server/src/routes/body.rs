@@ -3,7 +3,7 @@
 use super::{Guard, Server};
 use crate::answer::Answers;
 use crate::protocol::{Encoder, Streaming};
-use crate::{ApiError, Fields};
+use crate::{ApiError, Fields, trace};
 use axum::body::{Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -125,6 +125,9 @@ impl Readers {
 
 /// The response that streams answers.
 pub(super) fn stream(server: Arc<Server>, guard: Option<Guard>, streaming: Streaming) -> Response {
+    if let Some(span) = trace::current() {
+        span.streams();
+    }
     let Streaming { answers, mut encoder } = streaming;
     let mut first = Vec::new();
     encoder.begin(&mut first);

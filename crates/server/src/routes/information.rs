@@ -44,7 +44,7 @@ pub(super) async fn model(
 
 /// `GET /metrics`.
 pub(super) async fn metrics(State(server): State<Arc<Server>>) -> Response {
-    let text = server.metrics.text(&server.models);
+    let text = server.metrics.text(&server.models, server.config.tracer.as_ref());
     ([(CONTENT_TYPE, crate::metrics::CONTENT_TYPE)], text).into_response()
 }
 

@@ -13,6 +13,7 @@ pub use listener::Listening;
 
 use crate::auth::Keys;
 use crate::metrics::Metrics;
+use crate::trace::{self, Span, TraceContext, Tracer};
 use crate::{ApiError, Models};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -50,6 +51,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// Whether `/` is the web page.
     pub page: bool,
+    /// What traces of requests are given to, if they are wanted.
+    pub tracer: Option<Tracer>,
 }
 
 impl Default for Config {
@@ -64,6 +67,7 @@ impl Default for Config {
             cors: Vec::new(),
             hosts: Vec::new(),
             page: true,
+            tracer: None,
         }
     }
 }
@@ -171,13 +175,16 @@ async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) 
     let plain =
         |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic());
     let id = given.filter(plain).map_or_else(|| crate::protocol::new_id("req-"), str::to_owned);
+    let caller = TraceContext::read(request.headers());
+    let tracer = server.config.tracer.as_ref().filter(|_| method == Method::POST);
+    let span = tracer.and_then(|tracer| Span::begin(tracer, &path, caller.as_ref(), &id));
     let origin = request.headers().get(ORIGIN).cloned();
     let mut response = match check_host(&server, &request) {
         Err(error) => error.into_response(),
         Ok(()) if method == Method::OPTIONS && origin.is_some() => {
             StatusCode::NO_CONTENT.into_response()
         }
-        Ok(()) => next.run(request).await,
+        Ok(()) => trace::within(span.clone(), next.run(request)).await,
     };
     let headers = response.headers_mut();
     if let Some(origin) = origin.filter(|origin| server.allows(origin)) {
@@ -195,10 +202,18 @@ async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) 
     let status = response.status().as_u16();
     server.metrics.responded(known_path(&path), status);
     let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    let (trace, span_id) = match &span {
+        Some(span) => {
+            span.responded(status);
+            let (trace, span) = span.ids();
+            (Some(trace), Some(span))
+        }
+        None => (caller.map(|caller| caller.trace_id()), None),
+    };
     match status {
-        500.. => tracing::error!(id, %method, path, status, milliseconds),
-        400.. => tracing::info!(id, %method, path, status, milliseconds),
-        _ => tracing::debug!(id, %method, path, status, milliseconds),
+        500.. => tracing::error!(id, %method, path, status, milliseconds, trace, span_id),
+        400.. => tracing::info!(id, %method, path, status, milliseconds, trace, span_id),
+        _ => tracing::debug!(id, %method, path, status, milliseconds, trace, span_id),
     }
     response
 }

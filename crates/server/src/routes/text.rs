@@ -3,7 +3,7 @@
 use super::Server;
 use super::body::blocking;
 use crate::generate::render;
-use crate::{ApiError, Fields};
+use crate::{ApiError, Fields, trace};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -100,6 +100,9 @@ pub(super) async fn embeddings(
         Ok((data, tokens))
     });
     let (data, tokens) = read.await?;
+    if let Some(span) = trace::current() {
+        span.read(&id, tokens);
+    }
     let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
     Ok(Json(json!({"object": "list", "data": data, "model": id, "usage": usage})))
 }
@@ -193,6 +196,9 @@ pub(super) async fn perplexity(
     });
     let (body, perplexity, scored) = read.await?;
     server.metrics.scored(perplexity, scored);
+    if let Some(span) = trace::current() {
+        span.read(body["model"].as_str().unwrap_or_default(), scored as usize);
+    }
     Ok(Json(body))
 }
 

@@ -5,7 +5,7 @@
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_engine::{EngineError, EngineOptions, GenerationConfig, LanguageModel};
 use marlin_server::{
-    Config, Key, Keys, Listening, Loaded, Loader, Models, QueueLimits, Quota, Server,
+    Config, Key, Keys, KvEvents, Listening, Loaded, Loader, Models, QueueLimits, Quota, Server,
 };
 use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
 use marlin_text::{ChatTemplate, Tokenizer};
@@ -33,6 +33,9 @@ pub struct Behaviour {
     pub fails: AtomicBool,
     /// Rows computed.
     pub rows: AtomicUsize,
+    /// Caches that there are, and the most there ever were.
+    pub caches: AtomicUsize,
+    pub most_caches: AtomicUsize,
 }
 
 struct Model {
@@ -41,7 +44,19 @@ struct Model {
     behaviour: Arc<Behaviour>,
 }
 
-type Slots = Mutex<Vec<u32>>;
+/// What a cache is here.
+struct Slots {
+    tokens: Mutex<Vec<u32>>,
+    behaviour: Arc<Behaviour>,
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        self.behaviour.caches.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+const LOCAL: &str = "127.0.0.1:0";
 
 fn mix(a: u64, b: u64) -> u64 {
     let x = (a ^ b.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -64,13 +79,16 @@ impl LanguageModel for Model {
         cache_type: CacheType,
     ) -> Result<Cache, EngineError> {
         let layer = CacheLayerSpec { num_kv_heads: 1, key_head_dim: 1, value_head_dim: 1 };
-        let slots: Slots = Mutex::new(vec![0; num_blocks * block_size]);
+        let behaviour = self.behaviour.clone();
+        let caches = behaviour.caches.fetch_add(1, Ordering::SeqCst) + 1;
+        behaviour.most_caches.fetch_max(caches, Ordering::SeqCst);
+        let slots = Slots { tokens: Mutex::new(vec![0; num_blocks * block_size]), behaviour };
         let spec = CacheSpec { layers: vec![layer], block_size, num_blocks, cache_type };
         Ok(Cache { spec, handle: Arc::new(slots) })
     }
 
     fn copy_blocks(&self, cache: &Cache, pairs: &[(u32, u32)]) -> Result<(), EngineError> {
-        let mut slots = cache.handle.downcast_ref::<Slots>().unwrap().lock().unwrap();
+        let mut slots = cache.handle.downcast_ref::<Slots>().unwrap().tokens.lock().unwrap();
         let size = cache.spec.block_size;
         for &(from, to) in pairs {
             let from = from as usize * size;
@@ -89,7 +107,7 @@ impl LanguageModel for Model {
             return Err(EngineError::Forward("the device is on fire".into()));
         }
         self.behaviour.rows.fetch_add(batch.rows(), Ordering::Relaxed);
-        let mut slots = cache.handle.downcast_ref::<Slots>().unwrap().lock().unwrap();
+        let mut slots = cache.handle.downcast_ref::<Slots>().unwrap().tokens.lock().unwrap();
         for (row, &slot) in batch.slot_mapping.iter().enumerate() {
             slots[slot as usize] = batch.tokens[row];
         }
@@ -182,6 +200,8 @@ pub struct Setup {
     pub budget: Option<u64>,
     pub load_time: Duration,
     pub wait: bool,
+    /// Topic of what is told of the caches, if it is.
+    pub kv_events: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -203,6 +223,7 @@ impl Default for Setup {
             budget: None,
             load_time: Duration::ZERO,
             wait: true,
+            kv_events: None,
         }
     }
 }
@@ -212,6 +233,7 @@ pub struct Running {
     pub server: Arc<Server>,
     pub address: SocketAddr,
     pub behaviour: Arc<Behaviour>,
+    pub kv_events: Option<KvEvents>,
     pub stop: watch::Sender<u32>,
     pub finished: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
@@ -228,10 +250,17 @@ impl Setup {
         let loader =
             Fake { behaviour: behaviour.clone(), options: self.options, load_time: self.load_time };
         let names = ["first", "second", "broken"].map(str::to_owned).to_vec();
-        let models = Arc::new(Models::new(names, Box::new(loader), self.budget, self.queue));
+        let models = Models::new(names, Box::new(loader), self.budget, self.queue);
+        let bound = self.kv_events.map(|topic| KvEvents::bind(LOCAL.parse().unwrap(), topic));
+        let (kv_events, publishing) = bound.transpose().unwrap().unzip();
+        publishing.map(|publishing| runtime.spawn(publishing.run()));
+        let models = match &kv_events {
+            Some(events) => Arc::new(models.telling(events.clone())),
+            None => Arc::new(models),
+        };
         let server = Server::new(models.clone(), self.config, Keys::new(self.keys, self.quota));
         let (stop, stopped) = watch::channel(0);
-        let listening = Listening::bind(server.clone(), "127.0.0.1:0".parse().unwrap(), None);
+        let listening = Listening::bind(server.clone(), LOCAL.parse().unwrap(), None);
         let listening = runtime.block_on(listening).unwrap();
         let address = listening.address().unwrap();
         let finished = Arc::new(AtomicBool::new(false));
@@ -245,7 +274,7 @@ impl Setup {
         } else {
             runtime.spawn(async move { models.load_default().await.map(drop) });
         }
-        Running { server, address, behaviour, stop, finished, _runtime: runtime }
+        Running { server, address, behaviour, kv_events, stop, finished, _runtime: runtime }
     }
 }
 

@@ -56,7 +56,7 @@ pub const AGENTS: &[Agent] = &[
         arguments: &[],
         file: None,
         endpoint: MESSAGES,
-        source: "code.claude.com/docs/en/env-vars, of the same variables, 2026-11",
+        source: "src/anthropic/_client.py of anthropics/anthropic-sdk-python, 2026-11",
     },
     Agent {
         name: "claude",
@@ -97,7 +97,7 @@ pub const AGENTS: &[Agent] = &[
              base_url = \"{v1}\"\nenv_key = \"MARLIN_API_KEY\"\nwire_api = \"responses\"\n",
         )),
         endpoint: RESPONSES,
-        source: "developers.openai.com/codex/config-advanced, 2026-11; \"responses\" is the only wire_api since 2026",
+        source: "developers.openai.com/codex/config-advanced, 2026-11; 0.162 takes no wire_api but \"responses\", and model_provider from the user's file only",
     },
     Agent {
         name: "continue",
@@ -139,7 +139,7 @@ pub const AGENTS: &[Agent] = &[
 "#,
         )),
         endpoint: CHAT,
-        source: "the README of charmbracelet/crush and its pages on local models, 2026-11",
+        source: "the README of charmbracelet/crush, on custom providers and local models, 2026-11",
     },
     Agent {
         name: "goose",
@@ -156,7 +156,7 @@ pub const AGENTS: &[Agent] = &[
         arguments: &[],
         file: None,
         endpoint: CHAT,
-        source: "goose-docs.ai, environment variables and providers, 2026-11",
+        source: "documentation/docs/guides/environment-variables.md of aaif-goose/goose, and goose-docs.ai on the provider OpenAI, 2026-11",
     },
     Agent {
         name: "openai",
@@ -173,15 +173,31 @@ pub const AGENTS: &[Agent] = &[
         name: "opencode",
         about: "opencode",
         program: "opencode",
-        variables: &[(
-            "OPENCODE_CONFIG_CONTENT",
-            r#"{"$schema":"https://opencode.ai/config.json","model":"marlin/{model}","small_model":"marlin/{model}","provider":{"marlin":{"npm":"@ai-sdk/openai-compatible","name":"Metal Marlin","options":{"baseURL":"{v1}","apiKey":"{key}"},"models":{"{model}":{"name":"{model}","limit":{"context":{context},"output":{answer}}}}}}}"#,
-        )],
+        variables: &[],
         unset: &[],
         arguments: &[],
-        file: None,
+        // Its second version reads the words of the first, but none that stand in a variable.
+        file: Some((
+            "opencode.json",
+            r#"{
+  "$schema": "https://opencode.ai/config.json",
+  "model": "marlin/{model}",
+  "small_model": "marlin/{model}",
+  "provider": {
+    "marlin": {
+      "npm": "@ai-sdk/openai-compatible",
+      "name": "Metal Marlin",
+      "options": { "baseURL": "{v1}", "apiKey": "{key}" },
+      "models": {
+        "{model}": { "name": "{model}", "limit": { "context": {context}, "output": {answer} } }
+      }
+    }
+  }
+}
+"#,
+        )),
         endpoint: CHAT,
-        source: "opencode.ai/docs/config and docs/providers, 2026-11",
+        source: "opencode.ai/v1/docs/config and docs/migrate-v1, 2026-11",
     },
     Agent {
         name: "qwen",
@@ -193,9 +209,10 @@ pub const AGENTS: &[Agent] = &[
             ("OPENAI_MODEL", "{model}"),
         ],
         unset: &[],
-        arguments: &[],
+        // Without it the program first asks which protocol to speak.
+        arguments: &["--auth-type", "openai"],
         file: None,
         endpoint: CHAT,
-        source: "qwenlm.github.io/qwen-code-docs/en/cli/openai-auth, 2026-11",
+        source: "docs/users/configuration/auth.md and model-providers.md of QwenLM/qwen-code, 2026-11",
     },
 ];

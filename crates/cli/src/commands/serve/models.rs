@@ -108,6 +108,7 @@ impl ModelLoader {
             mixed_chunk: args.mixed_chunk,
             max_batch: args.parallel,
             prefix_cache: !args.no_prefix_cache,
+            ..EngineOptions::default()
         };
         let bytes = self.bytes[index] + token * tokens as u64;
         let model = Arc::new(model);

@@ -1,0 +1,69 @@
+//! Texts that are read and not answered: vectors and perplexities.
+
+mod common;
+
+use common::Setup;
+use serde_json::{Value, json};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Every text that is read has a cache of its own for so long; 40 at once must not take 40 times the memory.
+#[test]
+fn texts_are_read_one_at_a_time() {
+    const READERS: usize = 40;
+    let server = Setup::default().start();
+    server.behaviour.pass_us.store(3000, Ordering::Relaxed);
+    assert_eq!(server.behaviour.caches.load(Ordering::SeqCst), 1, "the engine's own");
+    let text = "a mouse and a cat ".repeat(60);
+    let requests: Vec<(&str, Value)> = (0..READERS)
+        .map(|i| match i % 2 {
+            0 => ("/v1/embeddings", json!({"input": [text, text]})),
+            _ => ("/v1/perplexity", json!({"text": text, "window": 128})),
+        })
+        .collect();
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4});
+    let begun = Instant::now();
+    let slowest = std::thread::scope(|scope| {
+        let read = |(path, body): &(&str, Value)| {
+            let response = server.post(path, body);
+            assert_eq!(response.status, 200, "{path}: {}", response.body);
+        };
+        let readers: Vec<_> =
+            requests.iter().map(|request| scope.spawn(move || read(request))).collect();
+        std::thread::sleep(Duration::from_millis(30));
+        // They stand in line among themselves; an answer does not wait for them.
+        let start = Instant::now();
+        assert_eq!(server.post("/v1/chat/completions", &chat).status, 200);
+        let slowest = start.elapsed();
+        assert!(readers.iter().any(|reader| !reader.is_finished()), "they are still at it");
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        slowest
+    });
+    assert_eq!(server.behaviour.most_caches.load(Ordering::SeqCst), 2, "the engine's and one more");
+    assert_eq!(server.behaviour.caches.load(Ordering::SeqCst), 1, "the engine's is left");
+    assert!(slowest < begun.elapsed() / 2, "the answer took {slowest:?}");
+}
+
+/// More than can wait are told so, and come through when they ask again.
+#[test]
+fn too_many_readers_are_sent_away() {
+    let server = Setup::default().start();
+    server.behaviour.pass_us.store(5000, Ordering::Relaxed);
+    let body = json!({"input": "a mouse and a cat ".repeat(60)});
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let read = || {
+            let response = server.post("/v1/embeddings", &body);
+            if response.status == 429 {
+                assert_eq!(response.headers["retry-after"], "1");
+            }
+            response.status
+        };
+        let readers: Vec<_> = (0..90).map(|_| scope.spawn(read)).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    let count = |status| statuses.iter().filter(|s| **s == status).count();
+    assert_eq!(count(200) + count(429), 90, "{statuses:?}");
+    assert!(count(200) >= 64 && count(429) > 0, "{statuses:?}");
+    assert_eq!(server.post("/v1/embeddings", &body).status, 200);
+    assert_eq!(server.behaviour.most_caches.load(Ordering::SeqCst), 2);
+}
