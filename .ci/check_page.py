@@ -82,7 +82,7 @@ def streams(r):
 @test(any_server=True)
 def stops(r):
     r.page.click("#open-settings")
-    r.page.fill("#max_tokens", "2000")
+    r.page.fill("#max_tokens", "1500")
     r.page.keyboard.press("Escape")
     for how in ("button", "Escape"):
         r.send("Count forever, and do not stop.", wait=False)

@@ -12,6 +12,9 @@ use crate::sequence::Sequence;
 use crate::{BlockManager, BlockTable, SequenceId, Usage};
 use std::collections::{BTreeMap, HashMap};
 
+/// Tokens of prompts that are worth a step: few cost almost as much as these, since every weight is read.
+const ENOUGH: usize = 128;
+
 /// Consecutive tokens of one sequence to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -243,8 +246,8 @@ impl Scheduler {
             budget -= tokens;
             s.last_step = self.step;
             plan.chunks.push(Chunk { id: rank.1, tokens, decode });
-            // When many prompts come at once, the first has its answer begun without waiting for the last.
-            if is_alone && tokens == left && alone - budget >= beside_answers {
+            // When many prompts come at once, the first have their answers begun without waiting for the last.
+            if is_alone && tokens == left && alone - budget >= ENOUGH {
                 break;
             }
         }

@@ -19,9 +19,9 @@ impl Writer {
     pub fn number(&mut self, value: u64) {
         match value {
             ..0x80 => self.bytes.push(value as u8),
-            ..=0xFF => self.bytes.extend([0xCC, value as u8]),
-            ..=0xFFFF => self.tagged(0xCD, &(value as u16).to_be_bytes()),
-            ..=0xFFFF_FFFF => self.tagged(0xCE, &(value as u32).to_be_bytes()),
+            0x80..=0xFF => self.bytes.extend([0xCC, value as u8]),
+            0x100..=0xFFFF => self.tagged(0xCD, &(value as u16).to_be_bytes()),
+            0x1_0000..=0xFFFF_FFFF => self.tagged(0xCE, &(value as u32).to_be_bytes()),
             _ => self.tagged(0xCF, &value.to_be_bytes()),
         }
     }
@@ -34,8 +34,8 @@ impl Writer {
     pub fn text(&mut self, text: &str) {
         match text.len() {
             length @ ..32 => self.bytes.push(0xA0 | length as u8),
-            length @ ..=0xFF => self.bytes.extend([0xD9, length as u8]),
-            length @ ..=0xFFFF => self.tagged(0xDA, &(length as u16).to_be_bytes()),
+            length @ 32..=0xFF => self.bytes.extend([0xD9, length as u8]),
+            length @ 0x100..=0xFFFF => self.tagged(0xDA, &(length as u16).to_be_bytes()),
             length => self.tagged(0xDB, &(length as u32).to_be_bytes()),
         }
         self.bytes.extend(text.as_bytes());
@@ -44,7 +44,7 @@ impl Writer {
     pub fn array(&mut self, length: usize) {
         match length {
             ..16 => self.bytes.push(0x90 | length as u8),
-            ..=0xFFFF => self.tagged(0xDC, &(length as u16).to_be_bytes()),
+            16..=0xFFFF => self.tagged(0xDC, &(length as u16).to_be_bytes()),
             _ => self.tagged(0xDD, &(length as u32).to_be_bytes()),
         }
     }
