@@ -109,15 +109,9 @@ pub fn encoder() -> Result<Arc<dyn TileEncoder>> {
     Ok(Arc::new(CpuEncoder::new(level()?, 1)))
 }
 
-/// How the JSON of a verb calls its activations. GPUs compute with floats.
-pub fn activations_name(args: &DeviceArgs, default: ActivationsArg) -> &'static str {
-    if matches!(gpu(args), Ok(Some(_))) {
-        return "float";
-    }
-    match args.activations.unwrap_or(default) {
-        ActivationsArg::Auto => "auto",
-        ActivationsArg::Float => "float",
-    }
+/// How the JSON of a verb calls its activations.
+pub fn activations_name(backend: &dyn Backend) -> &'static str {
+    if backend.rounds_inputs() { "auto" } else { "float" }
 }
 
 /// Memory that programs may still take, where the system says.
@@ -213,6 +207,8 @@ pub struct Session {
     pub end_ids: Vec<u32>,
     /// Backend's own name.
     pub device: String,
+    /// How JSON calls its activations.
+    pub activations: &'static str,
 }
 
 impl Session {
@@ -220,6 +216,7 @@ impl Session {
     pub fn open(model: Option<&str>, context: &ContextArgs, device: &DeviceArgs) -> Result<Self> {
         let parts = Parts::open(model, backend(device, ActivationsArg::Auto)?)?;
         let Parts { model, tokenizer, template, defaults, end_ids, device } = parts;
+        let activations = activations_name(model.backend().as_ref());
         let limit = model.spec().max_position_embeddings;
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         let options = EngineOptions {
@@ -228,7 +225,7 @@ impl Session {
             ..EngineOptions::default()
         };
         let engine = Engine::new(Arc::new(model), &options)?;
-        Ok(Self { engine, tokenizer, template, defaults, end_ids, device })
+        Ok(Self { engine, tokenizer, template, defaults, end_ids, device, activations })
     }
 
     /// Most tokens of an answer: what the arguments say, or the publisher.

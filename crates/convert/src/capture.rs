@@ -73,6 +73,10 @@ impl Backend for Capture {
         self.inner.name()
     }
 
+    fn rounds_inputs(&self) -> bool {
+        self.inner.rounds_inputs()
+    }
+
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
         self.inner.kernel(format, options)
     }

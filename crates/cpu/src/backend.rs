@@ -116,7 +116,7 @@ impl CpuBackend {
     }
 
     fn float_activations(&self, options: LinearOptions) -> bool {
-        options.float_activations || self.options.activations == Activations::Float
+        options.float_activations || !self.rounds_inputs()
     }
 
     /// Few rows times several matrices in one region.
@@ -261,6 +261,10 @@ impl LoadedLinear {
 impl Backend for CpuBackend {
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.options.level, self.pool.threads())
+    }
+
+    fn rounds_inputs(&self) -> bool {
+        self.options.activations == Activations::Auto
     }
 
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
@@ -536,7 +540,7 @@ impl Backend for CpuBackend {
             if level == Level::Scalar {
                 return reference::attention(queries, &layer, &batch.sequences, params, out);
             }
-            let rounding = self.options.activations == Activations::Auto;
+            let rounding = self.rounds_inputs();
             let (layer, arena) = (&*layer, &self.arena);
             let attention = Attention { level, rounding, params, layer, queries, arena };
             attention.run(&batch.sequences, out, &self.pool);

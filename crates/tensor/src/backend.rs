@@ -164,6 +164,11 @@ pub trait Backend: Send + Sync {
     /// What the user sees, for example `"cpu (avx512-vnni, 2 threads)"`.
     fn name(&self) -> String;
 
+    /// Whether kernels may round the inputs of matrices to fewer bits than f32 has.
+    fn rounds_inputs(&self) -> bool {
+        false
+    }
+
     /// Kernel path that [`load_linear`](Self::load_linear) would choose for `format`, without loading.
     fn kernel(&self, format: &str, options: LinearOptions) -> String;
 

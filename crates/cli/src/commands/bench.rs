@@ -103,7 +103,7 @@ fn speed(args: &Speed) -> Result<()> {
                 model_bytes,
                 gigabytes_per_second: passes * model_bytes as f64 / seconds / 1e9,
                 device: model.backend().name(),
-                activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
+                activations: loaded::activations_name(model.backend().as_ref()),
                 profile: None,
             };
             if !args.json {

@@ -107,7 +107,7 @@ fn run_perplexity(
             "model": locate::name(name),
             "text": file,
             "device": model.backend().name(),
-            "activations": loaded::activations_name(device, ActivationsArg::Float),
+            "activations": loaded::activations_name(model.backend().as_ref()),
         });
         if let Some(path) = reference {
             document["reference"] = json!(path);
@@ -158,7 +158,7 @@ fn run_logits(
             "dtype": "f32",
             "model": locate::name(name),
             "device": model.backend().name(),
-            "activations": loaded::activations_name(device, ActivationsArg::Float),
+            "activations": loaded::activations_name(model.backend().as_ref()),
         }));
     }
     console::note(&format!("{}: f32 [{}, {vocab}]", output.display(), tokens.len()));
@@ -216,7 +216,7 @@ fn run_choices(
             "model": locate::name(name),
             "task": file,
             "device": model.backend().name(),
-            "activations": loaded::activations_name(device, ActivationsArg::Float),
+            "activations": loaded::activations_name(model.backend().as_ref()),
         }));
     }
     console::line(&format!(

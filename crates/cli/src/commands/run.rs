@@ -2,7 +2,7 @@
 
 use crate::args::Run;
 use crate::generate::Ending;
-use crate::loaded::{Session, activations_name};
+use crate::loaded::Session;
 use crate::{console, exit, locate};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -46,8 +46,7 @@ pub fn run(args: &Run) -> Result<ExitCode> {
         let mut document = answer.json();
         document["model"] = json!(locate::name(args.model.model.as_deref()));
         document["device"] = json!(session.device);
-        document["activations"] =
-            json!(activations_name(&args.device, crate::args::ActivationsArg::Auto));
+        document["activations"] = json!(session.activations);
         document["seed"] = json!(seed);
         console::json(&document)?;
     } else {

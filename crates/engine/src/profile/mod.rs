@@ -195,6 +195,10 @@ impl Backend for Profiler {
         self.inner.name()
     }
 
+    fn rounds_inputs(&self) -> bool {
+        self.inner.rounds_inputs()
+    }
+
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
         self.inner.kernel(format, options)
     }

@@ -94,7 +94,7 @@ pub fn run(args: &Memory) -> Result<()> {
     let report = Report {
         model: locate::name(args.model.model.as_deref()).to_owned(),
         device: model.backend().name(),
-        activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
+        activations: loaded::activations_name(model.backend().as_ref()),
         model_bytes: checkpoint.tensor_bytes(),
         weight_bytes: counted.loaded_bytes(),
         cache_type: cache_type.to_string(),

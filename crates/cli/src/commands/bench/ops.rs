@@ -93,7 +93,7 @@ pub fn run(args: &Ops) -> Result<()> {
         console::json(&Report {
             device: backend.name(),
             threads,
-            activations: loaded::activations_name(&args.device, ActivationsArg::Auto),
+            activations: loaded::activations_name(backend.as_ref()),
             quick: args.quick,
             peaks: PeaksReport::new(&peaks),
             ops: rows,

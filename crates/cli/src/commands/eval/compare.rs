@@ -130,7 +130,7 @@ pub fn run(
             "cache_type": options.cache_type.name(),
             "text": file,
             "device": backend.name(),
-            "activations": loaded::activations_name(device, ActivationsArg::Float),
+            "activations": loaded::activations_name(backend.as_ref()),
         }));
     }
     console::print(&table(&rows))?;
