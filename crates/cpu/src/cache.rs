@@ -51,7 +51,7 @@ impl Elements {
                 let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
                 e[range].iter_mut().zip(rounded).for_each(|(e, v)| *e = v);
             }
-            Self::Quantized(rows) => rows.write(at / rows.columns().max(1), values),
+            Self::Quantized(rows) => rows.write(at, values),
         }
     }
 
@@ -62,7 +62,7 @@ impl Elements {
             Self::F32(e) => out.copy_from_slice(&e[range]),
             Self::F16(e) => widen_f16(level, &e[range], out),
             Self::BF16(e) => widen_bf16(level, &e[range], out),
-            Self::Quantized(rows) => rows.read(level, at / rows.columns().max(1), out),
+            Self::Quantized(rows) => rows.read(level, at, out),
         }
     }
 
@@ -81,7 +81,7 @@ impl Elements {
                 let rounded = values.iter().map(|v| bf16::from_f32(*v).to_bits());
                 e[at..].iter_mut().step_by(stride).zip(rounded).for_each(|(e, v)| *e = v);
             }
-            Self::Quantized(rows) => rows.write(at / rows.columns().max(1), values),
+            Self::Quantized(rows) => rows.write(at, values),
         }
     }
 
@@ -108,10 +108,7 @@ impl Elements {
             Self::F32(e) => e.copy_within(from..from + len, to),
             Self::F16(e) => e.copy_within(from..from + len, to),
             Self::BF16(e) => e.copy_within(from..from + len, to),
-            Self::Quantized(rows) => {
-                let columns = rows.columns().max(1);
-                rows.copy_within(from / columns, to / columns, len / columns);
-            }
+            Self::Quantized(rows) => rows.copy_within(from, to, len),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::Level;
 use crate::memory::zeroed;
 use crate::simd::widen_quants;
 use half::bf16;
+use marlin_quant::exl3::hadamard::sylvester;
 use marlin_tensor::{CACHE_GROUP, CacheType};
 
 /// Bits of a quant.
@@ -72,10 +73,15 @@ impl Rows {
         self.bits.cache_type().row_bytes(self.columns)
     }
 
-    /// Rotates and rounds a row, and writes it as row `row`.
-    pub(crate) fn write(&mut self, row: usize, values: &[f32]) {
+    /// Start of the bytes of the row whose first column is element `at`.
+    fn byte(&self, at: usize) -> usize {
+        at / self.columns.max(1) * self.row_bytes()
+    }
+
+    /// Rotates and rounds a row, and writes it from element `at` on.
+    pub(crate) fn write(&mut self, at: usize, values: &[f32]) {
         assert_eq!(values.len(), self.columns, "whole rows");
-        let (at, len) = (row * self.row_bytes(), self.row_bytes());
+        let (at, len) = (self.byte(at), self.row_bytes());
         let mut bytes = &mut self.bytes[at..at + len];
         for group in values.chunks(CACHE_GROUP) {
             let (these, rest) = bytes.split_at_mut(self.bits.group_bytes(group.len()));
@@ -84,21 +90,20 @@ impl Rows {
         }
     }
 
-    /// The rows from `row` on that fill `out`, rotated as they are stored.
-    pub(crate) fn read(&self, level: Level, row: usize, out: &mut [f32]) {
+    /// The rows from element `at` on that fill `out`, rotated as they are stored.
+    pub(crate) fn read(&self, level: Level, at: usize, out: &mut [f32]) {
         if out.is_empty() {
             return;
         }
         assert!(out.len().is_multiple_of(self.columns), "whole rows");
-        let rows = out.len() / self.columns;
-        let bytes = &self.bytes[row * self.row_bytes()..][..rows * self.row_bytes()];
+        let bytes = &self.bytes[self.byte(at)..self.byte(at + out.len())];
         widen_quants(level, self.bits, self.columns, bytes, out);
     }
 
-    /// Copies `rows` rows.
-    pub(crate) fn copy_within(&mut self, from: usize, to: usize, rows: usize) {
-        let size = self.row_bytes();
-        self.bytes.copy_within(from * size..(from + rows) * size, to * size);
+    /// Copies the rows of `len` elements.
+    pub(crate) fn copy_within(&mut self, from: usize, to: usize, len: usize) {
+        let (from, to) = (self.byte(from)..self.byte(from + len), self.byte(to));
+        self.bytes.copy_within(from, to);
     }
 
     /// Columns of a row.
@@ -150,16 +155,8 @@ fn write_group(bits: Bits, values: &[f32], bytes: &mut [u8]) {
 
 /// Multiplies every whole group of a row by the orthonormal Hadamard matrix, its own inverse.
 pub(crate) fn rotate(row: &mut [f32]) {
-    let mut groups = row.chunks_exact_mut(CACHE_GROUP);
-    for group in groups.by_ref() {
-        for half in [1, 2, 4, 8, 16] {
-            for pair in group.chunks_exact_mut(2 * half) {
-                let (a, b) = pair.split_at_mut(half);
-                for (a, b) in a.iter_mut().zip(b) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
-            }
-        }
+    for group in row.chunks_exact_mut(CACHE_GROUP) {
+        sylvester(group);
         group.iter_mut().for_each(|v| *v *= NORM);
     }
 }
@@ -170,7 +167,7 @@ mod tests {
 
     fn rows(bits: Bits, columns: usize, values: &[f32]) -> Rows {
         let mut rows = Rows::zeros(bits, values.len() / columns, columns).unwrap();
-        values.chunks_exact(columns).enumerate().for_each(|(i, row)| rows.write(i, row));
+        values.chunks_exact(columns).enumerate().for_each(|(i, row)| rows.write(i * columns, row));
         rows
     }
 
@@ -211,7 +208,7 @@ mod tests {
                 }
                 for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
                     let mut read = vec![0.0; 3 * columns];
-                    stored.read(level, 1, &mut read);
+                    stored.read(level, columns, &mut read);
                     assert_eq!(read, scalar[columns..4 * columns], "{level} {bits:?} {columns}");
                 }
             }

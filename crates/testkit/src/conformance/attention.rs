@@ -132,10 +132,6 @@ fn attend(
     let stored = |all: &[f32], columns: usize, cache_type: CacheType| -> Vec<f32> {
         all.chunks(columns).flat_map(|row| as_stored(row, cache_type)).collect()
     };
-    let (key_type, value_type) = match cache_type {
-        CacheType::K8V4 => (CacheType::Q8, CacheType::Q4),
-        same => (same, same),
-    };
     let q = values(second.rows() * heads * dk, 15);
     let pick = |batch: &Batch, all: &[f32], columns: usize| -> Tensor {
         let mut out = Vec::new();
@@ -169,7 +165,7 @@ fn attend(
     }
     let found = attend(&cache, &second, &upload(b, second.rows(), &q));
 
-    let (k, v) = (stored(&k, dk, key_type), stored(&v, dv, value_type));
+    let (k, v) = (stored(&k, dk, cache_type.keys()), stored(&v, dv, cache_type.values()));
     let mut expected = Vec::new();
     let mut start = 0;
     for (sequence, (c, r)) in second.sequences.iter().zip(&lens) {

@@ -275,7 +275,7 @@ impl Attend<'_> {
         let used = step.len().next_multiple_of(ROWS);
         for (i, wide) in wide[..used * columns].chunks_exact_mut(ROWS * columns).enumerate() {
             let slot = self.slot(step.start + i * ROWS);
-            rows.read(self.level, self.layer.at(slot, self.kv_head, 1), wide);
+            rows.read(self.level, self.layer.at(slot, self.kv_head, columns), wide);
         }
         (wide.as_ptr().cast(), Kind::F32)
     }

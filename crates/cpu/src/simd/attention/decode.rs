@@ -65,16 +65,16 @@ impl Attention<'_> {
         let blocks =
             key_blocks.chunks_exact_mut(size * dk).zip(value_blocks.chunks_exact_mut(size * dv));
         for (block, (key_block, value_block)) in table.iter().zip(blocks) {
-            let row = layer.at(*block as usize * size, tile.kv_head, 1);
+            let at = |dim: usize| layer.block_at(*block as usize, tile.kv_head, dim);
             // Rows behind the last position are read with the others and not used.
             let rows = left.min(size).next_multiple_of(TOGETHER);
             left -= left.min(size);
-            keys.read(level, row, &mut wide[..rows * dk]);
+            keys.read(level, at(dk), &mut wide[..rows * dk]);
             for first in (0..rows).step_by(TOGETHER) {
                 let (from, to) = (&wide[first * dk..], &mut key_block[first..]);
                 transpose_f16(level, from, dk, (TOGETHER, dk), to, size);
             }
-            values.read(level, row, &mut wide[..rows * dv]);
+            values.read(level, at(dv), &mut wide[..rows * dv]);
             narrow_f16(level, &wide[..rows * dv], &mut value_block[..rows * dv]);
         }
         let starts = |len: usize| (0..table.len()).map(move |i| i * len);
