@@ -1,6 +1,6 @@
 //! The [`Backend`] trait on top of the kernels.
 
-use crate::gpu::{Buffer, Gpu, device_error};
+use crate::gpu::{Buffer, Gpu, device_error, lock};
 use crate::ops::cache::PagedCache;
 use crate::ops::tiles::{Entries, Rows};
 use crate::ops::{attention, columns, elementwise, matrix, moe, norm, rope};
@@ -13,7 +13,7 @@ use marlin_tensor::{
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -57,10 +57,6 @@ fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
 /// EXL3 experts on NVIDIA GPUs, whose sums have another order where more than [`SINGLE`] entries are sorted by expert.
 fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
     Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl GpuBackend {

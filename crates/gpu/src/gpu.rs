@@ -4,8 +4,8 @@ use bytes::Bytes;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use marlin_tensor::BackendError;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes of a word, the unit of all arrays.
 pub(crate) const WORD: usize = 4;
@@ -174,4 +174,9 @@ impl Gpu {
 /// What a runtime says, as an error of the backend.
 pub(crate) fn device_error(error: impl std::fmt::Display) -> BackendError {
     BackendError::Device(error.to_string())
+}
+
+/// What a lock guards, also after a panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -7,7 +7,7 @@
 //!
 //! Cosines and sines of the rows' positions are computed on the host, as transformers does, and kept per rotary table.
 
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::{Buffer, Gpu, lock};
 use marlin_tensor::{Batch, Rope};
 use std::sync::{Arc, Mutex};
 
@@ -60,7 +60,7 @@ impl Step {
     /// Overwrites it with another batch of the same shape.
     pub(crate) fn rewrite(&self, gpu: &Gpu, batch: &Batch) {
         gpu.write(&self.meta, &words(batch, StepShape::of(batch)));
-        for (frequencies, buffer) in self.lock().iter() {
+        for (frequencies, buffer) in lock(&self.angles).iter() {
             let angles: Vec<u32> =
                 angles(&frequencies.0, batch).into_iter().map(f32::to_bits).collect();
             gpu.write(buffer, &angles);
@@ -74,17 +74,13 @@ impl Step {
         frequencies: &Arc<Frequencies>,
         batch: &Batch,
     ) -> Buffer {
-        let mut known = self.lock();
+        let mut known = lock(&self.angles);
         if let Some((_, buffer)) = known.iter().find(|(f, _)| Arc::ptr_eq(f, frequencies)) {
             return buffer.clone();
         }
         let buffer = gpu.floats(&angles(&frequencies.0, batch));
         known.push((frequencies.clone(), buffer.clone()));
         buffer
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Angles>> {
-        self.angles.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

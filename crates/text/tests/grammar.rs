@@ -2,6 +2,7 @@
 
 #[path = "grammar/bench.rs"]
 mod bench;
+mod common;
 
 use bench::{Random, Writer, schema, valid};
 use marlin_checkpoint::{Checkpoint, Container};
@@ -10,37 +11,13 @@ use marlin_text::{
     ParserOptions, StreamOptions, TextError, Tokenizer, Tool, ToolChoice, ToolSet,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A byte-level vocabulary with a few words and the control tokens of every family.
 fn bytes_tokenizer(controls: &[&str]) -> Tokenizer {
-    let mut tokens: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
-    let mut kinds = vec![6; 256];
-    for word in ["name", "\":", "\", \"", "true", "\u{2581}the", "}}", "<tool", "_call>", "{\""] {
-        tokens.push(word.into());
-        kinds.push(1);
-    }
-    let first = tokens.len();
-    for control in ["<s>", "</s>", "<|end|>", "<unk>"].iter().chain(controls) {
-        tokens.push((*control).into());
-        kinds.push(3);
-    }
-    let Value::Object(metadata) = json!({
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.scores": vec![0; tokens.len()],
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.bos_token_id": first,
-        "tokenizer.ggml.eos_token_id": first + 1,
-        "tokenizer.ggml.eot_token_id": first + 2,
-        "tokenizer.ggml.unknown_token_id": first + 3,
-    }) else {
-        unreachable!()
-    };
-    let container = Container::Gguf { metadata };
-    Tokenizer::open(&Checkpoint::from_parts("m".into(), container, [], BTreeMap::new())).unwrap()
+    let words = ["name", "\":", "\", \"", "true", "\u{2581}the", "}}", "<tool", "_call>", "{\""];
+    common::bytes_tokenizer(&words, &[&["<|end|>"], controls].concat())
 }
 
 fn stories() -> Tokenizer {

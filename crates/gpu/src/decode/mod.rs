@@ -120,7 +120,6 @@ impl Format {
             Self::Q5K => each(bytes, &mut parts, q5_k::split),
             Self::Q6K => each(bytes, &mut parts, q6_k::split),
         }
-        // 16-bit scales of an odd number of groups end inside a word, which `Halves` has pushed.
         parts
     }
 }

@@ -1,13 +1,17 @@
 //! What must hold for any bytes at all: a vocabulary or a template, or an error that names the
 //! file. Used by the fuzz targets and by the test that replays what they found.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 use bytes::Bytes;
+use common::bytes_tokenizer;
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_text::{
     CallFormat, ChatTemplate, OutputEvent, OutputFormat, OutputParser, ParserOptions,
     ReasoningMarkers, Specials, StreamOptions, TemplateInputs, TextError, Tokenizer, ToolSet,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -121,40 +125,14 @@ fn joined(events: &[OutputEvent]) -> Vec<(String, String)> {
     out
 }
 
-/// A vocabulary of bytes, words and control tokens.
-fn bytes_and_words() -> Tokenizer {
-    let mut tokens: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
-    let mut kinds = vec![6; 256];
-    for word in ["\u{2581}the", "\u{2581}", "end", "\u{20ac}", "EN", "\u{1f42d}"] {
-        tokens.push(word.into());
-        kinds.push(1);
-    }
-    let first = tokens.len();
-    for control in ["<s>", "</s>", "<unk>", "<tool_call>"] {
-        tokens.push(control.into());
-        kinds.push(3);
-    }
-    let Value::Object(metadata) = json!({
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.scores": vec![0; tokens.len()],
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.bos_token_id": first,
-        "tokenizer.ggml.eos_token_id": first + 1,
-        "tokenizer.ggml.unknown_token_id": first + 2,
-    }) else {
-        unreachable!()
-    };
-    let container = Container::Gguf { metadata };
-    Tokenizer::open(&Checkpoint::from_parts("fuzz".into(), container, [], BTreeMap::new()))
-        .expect("a vocabulary of our own")
-}
-
 /// `data` as one byte of choices and token ids, two bytes each: what streams out token by token is the text of all
 /// tokens, whole characters at a time, and never shows a stop string.
 pub fn detokenizer(data: &[u8]) {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    let tokenizer = TOKENIZER.get_or_init(bytes_and_words);
+    let tokenizer = TOKENIZER.get_or_init(|| {
+        let words = ["\u{2581}the", "\u{2581}", "end", "\u{20ac}", "EN", "\u{1f42d}"];
+        bytes_tokenizer(&words, &["<tool_call>"])
+    });
     let Some((&choices, ids)) = data.split_first() else { return };
     // Most ids exist; one in many does not.
     let most = tokenizer.vocab_size() as u32 + 1;
