@@ -4,8 +4,8 @@
     python bench/serve_events.py [--marlin MARLIN] [--streams 64] [--requests 512] [--max-tokens 256] [--rounds 5]
 
 Makes a Llama of 260 thousand random parameters (seed 0: the same bytes everywhere) whose tokens are all plain text, serves it, and runs
-`marlin bench serve` against it, which checks that every stream is whole and in order. Server and load share this machine. Prints a table
-of the rounds and, with --json, everything. Standard library only.
+`marlin bench serve` against it, which checks that every stream is whole and in order. Server and load share this machine. Prints the median
+of the rounds or, with --json, everything. Standard library only.
 """
 
 import argparse
@@ -13,13 +13,13 @@ import array
 import json
 import pathlib
 import random
-import re
-import shlex
 import shlex
 import statistics
 import string
 import subprocess
 import tempfile
+
+from serve_vs_llama_server import READY, Server, free_port
 
 VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, INNER = 512, 64, 5, 4, 2, 172
 END = "<|end|>"
@@ -95,25 +95,20 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         parameters = checkpoint(folder)
-        command = [args.marlin, "serve", "-m", name, "--port", "0", "--parallel", str(args.streams), *args.serve_args]
-        server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        port = free_port()
+        command = [args.marlin, "serve", "-m", name, "--port", port, "--parallel", args.streams, *args.serve_args]
+        server = Server(command, port, READY["marlin"], folder / "log")
         try:
-            for line in server.stderr:
-                if url := re.search(r"http://[^\s]+", line):
-                    break
-            else:
-                raise SystemExit("marlin serve ended before it gave its address")
             rounds = []
             for _ in range(args.rounds):
-                load = [args.marlin, "bench", "serve", url[0], "--concurrency", args.streams, "--requests", args.requests,
+                load = [args.marlin, "bench", "serve", server.base, "--concurrency", args.streams, "--requests", args.requests,
                         "--max-tokens", args.max_tokens, "--prompt-words", args.prompt_words, "--json"]
                 done = subprocess.run(list(map(str, load)), capture_output=True, text=True)
                 if done.returncode != 0:
                     raise SystemExit(done.stdout + done.stderr)
                 rounds.append(json.loads(done.stdout))
         finally:
-            server.terminate()
-            server.wait()
+            server.stop()
     if args.json:
         print(json.dumps(dict(parameters=parameters, rounds=rounds)))
         return
