@@ -1,6 +1,6 @@
 //! [`Kernel`]s: a stored matrix, the level it is multiplied at, and how the work is cut.
 
-use super::amx::{self, Amx, Packed, Panels, Tile};
+use super::amx::{self, Amx, Packed, Panels, Part, Tile};
 use super::float::{self, Element, F32, Rows};
 use super::integer::{self, Blocks};
 use super::isa::{FloatIsa, IntegerIsa};
@@ -36,21 +36,23 @@ enum Path {
     Integer(IntegerIsa),
 }
 
-/// AMX for many rows, where inputs may be rounded and the machine has it.
-pub(super) fn rounding(level: Level, float_activations: bool) -> Option<Amx> {
-    if float_activations { None } else { Amx::new(level) }
+/// AMX for many rows, where the machine has it; it rounds inputs if it may.
+pub(super) fn tiles(level: Level, float_activations: bool) -> Option<Amx> {
+    let amx = Amx::new(level)?;
+    Some(if float_activations { amx.exact() } else { amx })
 }
 
-/// What the name of a path says of [`rounding`].
-pub(super) fn rounding_name(level: Level, float_activations: bool) -> String {
-    match rounding(level, float_activations) {
-        Some(_) => ", amx bf16 for prompts".to_owned(),
-        None => String::new(),
+/// What the name of a path says of [`tiles`].
+pub(super) fn tiles_name(level: Level, float_activations: bool) -> &'static str {
+    match (Amx::new(level), float_activations) {
+        (Some(_), true) => ", amx split f32 for prompts",
+        (Some(_), false) => ", amx bf16 for prompts",
+        (None, _) => "",
     }
 }
 
 /// `out = x Wᵀ` on tiles, for several matrices over one input of `columns` columns.
-pub(crate) fn multiply_rounded(
+pub(crate) fn multiply_on_tiles(
     amx: Amx,
     weights: &[&dyn Panels],
     x: &[f32],
@@ -101,19 +103,17 @@ impl<F: Format> Tiled<F> {
             true => Path::Float(FloatIsa::new(level)?),
             false => Path::Integer(IntegerIsa::new(level)?),
         };
-        let amx = rounding(level, float_activations);
+        let amx = tiles(level, float_activations);
         let name = Self::name_of(level, float_activations);
         Some(Self { tiles: Tiles::new(bytes, rows, columns), path, amx, name })
     }
 
     /// Name of its path.
     pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
+        let many = tiles_name(level, float_activations);
         match float_activations {
-            true => format!("{} {}", F::ID, FloatIsa::level(level)),
-            false => {
-                let many = rounding_name(level, float_activations);
-                format!("{} {} int8{many}", F::ID, IntegerIsa::level(level))
-            }
+            true => format!("{} {}{many}", F::ID, FloatIsa::level(level)),
+            false => format!("{} {} int8{many}", F::ID, IntegerIsa::level(level)),
         }
     }
 }
@@ -143,7 +143,7 @@ impl<F: Format> Kernel for Tiled<F> {
                     rows * self.tiles.in_features,
                     "input fills [rows, in_features]"
                 );
-                multiply_rounded(amx, &[&self.tiles], x, self.tiles.in_features, vec![out], pool);
+                multiply_on_tiles(amx, &[&self.tiles], x, self.tiles.in_features, vec![out], pool);
             }
             None => multiply_tiles(&self.tiles, self.path, x, rows, out, pool),
         }
@@ -250,7 +250,7 @@ impl<E: Element> Plain<E> {
         let (out_features, in_features) = (weight.out_features, weight.in_features);
         let fits = in_features > 0 && bytes.len() == out_features * in_features * E::BYTES;
         let (isa, name) = (FloatIsa::new(level)?, Self::name_of(level, float_activations));
-        let amx = rounding(level, float_activations);
+        let amx = tiles(level, float_activations);
         let element = PhantomData;
         fits.then_some(Self { bytes, out_features, in_features, isa, amx, name, element })
     }
@@ -275,7 +275,7 @@ impl<E: Element> Plain<E> {
 
     /// Name of its path.
     pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
-        let many = rounding_name(level, float_activations);
+        let many = tiles_name(level, float_activations);
         format!("{} {}{many}", E::ID, FloatIsa::level(level))
     }
 }
@@ -301,7 +301,7 @@ impl<E: Element> Kernel for Plain<E> {
         let (n, k) = (self.out_features, self.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         if let Some(amx) = self.amx.filter(|_| kind == RowKind::Prompt) {
-            return multiply_rounded(amx, &[&self.rows()], x, k, vec![out], pool);
+            return multiply_on_tiles(amx, &[&self.rows()], x, k, vec![out], pool);
         }
         let width = columns_per_task(n, 2 * BAND, pool);
         pool.run_columns(out, n, width, |columns, out| self.columns(x, rows, kind, columns, out));
@@ -325,8 +325,8 @@ impl<E: Element> Kernel for Plain<E> {
 }
 
 impl<E: Element> Panels for Plain<E> {
-    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
-        Panels::fill(&self.rows(), amx, bands, start, out);
+    fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+        Panels::fill(&self.rows(), amx, part, bands, start, out);
     }
 }
 
@@ -353,14 +353,14 @@ impl DecodedBands {
         (weight.in_features > 0).then_some(())?;
         let isa = FloatIsa::new(level)?;
         let name = Self::name_of(weight.format, level, float_activations);
-        let amx = rounding(level, float_activations);
+        let amx = tiles(level, float_activations);
         let weight = weight.clone();
         Some(Self { weight, format, isa, amx, name, failure: Mutex::new(None) })
     }
 
     /// Name of its path.
     pub(crate) fn name_of(format: &str, level: Level, float_activations: bool) -> String {
-        let many = rounding_name(level, float_activations);
+        let many = tiles_name(level, float_activations);
         format!("{format} decoded to f32, {}{many}", FloatIsa::level(level))
     }
 }

@@ -24,22 +24,30 @@ impl Amx {
     pub(crate) fn new(_: Level) -> Option<Self> {
         None
     }
+
+    pub(crate) fn exact(self) -> Self {
+        match self {}
+    }
 }
 
+/// The bf16 number that stands for an f32.
+#[derive(Clone, Copy)]
+pub enum Part {}
+
 pub trait Panels: Sync {
-    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]);
+    fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]);
 }
 
 #[cfg(target_arch = "aarch64")]
 impl<F: Format> Panels for Tiles<F> {
-    fn fill(&self, amx: Amx, _: Range<usize>, _: usize, _: &mut [Tile]) {
+    fn fill(&self, amx: Amx, _: Part, _: Range<usize>, _: usize, _: &mut [Tile]) {
         match amx {}
     }
 }
 
 #[cfg(target_arch = "aarch64")]
 impl<E: Element> Panels for Rows<'_, E> {
-    fn fill(&self, amx: Amx, _: Range<usize>, _: usize, _: &mut [Tile]) {
+    fn fill(&self, amx: Amx, _: Part, _: Range<usize>, _: usize, _: &mut [Tile]) {
         match amx {}
     }
 }

@@ -7,7 +7,7 @@
 
 use super::pack::{interleave, narrow, pack_rows, transpose};
 use super::product::{Block, inner};
-use super::{Amx, DEPTH, ROWS, Tile, Tiles};
+use super::{Amx, DEPTH, Part, ROWS, Tile, Tiles};
 use crate::Level;
 use crate::cache::{Elements, Layer};
 use crate::memory::grown;
@@ -94,7 +94,7 @@ impl Attend<'_> {
         for (i, tiles) in queries.chunks_exact_mut(depth).enumerate() {
             let x = &self.queries[(i * ROWS * dk).min(rows * dk)..rows.min((i + 1) * ROWS) * dk];
             // SAFETY: `amx` proves the features; `depth` tiles cover a query.
-            unsafe { pack_rows(self.amx, x, dk, tiles) };
+            unsafe { pack_rows(self.amx, Part::Nearest, x, dk, tiles) };
         }
         let queries = &*queries;
         let keys = grown(&mut scratch.keys, STEP / ROWS * depth, Tile::ZERO);
@@ -139,7 +139,7 @@ impl Attend<'_> {
                 for (half, weights) in weights.chunks_exact_mut(len).take(2).enumerate() {
                     let x = &scores[half * ROWS * columns..][..ROWS * columns];
                     // SAFETY: `amx` proves the features; `len` tiles cover the columns.
-                    unsafe { pack_rows(self.amx, x, columns, weights) };
+                    unsafe { pack_rows(self.amx, Part::Nearest, x, columns, weights) };
                 }
                 for column in (0..across).step_by(2) {
                     let block = Block {
@@ -317,7 +317,12 @@ impl Attend<'_> {
                         let at = at + r * dk + t * DEPTH;
                         // SAFETY: sixteen rows from this position on have `dk` columns each.
                         *pairs = unsafe {
-                            narrow::<E>(s, stored.bytes.add(at * E::BYTES), dk - t * DEPTH)
+                            narrow::<E>(
+                                s,
+                                Part::Nearest,
+                                stored.bytes.add(at * E::BYTES),
+                                dk - t * DEPTH,
+                            )
                         };
                     }
                     transpose(s, &mut pairs, tile);

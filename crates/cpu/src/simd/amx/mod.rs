@@ -5,6 +5,9 @@
 //! ([`multiply`]): no scale is applied to sums, so one loop serves every format. Rounding both
 //! factors to eight bits of mantissa changes a product by at most 2⁻⁷ of itself.
 //!
+//! Where nothing may be rounded, either factor is the exact sum of three bf16 numbers of eight bits of
+//! its mantissa each ([`Part`]), and the six of their nine products that f32 can hold are added up.
+//!
 //! Rust has no stable intrinsics for AMX; the few instructions are assembler here. The system
 //! saves a thread's tiles and their configuration when it switches threads, once a process has
 //! asked for the right to have them. The compiler itself never uses a tile register.
@@ -20,7 +23,7 @@ pub(crate) use product::{GRANULE, Panels, multiply};
 
 use crate::Level;
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 /// Rows of a tile, and rows or columns of a tile of sums.
@@ -87,9 +90,40 @@ fn may_use_tiles() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
 }
 
-/// Proof that tiles may be used.
+/// Proof that tiles may be used, and how f32 becomes bf16.
 #[derive(Clone, Copy)]
-pub struct Amx(());
+pub struct Amx {
+    parts: &'static [Part],
+}
+
+/// The bf16 number that stands for an f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The nearest.
+    Nearest,
+    /// One of three whose sum is the f32: its eight highest bits, the next eight, the rest.
+    Exact(usize),
+}
+
+/// Bits of an f32 that a bf16 has too.
+const KEPT: i32 = 0xffff_0000_u32 as i32;
+
+impl Part {
+    /// What to narrow instead of `v`: for [`Exact`](Self::Exact) a number that loses nothing by it.
+    #[inline(always)]
+    pub(super) fn of(self, mut v: __m512) -> __m512 {
+        let Self::Exact(place) = self else { return v };
+        // SAFETY: a part is only asked for with an `Amx`, and AMX comes with AVX-512; registers only.
+        unsafe {
+            let kept = _mm512_set1_epi32(KEPT);
+            let high = |v| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), kept));
+            for _ in 0..place {
+                v = _mm512_sub_ps(v, high(v));
+            }
+            high(v)
+        }
+    }
+}
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -102,9 +136,14 @@ struct Configuration {
 }
 
 impl Amx {
-    /// The proof for `level`, if that has AMX and the machine too.
+    /// The proof for `level`, if that has AMX and the machine too; factors are rounded.
     pub(crate) fn new(level: Level) -> Option<Self> {
-        (level >= Level::Amx && is_supported()).then_some(Self(()))
+        (level >= Level::Amx && is_supported()).then_some(Self { parts: &[Part::Nearest] })
+    }
+
+    /// The same with factors of which nothing is lost, at six products for one.
+    pub(crate) fn exact(self) -> Self {
+        Self { parts: &[Part::Exact(0), Part::Exact(1), Part::Exact(2)] }
     }
 
     /// Configures all eight tiles of this thread as 16 rows of 64 bytes.
@@ -216,4 +255,36 @@ pub(crate) fn exercise_int8(amx: Amx, rounds: u64) -> u64 {
         t.add_int8::<3, 5, 7>();
     }
     rounds * 8 * OPERATIONS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_parts_add_up_to_every_bit() {
+        if !is_supported() {
+            eprintln!("skipped: no AMX");
+            return;
+        }
+        let values: [f32; 16] = std::array::from_fn(|i| match i {
+            0 => 0.0,
+            1 => f32::MAX,
+            2 => -f32::MAX,
+            3 => f32::from_bits(0x3f7f_ffff),
+            _ => f32::from_bits(0x9e37_79b9_u32.wrapping_mul(i as u32) & 0xbfff_ffff | 0x2000_0000),
+        });
+        let part = |place| -> [f32; 16] {
+            // SAFETY: sixteen floats are a register, which AMX comes with.
+            unsafe {
+                let v = std::mem::transmute::<[f32; 16], __m512>(values);
+                std::mem::transmute::<__m512, [f32; 16]>(Part::Exact(place).of(v))
+            }
+        };
+        let parts = [0, 1, 2].map(part);
+        for (i, value) in values.into_iter().enumerate() {
+            assert_eq!(parts[2][i] + parts[1][i] + parts[0][i], value);
+            assert!(parts.iter().all(|part| part[i].to_bits() << 16 == 0), "{value} is of bf16");
+        }
+    }
 }

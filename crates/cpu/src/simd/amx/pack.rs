@@ -1,6 +1,6 @@
 //! Activations as bf16 tiles.
 
-use super::{Amx, DEPTH, ROWS, Tile};
+use super::{Amx, DEPTH, Part, ROWS, Tile};
 use crate::Pool;
 use crate::memory::grown;
 use crate::simd::avx512::Avx512;
@@ -9,10 +9,12 @@ use crate::simd::isa::Isa;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 
-/// Rows of activations, rounded to the nearest bf16 and zero-padded to whole tiles: for every
-/// sixteen rows, their tiles one after another along the inputs.
+/// Rows of activations as bf16, zero-padded to whole tiles: for every sixteen rows and each of the
+/// parts, the tiles one after another along the inputs.
 pub(crate) struct Packed {
     tiles: Vec<Tile>,
+    /// What they are the tiles of.
+    pub parts: &'static [Part],
     /// Rows that exist.
     pub rows: usize,
     /// Tiles along the inputs.
@@ -29,15 +31,17 @@ impl Packed {
     pub(crate) fn new(amx: Amx, x: &[f32], columns: usize, pool: &Pool) -> Self {
         let rows = x.len() / columns;
         let depth = columns.div_ceil(DEPTH);
-        let len = rows.div_ceil(ROWS) * depth;
+        let parts = amx.parts;
+        let len = rows.div_ceil(ROWS) * parts.len() * depth;
         let mut tiles = SCRATCH.take();
         pool.run_chunks(grown(&mut tiles, len, Tile::ZERO), depth, |i, tiles| {
-            let x = &x[i * ROWS * columns..];
+            let (block, part) = (i / parts.len(), parts[i % parts.len()]);
+            let x = &x[block * ROWS * columns..];
             let x = &x[..x.len().min(ROWS * columns)];
             // SAFETY: `amx` proves the features; `tiles` has a tile for every 32 columns.
-            unsafe { pack_rows(amx, x, columns, tiles) };
+            unsafe { pack_rows(amx, part, x, columns, tiles) };
         });
-        Self { tiles, rows, depth }
+        Self { tiles, parts, rows, depth }
     }
 
     /// Sixteens of rows.
@@ -45,9 +49,10 @@ impl Packed {
         self.rows.div_ceil(ROWS)
     }
 
-    /// The tiles of the `block`th sixteen rows from tile `start` on.
-    pub(crate) fn block(&self, block: usize, start: usize) -> &[Tile] {
-        &self.tiles[block * self.depth + start..(block + 1) * self.depth]
+    /// The tiles of a part of the `block`th sixteen rows from tile `start` on.
+    pub(crate) fn block(&self, block: usize, part: usize, start: usize) -> &[Tile] {
+        let first = (block * self.parts.len() + part) * self.depth;
+        &self.tiles[first + start..first + self.depth]
     }
 }
 
@@ -62,7 +67,7 @@ impl Drop for Packed {
 /// # Safety
 /// The processor has AVX-512 with BF16 and BW; `tiles` covers `columns`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn pack_rows(_: Amx, x: &[f32], columns: usize, tiles: &mut [Tile]) {
+pub(super) unsafe fn pack_rows(_: Amx, part: Part, x: &[f32], columns: usize, tiles: &mut [Tile]) {
     let rows = x.len() / columns;
     debug_assert!(rows <= ROWS && tiles.len() * DEPTH >= columns);
     for (i, tile) in tiles.iter_mut().enumerate() {
@@ -82,8 +87,8 @@ pub(super) unsafe fn pack_rows(_: Amx, x: &[f32], columns: usize, tiles: &mut [T
                     true => _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(16)),
                     false => _mm512_setzero_ps(),
                 };
-                let packed =
-                    std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                let packed = _mm512_cvtne2ps_pbh(part.of(high), part.of(low));
+                let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
             }
         }
@@ -96,7 +101,12 @@ pub(super) unsafe fn pack_rows(_: Amx, x: &[f32], columns: usize, tiles: &mut [T
 /// The processor has the features, of which `s` is a part; the elements must be readable.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-pub(super) unsafe fn narrow<E: Element>(s: Avx512<true>, p: *const u8, len: usize) -> __m512 {
+pub(super) unsafe fn narrow<E: Element>(
+    s: Avx512<true>,
+    part: Part,
+    p: *const u8,
+    len: usize,
+) -> __m512 {
     let mut tail = [0u8; DEPTH * 4];
     // SAFETY: the caller's; a short row is copied to where 32 elements can be read.
     unsafe {
@@ -108,7 +118,7 @@ pub(super) unsafe fn narrow<E: Element>(s: Avx512<true>, p: *const u8, len: usiz
             }
         };
         let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
-        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
+        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(part.of(high), part.of(low)))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Stored weights to bf16 tiles.
 
 use super::pack::{narrow, transpose};
-use super::{Amx, DEPTH, Panels, ROWS, Tile};
+use super::{Amx, DEPTH, Panels, Part, ROWS, Tile};
 use crate::simd::avx512::Avx512;
 use crate::simd::float::{Element, Rows};
 use crate::simd::tile::{Band, Format, GROUP, Source, Tiles};
@@ -12,22 +12,33 @@ use std::ops::Range;
 const _: () = assert!(GROUP == DEPTH);
 
 impl<F: Format> Panels for Tiles<F> {
-    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+    fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]) {
         let len = out.len() / bands.len();
         assert!(start + len <= self.groups());
         for (band, out) in bands.zip(out.chunks_exact_mut(len)) {
             // SAFETY: `amx` proves the features; the groups exist.
-            unsafe { fill_groups(amx, self.band(band), start, out) };
+            unsafe {
+                match part {
+                    Part::Nearest => fill_groups(amx, |w| w, self.band(band), start, out),
+                    part => fill_groups(amx, |w| part.of(w), self.band(band), start, out),
+                }
+            }
         }
     }
 }
 
-/// Groups from `start` on of a band.
+/// Groups from `start` on of a band, of every weight what `part` makes of it.
 ///
 /// # Safety
 /// The groups must exist.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn fill_groups<F: Format>(_: Amx, band: Band<'_, F>, start: usize, out: &mut [Tile]) {
+unsafe fn fill_groups<F: Format>(
+    _: Amx,
+    part: impl Fn(__m512) -> __m512,
+    band: Band<'_, F>,
+    start: usize,
+    out: &mut [Tile],
+) {
     let l = F::LAYOUT;
     // SAFETY: AMX implies the features.
     let s = unsafe { Avx512::<true>::new() };
@@ -40,7 +51,7 @@ unsafe fn fill_groups<F: Format>(_: Amx, band: Band<'_, F>, start: usize, out: &
             for sub in 0..l.subs() {
                 let (scale, offset) = band.scales(s, start + i, sub, 0);
                 for (j, &q) in q.iter().enumerate().skip(sub * columns).take(columns) {
-                    let w = weights::<F>(q, scale, offset);
+                    let w = weights::<F>(q, scale, offset).map(&part);
                     _mm512_store_si512(out.add(32 * j).cast(), pair(w[0], w[1]));
                     _mm512_store_si512(out.add(32 * j + 16).cast(), pair(w[2], w[3]));
                 }
@@ -116,18 +127,25 @@ unsafe fn pair(first: __m512, second: __m512) -> __m512i {
 }
 
 impl<E: Element> Panels for Rows<'_, E> {
-    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+    fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]) {
         let len = out.len() / bands.len();
         for (band, out) in bands.zip(out.chunks_exact_mut(len)) {
             // SAFETY: `amx` proves the features.
-            unsafe { fill_rows(amx, self, band, start, out) };
+            unsafe { fill_rows(amx, part, self, band, start, out) };
         }
     }
 }
 
 /// Tiles from `start` on of sixteen rows: pairs of inputs, transposed.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-fn fill_rows<E: Element>(_: Amx, rows: &Rows<'_, E>, band: usize, start: usize, out: &mut [Tile]) {
+fn fill_rows<E: Element>(
+    _: Amx,
+    part: Part,
+    rows: &Rows<'_, E>,
+    band: usize,
+    start: usize,
+    out: &mut [Tile],
+) {
     // SAFETY: AMX implies the features.
     let s = unsafe { Avx512::<true>::new() };
     for (i, tile) in out.iter_mut().enumerate() {
@@ -136,7 +154,7 @@ fn fill_rows<E: Element>(_: Amx, rows: &Rows<'_, E>, band: usize, start: usize, 
         for (r, pairs) in pairs.iter_mut().enumerate() {
             let row = &rows.row((band * ROWS + r).min(rows.out_features() - 1))[at * E::BYTES..];
             // SAFETY: as many elements lie in the row.
-            *pairs = unsafe { narrow::<E>(s, row.as_ptr(), row.len() / E::BYTES) };
+            *pairs = unsafe { narrow::<E>(s, part, row.as_ptr(), row.len() / E::BYTES) };
         }
         transpose(s, &mut pairs, tile);
     }

@@ -5,7 +5,7 @@
 //! loaded is used twice. A chunk is as deep as keeps its activations in the second-level cache;
 //! sums of later chunks continue in the output.
 
-use super::{Amx, Packed, ROWS, Tile, Tiles};
+use super::{Amx, Packed, Part, ROWS, Tile, Tiles};
 use crate::ColumnBand;
 use crate::memory::grown;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -14,10 +14,10 @@ use std::ops::Range;
 
 /// A matrix that can be read as bf16 tiles of sixteen outputs.
 pub trait Panels: Sync {
-    /// Fills `out` with the tiles from `start` on, a multiple of [`GRANULE`], along the inputs of
-    /// `bands`, one or two of them, a band after the other. Inputs behind the last are zero; outputs
-    /// behind the last are arbitrary.
-    fn fill(&self, amx: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]);
+    /// Fills `out` with the tiles of a part from `start` on, a multiple of [`GRANULE`], along the
+    /// inputs of `bands`, one or two of them, a band after the other. Inputs behind the last are
+    /// zero; outputs behind the last are arbitrary.
+    fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]);
 }
 
 /// Bytes of packed activations to keep in the second-level cache.
@@ -44,20 +44,23 @@ pub(crate) fn multiply(
     bands: Range<usize>,
     out: &mut ColumnBand<'_>,
 ) {
-    let chunk = CACHED_BYTES / (blocks.len().max(1) * size_of::<Tile>());
+    let parts = x.parts.len();
+    let chunk = CACHED_BYTES / (blocks.len().max(1) * parts * size_of::<Tile>());
     let chunk = chunk.max(FEWEST).min(x.depth);
     // Chunks of about one depth.
     let chunk = x.depth.div_ceil(x.depth.div_ceil(chunk.max(1)).max(1));
     let chunk = chunk.next_multiple_of(GRANULE);
     let mut panels = PANELS.take();
-    let memory = grown(&mut panels, TOGETHER * chunk, Tile::ZERO);
+    let memory = grown(&mut panels, parts * TOGETHER * chunk, Tile::ZERO);
     let tiles = amx.configure();
     for start in (0..x.depth).step_by(chunk.max(1)) {
         let len = chunk.min(x.depth - start);
         for band in bands.clone().step_by(TOGETHER) {
             let together = TOGETHER.min(bands.end - band);
-            let panels = &mut memory[..together * len];
-            weights.fill(amx, band..band + together, start, panels);
+            let panels = &mut memory[..parts * together * len];
+            for (&part, out) in x.parts.iter().zip(panels.chunks_exact_mut(together * len)) {
+                weights.fill(amx, part, band..band + together, start, out);
+            }
             let first = band - bands.start;
             for block in blocks.clone().step_by(2) {
                 let row = (block - blocks.start) * ROWS;
@@ -139,6 +142,60 @@ pub(super) unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Blo
     }
 }
 
+/// The same from the three parts of either: of every tile of depth the products that count, the
+/// smallest first, so that sums do not depend on where chunks begin.
+///
+/// # Safety
+/// Every pointer in use must have as many tiles as the blocks are deep.
+#[inline(always)]
+unsafe fn exact<const M: usize, const N: usize>(t: &Tiles, parts: [Block; 3]) {
+    let a = |part: usize, k: usize| {
+        // SAFETY: the caller's.
+        unsafe {
+            t.load::<4>(parts[part].a[0].add(k).cast(), 64);
+            if M > 1 {
+                t.load::<5>(parts[part].a[1].add(k).cast(), 64);
+            }
+        }
+    };
+    let b = |part: usize, k: usize| {
+        // SAFETY: the caller's.
+        unsafe {
+            t.load::<6>(parts[part].b[0].add(k).cast(), 64);
+            if N > 1 {
+                t.load::<7>(parts[part].b[1].add(k).cast(), 64);
+            }
+        }
+    };
+    let add = || {
+        t.add_bf16::<0, 4, 6>();
+        if N > 1 {
+            t.add_bf16::<1, 4, 7>();
+        }
+        if M > 1 {
+            t.add_bf16::<2, 5, 6>();
+        }
+        if M > 1 && N > 1 {
+            t.add_bf16::<3, 5, 7>();
+        }
+    };
+    for k in 0..parts[0].len {
+        a(0, k);
+        b(2, k);
+        add();
+        b(1, k);
+        add();
+        a(1, k);
+        add();
+        b(0, k);
+        add();
+        a(2, k);
+        add();
+        a(0, k);
+        add();
+    }
+}
+
 /// Starts to bring a tile into the first-level cache.
 #[inline(always)]
 fn prefetch(tile: *const Tile) {
@@ -179,27 +236,13 @@ impl Step<'_> {
         if M > 1 && N > 1 {
             self.begin::<3>(1, 1, out);
         }
-        let a = self.x.block(self.block, self.start)[..self.len].as_ptr();
-        let b = self.panels[..self.len].as_ptr();
-        let block = Block {
-            a: [
-                a,
-                match M {
-                    1 => a,
-                    _ => self.x.block(self.block + 1, self.start)[..self.len].as_ptr(),
-                },
-            ],
-            b: [
-                b,
-                match N {
-                    1 => b,
-                    _ => self.panels[self.len..2 * self.len].as_ptr(),
-                },
-            ],
-            len: self.len,
-        };
-        // SAFETY: the slices hold `len` tiles.
-        unsafe { inner::<M, N>(t, block, 1) };
+        // SAFETY: the blocks hold `len` tiles.
+        unsafe {
+            match self.x.parts.len() {
+                1 => inner::<M, N>(t, self.tiles_of::<M, N>(0), 1),
+                _ => exact::<M, N>(t, [0, 1, 2].map(|part| self.tiles_of::<M, N>(part))),
+            }
+        }
         self.end::<0>(0, 0, out);
         if N > 1 {
             self.end::<1>(0, 1, out);
@@ -210,6 +253,14 @@ impl Step<'_> {
         if M > 1 && N > 1 {
             self.end::<3>(1, 1, out);
         }
+    }
+
+    /// The tiles to multiply, of one part.
+    #[inline(always)]
+    fn tiles_of<const M: usize, const N: usize>(&self, part: usize) -> Block {
+        let a = |m| self.x.block(self.block + m, part, self.start)[..self.len].as_ptr();
+        let b = |n| self.panels[(part * N + n) * self.len..][..self.len].as_ptr();
+        Block { a: [a(0), a(M - 1)], b: [b(0), b(N - 1)], len: self.len }
     }
 
     /// Sums of block `m` and band `n` so far, into register `T`.

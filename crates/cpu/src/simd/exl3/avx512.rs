@@ -1,6 +1,7 @@
 //! AVX-512: 32 lanes of 16 bits.
 
 use super::isa::{Isa, Job};
+use crate::simd::amx::Part;
 use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -113,12 +114,15 @@ impl<const TIER: u8> Isa for Avx512<TIER> {
     }
 
     #[inline(always)]
-    fn narrow(self, v: [__m512; 2]) -> __m512i {
+    fn narrow(self, part: Part, v: [__m512; 2]) -> __m512i {
         if TIER < TILES {
             unreachable!("bf16 is for tiles")
         }
         // SAFETY: `self` proves the features; registers only.
-        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(v[1], v[0])) }
+        unsafe {
+            let narrowed = _mm512_cvtne2ps_pbh(part.of(v[1]), part.of(v[0]));
+            std::mem::transmute::<__m512bh, __m512i>(narrowed)
+        }
     }
 
     accesses! {

@@ -2,6 +2,8 @@
 //! kernel is a [`Job`], generic over [`Isa`] and inlined into one function compiled for the
 //! level's features; a value of an `Isa` type proves that the processor has them.
 
+use crate::simd::amx::Part;
+
 /// A piece of work compiled once per level.
 pub(super) trait Job {
     /// The body; must be `#[inline(always)]`, as must everything it calls with `S`.
@@ -64,8 +66,8 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// integers. Only with [`HALF_ARITHMETIC`](Self::HALF_ARITHMETIC).
     fn sum_halves_8192(self, a: Self::I, b: Self::I) -> Self::I;
 
-    /// The lower and the upper lanes rounded to bf16. Only where there are tiles.
-    fn narrow(self, _: [Self::F; 2]) -> Self::I {
+    /// That part of the lower and the upper lanes as bf16. Only where there are tiles.
+    fn narrow(self, _: Part, _: [Self::F; 2]) -> Self::I {
         unreachable!("bf16 is for tiles")
     }
 

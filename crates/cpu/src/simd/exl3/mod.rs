@@ -30,8 +30,8 @@ mod states;
 mod tests;
 mod tier;
 
-use super::amx::{self, Amx, Panels, Tile};
-use super::kernels::{multiply_rounded, rounding, rounding_name};
+use super::amx::{self, Amx, Panels, Part, Tile};
+use super::kernels::{multiply_on_tiles, tiles, tiles_name};
 use crate::kernel::{Inputs, Prepared, RowKind};
 use crate::memory::grown;
 use crate::{ColumnBand, Kernel, Level, Pool};
@@ -67,7 +67,7 @@ pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn
 
 /// Name of the kernel for a level.
 pub(super) fn name(level: Level, float: bool) -> String {
-    format!("exl3 {}{}", level.without_tiles(), rounding_name(level, float))
+    format!("exl3 {}{}", level.without_tiles(), tiles_name(level, float))
 }
 
 fn boxed<S: Isa>(
@@ -87,7 +87,7 @@ fn boxed<S: Isa>(
     Box::new(Exl3Kernel {
         s,
         name: name(level, float),
-        amx: rounding(level, float),
+        amx: tiles(level, float),
         in_features: weight.in_features,
         out_features: weight.out_features,
         codebook: parts.codebook,
@@ -239,7 +239,7 @@ impl<S: Isa> Exl3Kernel<S> {
         self.rotate_out(sums, [width, words], activations, out, pool);
     }
 
-    /// The same on AMX: both factors of the inner product rounded to bf16.
+    /// The same on AMX: both factors of the inner product as bf16.
     fn pass_tiles(&self, amx: Amx, x: &[f32], out: &mut [f32], scratch: &mut Scratch, pool: &Pool) {
         let rows = x.len() / self.in_features;
         let Scratch { x: rotated, sums } = scratch;
@@ -248,7 +248,7 @@ impl<S: Isa> Exl3Kernel<S> {
         let rotated =
             unsafe { std::slice::from_raw_parts(rotated.as_ptr().cast::<f32>(), rotated.len()) };
         let sums = grown(sums, rows * self.strips.outputs, 0.0);
-        multiply_rounded(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
+        multiply_on_tiles(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
         let sums = &scratch.sums[..];
         // A strip's sums lie as those of integers do.
         let strides = [STRIP, self.strips.outputs];
@@ -294,11 +294,11 @@ impl<S: Isa> Exl3Kernel<S> {
 }
 
 impl<S: Isa> Panels for Exl3Kernel<S> {
-    fn fill(&self, _: Amx, bands: Range<usize>, start: usize, out: &mut [Tile]) {
+    fn fill(&self, _: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]) {
         // A band is a half of a strip; tasks and steps are whole strips.
         let (strips, codebook, strip) = (&self.strips, self.codebook, bands.start / 2);
         assert!(bands == (2 * strip..2 * strip + 2) && start.is_multiple_of(amx::GRANULE));
         let first_block = start / amx::GRANULE;
-        self.s.enter(Fill { strips, codebook, strip, first_block, out });
+        self.s.enter(Fill { strips, codebook, part, strip, first_block, out });
     }
 }

@@ -9,7 +9,7 @@ use super::isa::{Isa, Job};
 use super::layout::{BLOCK, BLOCK_STATES, STRIP, Strips};
 use super::rotate::{Activations, RECORD, SCALE, START};
 use super::states::States;
-use crate::simd::amx::{DEPTH, Tile};
+use crate::simd::amx::{DEPTH, Part, Tile};
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
 use std::mem::MaybeUninit;
@@ -168,6 +168,7 @@ impl Multiply<'_> {
 pub(super) struct Fill<'a> {
     pub strips: &'a Strips,
     pub codebook: Codebook,
+    pub part: Part,
     pub strip: usize,
     pub first_block: usize,
     /// Tiles of the lower halves, then of the upper ones.
@@ -206,7 +207,7 @@ impl Fill<'_> {
                     let out = tiles.as_mut_ptr().cast::<u16>();
                     for pair in 0..PAIRS {
                         let states = s.load(block_states.add((2 * pair + half) * STRIP));
-                        let values = s.narrow(codebook.values(s, states));
+                        let values = s.narrow(self.part, codebook.values(s, states));
                         s.store(out.add(pair * STRIP), values);
                     }
                 }
