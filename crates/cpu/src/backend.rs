@@ -162,7 +162,7 @@ impl CpuBackend {
             (RowKind::Prompt, Some((amx, panels))) => {
                 let columns = x.len() / rows;
                 let outs = outs.iter_mut().map(|out| &mut out[..]).collect();
-                simd::multiply_on_tiles(amx, &panels, x, columns, outs, &self.pool);
+                simd::multiply_amx(amx, &panels, x, columns, outs, &self.pool);
             }
             (RowKind::Decode, _) if parted && rows <= FEW_ROWS => {
                 self.parts(x, rows, linears, outs)

@@ -5,9 +5,10 @@
 //! positions in steps, each a product with the keys, an exponential, and a product with the
 //! values, both done per run of consecutive cache slots, so an f32 cache is used where it lies and
 //! others are widened; over rows that are cached rotated, so are the queries, and the outputs turned
-//! back. The tokens of answers are tiles of their own, whose positions are divided into parts for threads to share; parts are combined by their maxima and totals. Where steps
-//! and parts begin depends on the position alone, so a row's result does not depend on
-//! what else is computed, nor on the number of threads.
+//! back. The tokens of answers are tiles of their own, whose positions are divided into parts for
+//! threads to share; parts are combined by their maxima and totals. Where steps and parts begin
+//! depends on the position alone, so a row's result does not depend on what else is computed, nor on
+//! the number of threads.
 
 mod decode;
 

@@ -52,7 +52,7 @@ pub(super) fn tiles_name(level: Level, float_activations: bool) -> &'static str 
 }
 
 /// `out = x Wᵀ` on tiles, for several matrices over one input of `columns` columns.
-pub(crate) fn multiply_on_tiles(
+pub(crate) fn multiply_amx(
     amx: Amx,
     weights: &[&dyn Panels],
     x: &[f32],
@@ -143,7 +143,7 @@ impl<F: Format> Kernel for Tiled<F> {
                     rows * self.tiles.in_features,
                     "input fills [rows, in_features]"
                 );
-                multiply_on_tiles(amx, &[&self.tiles], x, self.tiles.in_features, vec![out], pool);
+                multiply_amx(amx, &[&self.tiles], x, self.tiles.in_features, vec![out], pool);
             }
             None => multiply_tiles(&self.tiles, self.path, x, rows, out, pool),
         }
@@ -301,7 +301,7 @@ impl<E: Element> Kernel for Plain<E> {
         let (n, k) = (self.out_features, self.in_features);
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         if let Some(amx) = self.amx.filter(|_| kind == RowKind::Prompt) {
-            return multiply_on_tiles(amx, &[&self.rows()], x, k, vec![out], pool);
+            return multiply_amx(amx, &[&self.rows()], x, k, vec![out], pool);
         }
         let width = columns_per_task(n, 2 * BAND, pool);
         pool.run_columns(out, n, width, |columns, out| self.columns(x, rows, kind, columns, out));

@@ -65,13 +65,13 @@ pub(crate) use elementwise::{
     add, add_scaled, gated, narrow_f16, rms_norm, rope, softcap, widen_bf16, widen_f16,
 };
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(crate) use kernels::multiply_on_tiles;
+pub(crate) use kernels::multiply_amx;
 pub(crate) use quants::widen_quants;
 pub(crate) use scatter::transpose_f16;
 
 /// Never called: there is no [`amx::Amx`].
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) fn multiply_on_tiles(
+pub(crate) fn multiply_amx(
     amx: amx::Amx,
     _: &[&dyn amx::Panels],
     _: &[f32],

@@ -154,6 +154,9 @@ fn arithmetic_peak(arithmetic: Arithmetic, peaks: &Peaks) -> (f64, &'static str)
         Arithmetic::AmxBf16 => {
             (peaks.amx_bf16_operations.unwrap_or(peaks.f32_operations), "amx bf16")
         }
+        Arithmetic::AmxSplit => {
+            (peaks.amx_bf16_operations.map_or(peaks.f32_operations, |p| p / 6.0), "amx split")
+        }
     }
 }
 

@@ -31,7 +31,7 @@ mod tests;
 mod tier;
 
 use super::amx::{self, Amx, Panels, Part, Tile};
-use super::kernels::{multiply_on_tiles, tiles, tiles_name};
+use super::kernels::{multiply_amx, tiles, tiles_name};
 use crate::kernel::{Inputs, Prepared, RowKind};
 use crate::memory::grown;
 use crate::{ColumnBand, Kernel, Level, Pool};
@@ -248,7 +248,7 @@ impl<S: Isa> Exl3Kernel<S> {
         let rotated =
             unsafe { std::slice::from_raw_parts(rotated.as_ptr().cast::<f32>(), rotated.len()) };
         let sums = grown(sums, rows * self.strips.outputs, 0.0);
-        multiply_on_tiles(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
+        multiply_amx(amx, &[self], rotated, self.strips.inputs, vec![sums], pool);
         let sums = &scratch.sums[..];
         // A strip's sums lie as those of integers do.
         let strides = [STRIP, self.strips.outputs];

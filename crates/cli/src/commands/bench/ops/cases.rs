@@ -24,6 +24,8 @@ pub enum Arithmetic {
     Int8,
     /// bf16 in tiles.
     AmxBf16,
+    /// Floats as three bf16 in tiles, six products for one.
+    AmxSplit,
 }
 
 impl Arithmetic {
@@ -31,6 +33,8 @@ impl Arithmetic {
     fn of(kernel: &str, rows: usize) -> Self {
         if kernel.contains("amx bf16") && rows > DECODE_ROWS {
             Self::AmxBf16
+        } else if kernel.contains("amx split") && rows > DECODE_ROWS {
+            Self::AmxSplit
         } else if kernel.contains("int8") {
             Self::Int8
         } else {
