@@ -325,20 +325,24 @@ impl Worker {
                     }
                 }
                 Err(_) => {
-                    self.lose("the engine failed and starts again; send the request again");
                     let soon = last_panic.is_some_and(|at| at.elapsed() < PANICS_APART);
                     last_panic = Some(Instant::now());
-                    let engine = if soon {
-                        None
-                    } else {
-                        Engine::new(self.model.clone(), &self.options).ok()
+                    let engine = match soon {
+                        true => None,
+                        false => Engine::new(self.model.clone(), &self.options).ok(),
                     };
+                    // Before anybody is told: who asks again at once must not be sent here in vain.
+                    match engine {
+                        Some(_) => {
+                            self.shared.restarts.fetch_add(1, Ordering::Relaxed);
+                        }
+                        None => self.shared.dead.store(true, Ordering::Relaxed),
+                    }
+                    self.lose("the engine failed and starts again; send the request again");
                     let Some(engine) = engine else {
                         tracing::error!("the engine failed again and is given up");
-                        self.shared.dead.store(true, Ordering::Relaxed);
                         return;
                     };
-                    self.shared.restarts.fetch_add(1, Ordering::Relaxed);
                     self.engine = engine;
                     if let Some(teller) = &self.teller {
                         teller.cleared();
