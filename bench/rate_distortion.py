@@ -396,8 +396,9 @@ def marlin(args, *arguments):
     return process.stdout
 
 
-def threads(args):
-    return ["--threads", args.threads] if args.threads else []
+def place(args):
+    """Where both verbs compute."""
+    return [*(["--threads", args.threads] if args.threads else []), *(["--device", args.device] if args.device else [])]
 
 
 def make_ours(model):
@@ -409,8 +410,8 @@ def make_ours(model):
             continue
         command = ["quantize", model.source, "-o", target, "--bits", bits, *options]
         start, resumed = time.time(), target.exists()
-        marlin(model.args, *command, *threads(model.args), "--json")
-        text = f"marlin quantize {model.source.name} " + shlex.join(map(str, ["--bits", bits, *options]))
+        marlin(model.args, *command, *place(model.args), "--json")
+        text = f"marlin quantize {model.source.name} " + shlex.join(map(str, ["--bits", bits, *options, *place(model.args)]))
         records[name] = dict(command=text, seconds=round(time.time() - start, 1), resumed=resumed)
         write_json(model.ours_file, records)
 
@@ -435,7 +436,7 @@ def evaluate(model, text_digest):
         start = time.time()
         report = json.loads(marlin(
             args, "eval", "compare", *[candidates[n] for n in names], "--reference", model.source, "--text", args.text,
-            "--window", WINDOW, "--score-from", SCORE_FROM, "--windows", args.windows, "--json", *threads(args)))
+            "--window", WINDOW, "--score-from", SCORE_FROM, "--windows", args.windows, "--json", *place(args)))
         common = {k: v for k, v in report.items() if k not in ("models", "reference")}
         common |= dict(group=len(names), group_seconds=round(time.time() - start, 1))
         by_path = {row["model"]: row for row in report["models"]}
@@ -540,8 +541,8 @@ def tabulate(models, args, text_digest):
         models=results)
     write_json(args.work / "rate_distortion.json", report)
     text = "\n".join(markdown(name, result) for name, result in results.items())
-    place = "{processor}, {cores} cores".format(**report["machine"])
-    text += f"\n`{report['command']}`, {report['date']}, {place}; {version}, llama-cpp-python {', '.join(llama) or 'not used'}.\n"
+    where = "{processor}, {cores} cores".format(**report["machine"])
+    text += f"\n`{report['command']}`, {report['date']}, {where}; {version}, llama-cpp-python {', '.join(llama) or 'not used'}.\n"
     (args.work / "rate_distortion.md").write_text(text)
     print(text, end="")
 
@@ -562,6 +563,7 @@ def main():
     parser.add_argument("--peers", default=PEERS, help="types of llama.cpp (default: %(default)s)")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target/rate-distortion", help="where everything is kept (default: %(default)s)")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", help="passed to marlin quantize and marlin eval")
     parser.add_argument("--group", type=int, default=4, help="models evaluated side by side; what an interruption loses (default: %(default)s)")
     parser.add_argument("--marlin", default=shutil.which("marlin") or str(ROOT / "target/release/marlin"))
     parser.add_argument("--llama-cpp", type=pathlib.Path, help="folder with the unpacked llama_cpp package")
@@ -570,9 +572,7 @@ def main():
     args.peers = [p for p in args.peers.split(",") if p]
     steps = args.only or STEPS
     known = {name: (args.sources / file, bits) for name, (file, bits) in MODELS.items()}
-    for given in args.source:
-        name, _, path = given.partition("=")
-        known[name] = (pathlib.Path(path), MODELS["smollm2"][1])
+    known |= {name: (pathlib.Path(path), MODELS["smollm2"][1]) for name, _, path in (g.partition("=") for g in args.source)}
     models = []
     for name in args.models.split(","):
         if name not in known:
@@ -586,9 +586,10 @@ def main():
     text_digest = sha256(args.text) if args.text else None
     for model in models:
         model.work.mkdir(parents=True, exist_ok=True)
-        for step, action in [("peers", make_peers), ("ours", make_ours)]:
-            if step in steps:
-                action(model)
+        if "peers" in steps:
+            make_peers(model)
+        if "ours" in steps:
+            make_ours(model)
         if "eval" in steps:
             evaluate(model, text_digest)
     if "table" in steps:

@@ -104,8 +104,14 @@ pub fn cpu(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Bac
     Ok(Arc::new(CpuBackend::new(CpuOptions { threads, level, activations })?))
 }
 
-/// What encodes EXL3 tiles; one thread, since matrices are spread over threads.
-pub fn encoder() -> Result<Arc<dyn TileEncoder>> {
+/// What encodes EXL3 tiles: the GPU the arguments ask for, or one thread, since matrices are spread over threads.
+///
+/// # Errors
+/// As [`backend`].
+pub fn encoder(args: &DeviceArgs) -> Result<Arc<dyn TileEncoder>> {
+    if let Some(device) = gpu(args)? {
+        return Ok(marlin_gpu::encoder(&device)?);
+    }
     Ok(Arc::new(CpuEncoder::new(level()?, 1)))
 }
 

@@ -1,8 +1,10 @@
 //! [`TileEncoder`] on the CPU.
 
 use crate::{Level, Pool};
+use marlin_quant::exl3::encode::{best_ring, target};
 use marlin_quant::exl3::ring::TILE;
-use marlin_quant::exl3::{Codebook, Rate, ReferenceEncoder, TileEncoder};
+use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
+use marlin_tensor::BackendError;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::simd::exl3::encode::Tiles;
@@ -41,7 +43,13 @@ impl TileEncoder for CpuEncoder {
         format!("{}, {threads} thread{}", self.level, if threads == 1 { "" } else { "s" })
     }
 
-    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]) {
+    fn encode(
+        &self,
+        tiles: &[f32],
+        rate: Rate,
+        codebook: Codebook,
+        states: &mut [u16],
+    ) -> Result<(), BackendError> {
         assert_eq!(tiles.len(), states.len(), "one state per value");
         let ((tiles, rest), (states, _)) = (tiles.as_chunks::<TILE>(), states.as_chunks_mut());
         assert!(rest.is_empty(), "whole tiles");
@@ -51,10 +59,12 @@ impl TileEncoder for CpuEncoder {
             self.pool.run_chunks(states, TASK_TILES, |i, states| {
                 kernel.encode(&plan, &tiles[i * TASK_TILES..][..states.len()], states);
             });
-            return;
+            return Ok(());
         }
+        let table = codebook.table();
         self.pool.run_chunks(states, 1, |i, states: &mut [[u16; TILE]]| {
-            ReferenceEncoder.encode(&tiles[i], rate, codebook, states.as_flattened_mut());
+            states[0] = best_ring(&tiles[i].map(target), rate, &table);
         });
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //!   Without a feature this crate finds no device and needs nothing.
 //! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
 //! * `ops/`: the kernels, by family. `weights`: matrices and stacks of experts. `step`: a batch on the device.
+//! * `encoder`: the search that encodes EXL3 tiles.
 //! * `recordings`: a pass over decoding sequences is recorded once and launched as a whole from then on.
 //!
 //! Activations are f32. Nothing inside a pass is read back.
@@ -13,6 +14,8 @@
 mod backend;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 mod decode;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod encoder;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 mod gpu;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
@@ -25,4 +28,4 @@ mod step;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 mod weights;
 
-pub use runtime::{GpuDevice, Runtime, devices, open};
+pub use runtime::{GpuDevice, Runtime, devices, encoder, open};

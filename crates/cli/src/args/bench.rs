@@ -1,5 +1,6 @@
 //! Arguments of `bench`.
 
+use super::quantize::CodebookArg;
 use super::{CacheType, DeviceArgs, ModelArgs};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub struct Bench {
 pub enum What {
     /// Every operator of the device by itself, with its share of what the machine can do.
     Ops(Ops),
+    /// What `quantize` spends its time on, the search for EXL3's states: its speed and distortion at every rate.
+    Encode(Encode),
     /// Memory of a model: weights, cache, scratch, peak.
     Memory(Memory),
     /// A running OpenAI-compatible server under load: first token, gaps, throughput, lost or mixed-up events.
@@ -87,6 +90,36 @@ pub struct Ops {
     #[arg(long)]
     pub quick: bool,
     /// One JSON document.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Arguments of `bench encode`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  marlin bench encode
+  marlin bench encode --bits 3,4 --repetitions 9 --json
+  marlin bench encode --device cuda --codebook mcg
+
+A processor is measured on one thread, since `quantize` spreads matrices over threads; a GPU with as
+many tiles as it wants at a time, copies there and back included. Distortion is the mean squared
+error of Gaussian weights of variance 1 at the best of a few scales.")]
+pub struct Encode {
+    /// Rates (comma-separated); all if left out.
+    #[arg(long, value_name = "B", value_delimiter = ',')]
+    pub bits: Vec<f64>,
+    /// Value generator.
+    #[arg(long, value_enum, default_value_t = CodebookArg::Mul1)]
+    pub codebook: CodebookArg,
+    /// Tiles of 256 weights at a time.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub tiles: Option<u32>,
+    /// Measured runs of each rate.
+    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repetitions: u16,
+    /// A JSON list.
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

@@ -2,6 +2,8 @@
 
 use super::{DeviceArgs, size};
 use clap::{Args, ValueEnum};
+use marlin_quant::exl3::Codebook;
+use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use std::path::PathBuf;
 
 /// Arguments of `quantize`.
@@ -99,4 +101,15 @@ pub enum CodebookArg {
     /// For the oldest readers.
     #[value(name = "3inst")]
     ThreeInst,
+}
+
+impl CodebookArg {
+    /// The codebook of this name.
+    pub fn codebook(self) -> Codebook {
+        match self {
+            Self::Mul1 => Codebook::Mul1(MUL1_MULTIPLIER),
+            Self::Mcg => Codebook::Mcg(MCG_MULTIPLIER),
+            Self::ThreeInst => Codebook::ThreeInst,
+        }
+    }
 }

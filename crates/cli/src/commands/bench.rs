@@ -1,5 +1,6 @@
 //! `marlin bench`: prompt and generation speed in the shape of llama-bench.
 
+mod encode;
 mod memory;
 mod ops;
 mod profile;
@@ -47,6 +48,7 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     match &args.what {
         None => speed(&args.speed)?,
         Some(What::Ops(args)) => ops::run(args)?,
+        Some(What::Encode(args)) => encode::run(args)?,
         Some(What::Memory(args)) => memory::run(args)?,
         Some(What::Serve(args)) => return serve::run(args),
     }

@@ -4,7 +4,7 @@ mod present;
 mod recipe;
 mod text;
 
-use crate::args::quantize::{CodebookArg, Format, Quantize};
+use crate::args::quantize::{Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
 use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
@@ -17,8 +17,6 @@ use marlin_convert::{
 };
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
-use marlin_quant::exl3::Codebook;
-use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_tensor::Backend;
 use marlin_text::Tokenizer;
 use serde_json::{Value, json};
@@ -53,11 +51,7 @@ fn quantize(args: &Quantize) -> Result<()> {
     let tokenizer = Tokenizer::open(&checkpoint)?;
     let origin = Origin::open(&checkpoint)?;
     let plan = Plan::new(&origin.output, origin.mtp);
-    let codebook = match args.codebook {
-        CodebookArg::Mul1 => Codebook::Mul1(MUL1_MULTIPLIER),
-        CodebookArg::Mcg => Codebook::Mcg(MCG_MULTIPLIER),
-        CodebookArg::ThreeInst => Codebook::ThreeInst,
-    };
+    let codebook = args.codebook.codebook();
     let text = text::read(args, &tokenizer, &origin.output)?;
     let threads = loaded::threads(&args.device);
     let files = match origin.is_gguf() {
@@ -84,7 +78,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         origin: &origin,
         plan: &plan,
         backend: loaded::backend(&device, ActivationsArg::Float)?,
-        quantizer: Exl3Quantizer { encoder: loaded::encoder()?, codebook, options: choices },
+        quantizer: Exl3Quantizer { encoder: loaded::encoder(&device)?, codebook, options: choices },
         threads,
         stop: interrupt::begin(),
     };

@@ -1,7 +1,7 @@
 //! Choosing the tiles: LDLQ, then passes of block coordinate descent.
 //!
-//! Rows of `Ŵ: [n, k]` (outputs) do not interact, so a band of rows goes through all inputs on one thread:
-//! the result depends on the band alone. Both algorithms visit the inputs in groups of sixteen from last
+//! Rows of `Ŵ: [n, k]` (outputs) do not interact, so a band of rows goes through all inputs by itself; it is as
+//! high as the encoder asks for. Both algorithms visit the inputs in groups of sixteen from last
 //! to first and quantize a target that already compensates for the errors made elsewhere:
 //!
 //! ```text
@@ -15,6 +15,7 @@ use super::ldl::BLOCK;
 use crate::matrix::{BAND, Matrix, View, product};
 use marlin_quant::exl3::ring::{Ring, TILE, TILE_COLUMN, TILE_ROW};
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder, pack_ring};
+use marlin_tensor::BackendError;
 use rayon::prelude::*;
 
 /// Inputs whose feedback from later inputs is gathered in one product.
@@ -24,7 +25,9 @@ const SPAN: usize = 128;
 pub struct Tiles {
     rate: Rate,
     k: usize,
-    /// Per band of 128 outputs: `[k / 16, 8, 256]` states.
+    /// Outputs of a band, all but the last.
+    height: usize,
+    /// Per band: `[k / 16, height / 16, 256]` states.
     states: Vec<Vec<u16>>,
     /// `Ŵ` as decoded, `[n, k]`.
     pub decoded: Matrix,
@@ -45,29 +48,43 @@ pub struct Coder<'a> {
 impl Coder<'_> {
     /// Encodes `targets: [rows, 16]`, outputs by inputs, into `states: [rows / 16, 256]` and
     /// `decoded: [rows, 16]`.
-    fn encode(&self, targets: &[f32], states: &mut [u16], decoded: &mut [f32]) {
+    fn encode(
+        &self,
+        targets: &[f32],
+        states: &mut [u16],
+        decoded: &mut [f32],
+    ) -> Result<(), BackendError> {
         let at = |tile: usize, p: usize| {
             (tile * BLOCK + usize::from(TILE_COLUMN[p])) * BLOCK + usize::from(TILE_ROW[p])
         };
         let tiles = targets.len() / TILE;
         let ring = (0..tiles * TILE).map(|i| targets[at(i / TILE, i % TILE)]).collect::<Vec<_>>();
-        self.encoder.encode(&ring, self.rate, self.codebook, states);
+        self.encoder.encode(&ring, self.rate, self.codebook, states)?;
         for (i, &state) in states.iter().enumerate() {
             decoded[at(i / TILE, i % TILE)] = self.table[usize::from(state)];
         }
+        Ok(())
+    }
+
+    /// Outputs of a band.
+    fn height(&self) -> usize {
+        (self.encoder.together() * BLOCK).next_multiple_of(BAND)
     }
 
     /// Quantizes `w: [n, k]` with feedback through `l: [k, k]`, or tile by tile without.
-    pub fn feedback(&self, w: &Matrix, l: Option<&Matrix>) -> Tiles {
-        let k = w.columns;
+    ///
+    /// # Errors
+    /// When the encoder's device fails.
+    pub fn feedback(&self, w: &Matrix, l: Option<&Matrix>) -> Result<Tiles, BackendError> {
+        let (k, height) = (w.columns, self.height());
         let mut decoded = Matrix::zeros(w.rows, k);
         let states = decoded
             .data
-            .par_chunks_mut(BAND * k)
-            .zip(w.data.par_chunks(BAND * k))
+            .par_chunks_mut(height * k)
+            .zip(w.data.par_chunks(height * k))
             .map(|(decoded, w)| self.feedback_band(w, k, l, decoded))
-            .collect();
-        Tiles { rate: self.rate, k, states, decoded }
+            .collect::<Result<_, _>>()?;
+        Ok(Tiles { rate: self.rate, k, height, states, decoded })
     }
 
     fn feedback_band(
@@ -76,7 +93,7 @@ impl Coder<'_> {
         k: usize,
         l: Option<&Matrix>,
         decoded: &mut [f32],
-    ) -> Vec<u16> {
+    ) -> Result<Vec<u16>, BackendError> {
         let rows = w.len() / k;
         let mut states = vec![0; rows * k];
         let mut errors = vec![0.0; rows * k];
@@ -89,7 +106,7 @@ impl Coder<'_> {
                 let e = View { data: &errors[end..], rows, columns: k - end, stride: k };
                 let columns = end - span;
                 let l = View { data: &l.data[end * k + span..], rows: k - end, columns, stride: k };
-                product(&mut base, SPAN, e, l);
+                products(&mut base, SPAN, e, l);
             }
             for group in (span..end).step_by(BLOCK).rev() {
                 for o in 0..rows {
@@ -103,10 +120,10 @@ impl Coder<'_> {
                     let e = View { data: &errors[next..], rows, columns: end - next, stride: k };
                     let data = &l.data[next * k + group..];
                     let l = View { data, rows: end - next, columns: BLOCK, stride: k };
-                    product(&mut target, BLOCK, e, l);
+                    products(&mut target, BLOCK, e, l);
                 }
                 let states = &mut states[group / BLOCK * rows * BLOCK..][..rows * BLOCK];
-                self.encode(&target, states, &mut value);
+                self.encode(&target, states, &mut value)?;
                 for o in 0..rows {
                     for i in 0..BLOCK {
                         let (at, v) = (o * k + group + i, value[o * BLOCK + i]);
@@ -116,21 +133,30 @@ impl Coder<'_> {
                 }
             }
         }
-        states
+        Ok(states)
     }
 
     /// One pass of block coordinate descent over `tiles` towards `w` under `h`; `inverse` holds the
     /// inverses of its diagonal blocks. Returns how many tiles changed.
-    pub fn descend(&self, w: &Matrix, h: &Matrix, inverse: &[f32], tiles: &mut Tiles) -> usize {
+    ///
+    /// # Errors
+    /// When the encoder's device fails.
+    pub fn descend(
+        &self,
+        w: &Matrix,
+        h: &Matrix,
+        inverse: &[f32],
+        tiles: &mut Tiles,
+    ) -> Result<usize, BackendError> {
         let k = w.columns;
-        let Tiles { states, decoded, .. } = tiles;
+        let Tiles { states, decoded, height, .. } = tiles;
         decoded
             .data
-            .par_chunks_mut(BAND * k)
-            .zip(w.data.par_chunks(BAND * k))
+            .par_chunks_mut(*height * k)
+            .zip(w.data.par_chunks(*height * k))
             .zip(states.par_iter_mut())
             .map(|((decoded, w), states)| self.descend_band(w, h, inverse, states, decoded))
-            .sum()
+            .try_reduce(|| 0, |a, b| Ok(a + b))
     }
 
     fn descend_band(
@@ -140,7 +166,7 @@ impl Coder<'_> {
         inverse: &[f32],
         states: &mut [u16],
         decoded: &mut [f32],
-    ) -> usize {
+    ) -> Result<usize, BackendError> {
         let k = h.rows;
         let rows = w.len() / k;
         let mut errors: Vec<f32> = w.iter().zip(decoded.iter()).map(|(w, q)| w - q).collect();
@@ -155,7 +181,7 @@ impl Coder<'_> {
             // All other groups' errors, as seen by this one.
             pull.fill(0.0);
             let column = View { data: &h.data[group..], rows: k, columns: BLOCK, stride: k };
-            product(&mut pull, BLOCK, View::whole(&errors, rows, k), column);
+            products(&mut pull, BLOCK, View::whole(&errors, rows, k), column);
             let negative: Vec<f32> = (0..rows)
                 .flat_map(|o| errors[o * k + group..][..BLOCK].iter().map(|e| -e))
                 .collect();
@@ -175,38 +201,54 @@ impl Coder<'_> {
                 View::whole(&pull, rows, BLOCK),
                 View::whole(inverse, BLOCK, BLOCK),
             );
-            self.encode(&target, &mut proposal, &mut value);
-            for tile in 0..rows / BLOCK {
-                let outputs = tile * BLOCK..(tile + 1) * BLOCK;
-                let cost = |q: &dyn Fn(usize, usize) -> f32| -> f64 {
-                    let row = |o: usize| {
-                        let d: [f32; BLOCK] =
-                            std::array::from_fn(|i| target[o * BLOCK + i] - q(o, i));
-                        let hd = |i: usize| -> f32 {
-                            (0..BLOCK).map(|j| own[i * BLOCK + j] * d[j]).sum()
+            self.encode(&target, &mut proposal, &mut value)?;
+            let first = group * rows;
+            changed += decoded
+                .par_chunks_mut(BLOCK * k)
+                .zip(errors.par_chunks_mut(BLOCK * k))
+                .zip(states[first..first + rows * BLOCK].par_chunks_mut(TILE))
+                .zip(w.par_chunks(BLOCK * k))
+                .enumerate()
+                .with_min_len(BAND / BLOCK)
+                .filter_map(|(tile, (((decoded, errors), states), w))| {
+                    let (target, value) = (&target[tile * TILE..], &value[tile * TILE..]);
+                    let cost = |q: &dyn Fn(usize, usize) -> f32| -> f64 {
+                        let row = |o: usize| {
+                            let d: [f32; BLOCK] =
+                                std::array::from_fn(|i| target[o * BLOCK + i] - q(o, i));
+                            let hd = |i: usize| -> f32 {
+                                (0..BLOCK).map(|j| own[i * BLOCK + j] * d[j]).sum()
+                            };
+                            (0..BLOCK).map(|i| f64::from(d[i] * hd(i))).sum::<f64>()
                         };
-                        (0..BLOCK).map(|i| f64::from(d[i] * hd(i))).sum::<f64>()
+                        (0..BLOCK).map(row).sum()
                     };
-                    outputs.clone().map(row).sum()
-                };
-                let before = cost(&|o, i| decoded[o * k + group + i]);
-                if cost(&|o, i| value[o * BLOCK + i]) >= before {
-                    continue;
-                }
-                changed += 1;
-                let at = (group / BLOCK * (rows / BLOCK) + tile) * TILE;
-                states[at..at + TILE].copy_from_slice(&proposal[tile * TILE..][..TILE]);
-                for o in outputs {
-                    for i in 0..BLOCK {
-                        let (at, v) = (o * k + group + i, value[o * BLOCK + i]);
-                        decoded[at] = v;
-                        errors[at] = w[at] - v;
+                    let before = cost(&|o, i| decoded[o * k + group + i]);
+                    if cost(&|o, i| value[o * BLOCK + i]) >= before {
+                        return None;
                     }
-                }
-            }
+                    states.copy_from_slice(&proposal[tile * TILE..][..TILE]);
+                    for o in 0..BLOCK {
+                        for i in 0..BLOCK {
+                            let (at, v) = (o * k + group + i, value[o * BLOCK + i]);
+                            decoded[at] = v;
+                            errors[at] = w[at] - v;
+                        }
+                    }
+                    Some(())
+                })
+                .count();
         }
-        changed
+        Ok(changed)
     }
+}
+
+/// `out ← out + a · b`, the bands of `a`'s rows on several threads; `out` has `stride` elements a row.
+fn products(out: &mut [f32], stride: usize, a: View, b: View) {
+    out.par_chunks_mut(BAND * stride).enumerate().for_each(|(band, out)| {
+        let rows = (a.rows - band * BAND).min(BAND);
+        product(out, stride, View { data: &a.data[band * BAND * a.stride..], rows, ..a }, b);
+    });
 }
 
 impl Tiles {
@@ -233,13 +275,13 @@ impl Tiles {
             states
         });
         let states = states.collect();
-        Self { rate, k, states, decoded }
+        Self { rate, k, height: BAND, states, decoded }
     }
 
     /// The stored trellis, `[k / 16, n / 16, 16·K]` words.
     pub fn pack(&self) -> Vec<u16> {
         let (rows, columns) = (self.k / BLOCK, self.decoded.rows / BLOCK);
-        let in_band = BAND / BLOCK;
+        let in_band = self.height / BLOCK;
         let words = self.rate.half_words();
         let mut out = vec![0; rows * columns * words];
         out.par_chunks_mut(columns * words).enumerate().for_each(|(kb, out)| {

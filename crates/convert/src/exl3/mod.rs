@@ -21,7 +21,7 @@ use bytes::Bytes;
 use feedback::Coder;
 use half::f16;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
-use marlin_tensor::{DType, HostTensor, Weight};
+use marlin_tensor::{BackendError, DType, HostTensor, Weight};
 use panels::Panels;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -144,13 +144,23 @@ impl Quantizer for Exl3Quantizer {
             let Some(h) = &h else { break };
             let rotated_h = damped(&scales.hessian(h), self.options.damping);
             let Some(inverse) = ldl::inverse_blocks(&rotated_h) else { break };
-            let mut changed = 0;
+            let (mut changed, mut failed) = (0, None);
             panels.visit(&coder, Some(h), |rows, open| {
                 let target = scales.part(rows).rotate(&open.w);
-                let here = coder.descend(&target, &rotated_h, &inverse, &mut open.tiles);
-                changed += here;
-                here > 0
+                match coder.descend(&target, &rotated_h, &inverse, &mut open.tiles) {
+                    Ok(here) => {
+                        changed += here;
+                        here > 0
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        false
+                    }
+                }
             })?;
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
             if changed == 0 {
                 break;
             }
@@ -229,10 +239,21 @@ impl TileEncoder for Timed<'_> {
         self.encoder.name()
     }
 
-    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]) {
+    fn encode(
+        &self,
+        tiles: &[f32],
+        rate: Rate,
+        codebook: Codebook,
+        states: &mut [u16],
+    ) -> Result<(), BackendError> {
         let start = Instant::now();
-        self.encoder.encode(tiles, rate, codebook, states);
+        let done = self.encoder.encode(tiles, rate, codebook, states);
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        done
+    }
+
+    fn together(&self) -> usize {
+        self.encoder.together()
     }
 }
 

@@ -5,6 +5,7 @@ use super::feedback::{Coder, Tiles};
 use crate::error::ConvertError;
 use crate::matrix::Matrix;
 use crate::quantizer::LinearInput;
+use marlin_tensor::BackendError;
 use std::ops::Range;
 
 /// Outputs of a panel. Sums over outputs are cut here, so this is no option: results are the same bytes
@@ -93,16 +94,16 @@ impl<'a> Panels<'a> {
     pub fn encode(
         &mut self,
         h: Option<&Matrix>,
-        encode: impl Fn(Range<usize>, &Matrix) -> Tiles,
+        encode: impl Fn(Range<usize>, &Matrix) -> Result<Tiles, BackendError>,
     ) -> Result<(), ConvertError> {
         if let Some(w) = self.whole.take() {
-            let tiles = encode(0..self.n, &w);
+            let tiles = encode(0..self.n, &w)?;
             let open = Open { wh: h.map(|h| w.times(h)), w, tiles };
             self.encoded = vec![Panel { rows: 0..self.n, trellis: Vec::new(), kept: Some(open) }];
             return Ok(());
         }
         for rows in self.ranges() {
-            let trellis = encode(rows.clone(), &self.read(rows.clone())?).pack();
+            let trellis = encode(rows.clone(), &self.read(rows.clone())?)?.pack();
             self.encoded.push(Panel { rows, trellis, kept: None });
         }
         Ok(())

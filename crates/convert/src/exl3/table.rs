@@ -10,7 +10,7 @@ use crate::quantizer::ReadRows;
 use half::f16;
 use marlin_quant::exl3::hadamard::sylvester;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
-use marlin_tensor::{DType, HostTensor};
+use marlin_tensor::{BackendError, DType, HostTensor};
 use rayon::prelude::*;
 
 /// Columns of one ring.
@@ -49,7 +49,7 @@ pub fn quantize_table(
                 reason: "the weights hold NaN or infinity; the source is damaged".to_owned(),
             });
         }
-        encode_rows(&rows, rate, bits, encoder, &signs, out);
+        encode_rows(&rows, rate, bits, encoder, &signs, out)?;
     }
     let bytes: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
     let signs: Vec<u8> = signs.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
@@ -67,17 +67,18 @@ fn encode_rows(
     encoder: &dyn TileEncoder,
     signs: &[f32],
     out: &mut [u16],
-) {
+) -> Result<(), BackendError> {
     let codebook = Codebook::Mul1(marlin_quant::exl3::codebook::MUL1_MULTIPLIER);
     let values = codebook.table();
     let groups = table.columns.div_ceil(GROUP);
     let words = 1 + GROUP / 16 * bits;
-    out.par_chunks_mut(ROWS * groups * words).enumerate().for_each(|(band, out)| {
+    let height = ROWS.max(encoder.together() / groups);
+    out.par_chunks_mut(height * groups * words).enumerate().try_for_each(|(band, out)| {
         let rings = out.len() / words;
         let mut targets = vec![0.0f32; rings * GROUP];
         let mut scales = vec![0.0f32; rings];
         for ring in 0..rings {
-            let (row, group) = (band * ROWS + ring / groups, ring % groups);
+            let (row, group) = (band * height + ring / groups, ring % groups);
             let target = &mut targets[ring * GROUP..][..GROUP];
             let own = &table.row(row)[group * GROUP..table.columns.min((group + 1) * GROUP)];
             for ((t, v), s) in target.iter_mut().zip(own).zip(&signs[group * GROUP..]) {
@@ -90,7 +91,7 @@ fn encode_rows(
             target.iter_mut().for_each(|t| *t *= gain);
         }
         let mut states = vec![0u16; rings * GROUP];
-        encoder.encode(&targets, rate, codebook, &mut states);
+        encoder.encode(&targets, rate, codebook, &mut states)?;
         for ring in 0..rings {
             let (states, target) = (&states[ring * GROUP..][..GROUP], &targets[ring * GROUP..]);
             let value = |s: &u16| f64::from(values[usize::from(*s)]);
@@ -111,5 +112,6 @@ fn encode_rows(
                 }
             }
         }
-    });
+        Ok(())
+    })
 }

@@ -11,7 +11,7 @@ use marlin_models::Model;
 use marlin_quant::exl3::codebook::MUL1_MULTIPLIER;
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
-use marlin_tensor::Backend;
+use marlin_tensor::{Backend, BackendError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +27,13 @@ impl TileEncoder for Greedy {
         "greedy".to_owned()
     }
 
-    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]) {
+    fn encode(
+        &self,
+        tiles: &[f32],
+        rate: Rate,
+        codebook: Codebook,
+        states: &mut [u16],
+    ) -> Result<(), BackendError> {
         let table = codebook.table();
         for (tile, states) in tiles.chunks_exact(TILE).zip(states.chunks_exact_mut(TILE)) {
             let mut state = 0u16;
@@ -43,6 +49,7 @@ impl TileEncoder for Greedy {
                 *out = state;
             }
         }
+        Ok(())
     }
 }
 

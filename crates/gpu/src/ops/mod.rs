@@ -23,3 +23,4 @@ pub(crate) mod norm;
 pub(crate) mod rope;
 pub(crate) mod text;
 pub(crate) mod tiles;
+pub(crate) mod viterbi;

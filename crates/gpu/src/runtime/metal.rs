@@ -1,11 +1,11 @@
 //! Metal: kernels in its own language.
 
-use super::found::{describe, start};
+use super::found::describe;
 use super::{GpuDevice, Runtime};
 use cubecl::Device;
 use cubecl::device::MetalDevice;
-use marlin_tensor::{Backend, BackendError};
-use std::sync::Arc;
+use cubecl::prelude::Client;
+use marlin_tensor::BackendError;
 
 fn all() -> impl Iterator<Item = Device> {
     Device::metal(MetalDevice::default()).into_iter()
@@ -15,6 +15,6 @@ pub(super) fn devices() -> Vec<GpuDevice> {
     describe(Runtime::Metal, all())
 }
 
-pub(super) fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
-    start(device, || Device::Metal(MetalDevice::default()).client())
+pub(super) fn client(_: &GpuDevice) -> Result<Client, BackendError> {
+    Ok(Device::Metal(MetalDevice::default()).client())
 }

@@ -7,7 +7,12 @@ mod metal;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
-use marlin_tensor::{Backend, BackendError};
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+use marlin_quant::exl3::TileEncoder;
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+use marlin_tensor::Backend;
+use marlin_tensor::BackendError;
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
 use std::sync::Arc;
 
 /// A way to reach GPUs.
@@ -83,26 +88,39 @@ pub fn devices() -> Vec<GpuDevice> {
     found
 }
 
-/// Opens a device that [`devices`] found.
-///
-/// # Errors
-/// When this build has no such runtime, or the device does not start.
-pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
-    match device.runtime {
-        #[cfg(feature = "cuda")]
-        Runtime::Cuda => cuda::open(device),
-        #[cfg(feature = "metal")]
-        Runtime::Metal => metal::open(device),
-        #[cfg(feature = "vulkan")]
-        Runtime::Vulkan => vulkan::open(device),
-        #[allow(unreachable_patterns)]
-        other => Err(BackendError::Unsupported {
-            backend: other.name().to_owned(),
-            what: format!(
-                "a device of a runtime that this build lacks; build with --features {}",
-                other.name()
-            ),
-        }),
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+pub use absent::{encoder, open};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+pub use found::{encoder, open};
+
+/// What is said of a device whose runtime is not built.
+fn not_built(runtime: Runtime) -> BackendError {
+    let name = runtime.name();
+    BackendError::Unsupported {
+        backend: name.to_owned(),
+        what: format!("a device of a runtime that this build lacks; build with --features {name}"),
+    }
+}
+
+/// What a build without runtimes has instead.
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+mod absent {
+    use super::*;
+
+    /// There is nothing to open.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
+        Err(not_built(device.runtime))
+    }
+
+    /// There is nothing that encodes.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn encoder(device: &GpuDevice) -> Result<Arc<dyn TileEncoder>, BackendError> {
+        Err(not_built(device.runtime))
     }
 }
 
@@ -110,6 +128,9 @@ pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
 mod found {
     use super::{GpuDevice, Runtime};
     use crate::backend::GpuBackend;
+    use crate::encoder::GpuEncoder;
+    use cubecl::prelude::Client;
+    use marlin_quant::exl3::TileEncoder;
     use marlin_tensor::{Backend, BackendError};
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
@@ -134,21 +155,46 @@ mod found {
         found
     }
 
-    /// Opens `about` with the client that `client` makes.
+    /// Opens a device that [`devices`] found.
     ///
     /// # Errors
-    /// When the runtime does not start; it panics then.
-    pub(super) fn start(
-        about: &GpuDevice,
-        client: impl FnOnce() -> cubecl::prelude::Client,
-    ) -> Result<Arc<dyn Backend>, BackendError> {
-        let start = || GpuBackend::new(client(), about.runtime.name(), about.name.clone());
-        match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(backend) => Ok(Arc::new(backend)),
+    /// When this build has no such runtime, or the device does not start.
+    pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
+        let name = device.runtime.name();
+        let made = start(device, |client| GpuBackend::new(client, name, device.name.clone()))?;
+        Ok(Arc::new(made))
+    }
+
+    /// The same device as what encodes EXL3 tiles.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn encoder(device: &GpuDevice) -> Result<Arc<dyn TileEncoder>, BackendError> {
+        let made = start(device, |client| GpuEncoder::new(&client, device.runtime, &device.name))?;
+        Ok(Arc::new(made))
+    }
+
+    /// What `make` makes of a client of `device`.
+    ///
+    /// # Errors
+    /// When this build has no such runtime, or it does not start; it panics then.
+    fn start<T>(device: &GpuDevice, make: impl FnOnce(Client) -> T) -> Result<T, BackendError> {
+        let client = || match device.runtime {
+            #[cfg(feature = "cuda")]
+            Runtime::Cuda => super::cuda::client(device),
+            #[cfg(feature = "metal")]
+            Runtime::Metal => super::metal::client(device),
+            #[cfg(feature = "vulkan")]
+            Runtime::Vulkan => super::vulkan::client(device),
+            #[allow(unreachable_patterns)]
+            other => Err(super::not_built(other)),
+        };
+        match catch_unwind(AssertUnwindSafe(|| client().map(make))) {
+            Ok(made) => made,
             Err(cause) => {
                 let said = cause.downcast_ref::<String>().map(String::as_str);
                 let said = said.or_else(|| cause.downcast_ref::<&str>().copied());
-                let (name, runtime) = (&about.name, about.runtime);
+                let (name, runtime) = (&device.name, device.runtime);
                 Err(BackendError::Device(format!(
                     "{} of {name} does not start: {}; it needs {}",
                     runtime.name(),

@@ -2,15 +2,14 @@
 //! 0.12.0-pre.1 writes invalid SPIR-V for shared memory on a device without `VK_KHR_workgroup_memory_explicit_layout`, which
 //! software lacks and every GPU of the last years has.
 
-use super::found::{describe, start};
+use super::found::describe;
 use super::{GpuDevice, Runtime};
 use cubecl::Device;
 use cubecl::device::{WgpuDevice, WgpuDeviceKind};
 use cubecl::prelude::Client;
 use cubecl::wgpu::{AutoCompiler, WgpuCompiler, WgpuRuntime};
 use cubecl_runtime::runtime::Runtime as _;
-use marlin_tensor::{Backend, BackendError};
-use std::sync::Arc;
+use marlin_tensor::BackendError;
 
 /// Real GPUs first, then what computes on the processor.
 fn all() -> impl Iterator<Item = Device> {
@@ -30,7 +29,7 @@ pub(super) fn devices() -> Vec<GpuDevice> {
     describe(Runtime::Vulkan, all())
 }
 
-pub(super) fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
+pub(super) fn client(device: &GpuDevice) -> Result<Client, BackendError> {
     let found = all().filter(|d| d.description().is_some()).nth(device.index);
     let found = found.ok_or_else(|| {
         BackendError::Device(format!(
@@ -39,7 +38,7 @@ pub(super) fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError>
             device.runtime.needs()
         ))
     })?;
-    start(device, || match &found {
+    Ok(match &found {
         Device::Wgpu(inner) if device.is_software => client_of(AutoCompiler::Wgsl, inner),
         other => other.client(),
     })

@@ -11,6 +11,7 @@
 
 use super::codebook::Codebook;
 use super::ring::{Rate, TILE};
+use marlin_tensor::BackendError;
 
 /// Largest magnitude of a value that is told apart from larger ones: the range of fp16.
 pub const MAX_TARGET: f32 = 65504.0;
@@ -30,9 +31,23 @@ pub trait TileEncoder: Send + Sync {
     /// `rate`. Every tile is encoded independently of the others and of the number of threads, so
     /// the result depends on its 256 values only. Values are taken as [`target`] says.
     ///
+    /// # Errors
+    /// When a device fails.
+    ///
     /// # Panics
     /// When the slices differ in length or do not hold whole tiles.
-    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]);
+    fn encode(
+        &self,
+        tiles: &[f32],
+        rate: Rate,
+        codebook: Codebook,
+        states: &mut [u16],
+    ) -> Result<(), BackendError>;
+
+    /// Tiles that one call should have, where there are so many.
+    fn together(&self) -> usize {
+        1
+    }
 }
 
 /// The definition: f32 costs, every state visited; of equal costs the smallest state.
@@ -43,7 +58,13 @@ impl TileEncoder for ReferenceEncoder {
         "reference, 1 thread".into()
     }
 
-    fn encode(&self, tiles: &[f32], rate: Rate, codebook: Codebook, states: &mut [u16]) {
+    fn encode(
+        &self,
+        tiles: &[f32],
+        rate: Rate,
+        codebook: Codebook,
+        states: &mut [u16],
+    ) -> Result<(), BackendError> {
         assert_eq!(tiles.len(), states.len(), "one state per value");
         let table = codebook.table();
         let ((tiles, rest), (states, _)) = (tiles.as_chunks(), states.as_chunks_mut());
@@ -51,11 +72,12 @@ impl TileEncoder for ReferenceEncoder {
         for (tile, states) in tiles.iter().zip(states) {
             *states = best_ring(&tile.map(target), rate, &table);
         }
+        Ok(())
     }
 }
 
-/// The ring of `rate` for `tile`.
-fn best_ring(tile: &[f32; TILE], rate: Rate, table: &[f32]) -> [u16; TILE] {
+/// The ring of `rate` for `tile`: what [`ReferenceEncoder`] finds, of values in range.
+pub fn best_ring(tile: &[f32; TILE], rate: Rate, table: &[f32]) -> [u16; TILE] {
     const MIDDLE: usize = TILE / 2;
     let free = Search::run(tile, rate, table, MIDDLE, None);
     let end = (0..free.cost.len()).min_by(|&a, &b| free.cost[a].total_cmp(&free.cost[b]));

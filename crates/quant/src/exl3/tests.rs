@@ -165,7 +165,7 @@ fn every_bit_string_is_a_ring_and_packs_back() {
 
 fn encode(tiles: &[f32], bits: f64, codebook: Codebook) -> Vec<u16> {
     let mut states = vec![0; tiles.len()];
-    ReferenceEncoder.encode(tiles, Rate::from_bits(bits).unwrap(), codebook, &mut states);
+    ReferenceEncoder.encode(tiles, Rate::from_bits(bits).unwrap(), codebook, &mut states).unwrap();
     states
 }
 

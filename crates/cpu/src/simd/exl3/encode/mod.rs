@@ -25,8 +25,9 @@ use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
 use isa::Isa;
+use marlin_quant::exl3::encode::{best_ring, target};
 use marlin_quant::exl3::ring::TILE;
-use marlin_quant::exl3::{Codebook, Rate, ReferenceEncoder, TileEncoder as _};
+use marlin_quant::exl3::{Codebook, Rate};
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -136,7 +137,7 @@ fn encode<S: Isa>(
     for (i, level) in levels.into_iter().enumerate() {
         if level.is_none_or(|level| level >= LEVELS) {
             let (rate, codebook) = plan.key();
-            ReferenceEncoder.encode(&tiles[i], rate, codebook, &mut states[i]);
+            states[i] = best_ring(&tiles[i].map(target), rate, &codebook.table());
         }
     }
 }

@@ -29,7 +29,7 @@ fn rate(bits: f64) -> Rate {
 
 fn rings(encoder: &dyn TileEncoder, tiles: &[f32], rate: Rate, codebook: Codebook) -> Vec<u16> {
     let mut states = vec![0; tiles.len()];
-    encoder.encode(tiles, rate, codebook, &mut states);
+    encoder.encode(tiles, rate, codebook, &mut states).unwrap();
     let ring = Ring::new(rate);
     for states in states.as_chunks().0 {
         let packed: Vec<u8> =
