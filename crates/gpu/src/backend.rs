@@ -5,7 +5,7 @@ use crate::ops::cache::PagedCache;
 use crate::ops::tiles::{Entries, Rows};
 use crate::ops::{attention, columns, elementwise, matrix, moe, norm, rope};
 use crate::recordings::{Key, Recording, Recordings};
-use crate::step::{Frequencies, Step};
+use crate::step::{Source, Step};
 use crate::weights::{GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, kernel_name, place};
 use cubecl::prelude::Client;
 use marlin_tensor::{
@@ -37,7 +37,7 @@ pub(crate) struct GpuBackend {
 enum Table {
     Device(Box<matrix::RowMatrix>),
     /// Of a format that no kernel reads by rows; rows are decoded on the host.
-    Host(Weight),
+    Host(Arc<Weight>),
 }
 
 /// Ids and weights of a routing.
@@ -109,7 +109,10 @@ impl GpuBackend {
         });
         // Ends the preparation, also after a failed run.
         let started = client.start_capture().is_ok();
+        let before = self.gpu.copied();
         let recorded = if started && found.is_ok() { pass().ok() } else { None };
+        // What the host wrote within the pass would be written again and again.
+        let recorded = recorded.filter(|_| self.gpu.copied() == before);
         let graph = client.stop_capture();
         let recording = match (recorded, graph) {
             (Some(out), Ok(graph)) if started => Recording::Made { graph, step, out },
@@ -231,7 +234,7 @@ impl Backend for GpuBackend {
                 }
                 (Matrix::Trellis(_), ..) => unreachable!("a format of rows"),
             },
-            false => (Arc::new((Table::Host(weight.clone()), None)), weight.bytes()),
+            false => (Arc::new((Table::Host(Arc::new(weight.clone())), None)), weight.bytes()),
         };
         Ok(Embedding {
             vocab_size: weight.out_features,
@@ -246,7 +249,7 @@ impl Backend for GpuBackend {
     }
 
     fn load_rope(&self, rope: &Rope) -> Result<RopeTable> {
-        Ok(RopeTable { handle: Arc::new(Arc::new(Frequencies(rope.clone()))) })
+        Ok(RopeTable { handle: Arc::new(Arc::new(rope.clone())) })
     }
 
     fn create_cache(&self, spec: &CacheSpec) -> Result<Cache> {
@@ -290,7 +293,7 @@ impl Backend for GpuBackend {
         let mut recordings = lock(&self.recordings);
         match recordings.find(&key) {
             Some(Recording::Made { graph, step, out }) => {
-                step.rewrite(&self.gpu, batch);
+                step.rewrite(&self.gpu, batch)?;
                 // SAFETY: the model and its cache live as long as this call, and what the launches write in between is
                 // guarded by the runtime. All work goes to one stream.
                 unsafe { graph.replay() }.map_err(device_error)?;
@@ -313,29 +316,18 @@ impl Backend for GpuBackend {
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
         let (rows, columns) = (batch.rows(), table.hidden_size);
         let (stored, _): &(Table, Option<crate::gpu::Reservation>) = open(&table.handle)?;
-        let weight = match stored {
+        let step = self.step(batch);
+        let out = match stored {
             Table::Device(matrix) => {
-                let step = self.step(batch);
-                let out = matrix::embed(&self.gpu, matrix, &step.meta, rows, columns, scale);
-                return Ok(tensor(rows, columns, out));
+                matrix::embed(&self.gpu, matrix, &step.meta, rows, columns, scale)
             }
-            Table::Host(weight) => weight,
+            Table::Host(weight) => {
+                let made =
+                    step.made(&self.gpu, &Source::Embedding(weight.clone(), scale), batch)?;
+                elementwise::copy_of(&self.gpu, &made, rows * columns)
+            }
         };
-        let format = marlin_quant::format(weight.format);
-        let unit = format.row_granularity();
-        let mut out = Vec::with_capacity(rows * columns);
-        for &token in &batch.tokens {
-            let first = token as usize / unit * unit;
-            let last = weight.out_features.min(first + unit);
-            let mut band = vec![0.0; (last - first) * columns];
-            format.decode_rows(weight, first..last, &mut band).map_err(|e| {
-                let what = format!("embedding of token {token}");
-                BackendError::Decode { what, reason: e.to_string() }
-            })?;
-            let row = &band[(token as usize - first) * columns..][..columns];
-            out.extend(row.iter().map(|v| v * scale));
-        }
-        self.upload(rows, columns, out)
+        Ok(tensor(rows, columns, out))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor> {
@@ -362,10 +354,10 @@ impl Backend for GpuBackend {
 
     fn rope(&self, x: Tensor, table: &RopeTable, heads: Heads, batch: &Batch) -> Result<Tensor> {
         assert_eq!(x.columns, heads.heads * heads.head_dim, "columns of the heads");
-        let frequencies: &Arc<Frequencies> = open(&table.handle)?;
-        let angles = self.step(batch).angles(&self.gpu, frequencies, batch);
+        let rope: &Arc<Rope> = open(&table.handle)?;
+        let angles = self.step(batch).made(&self.gpu, &Source::Rope(rope.clone()), batch)?;
         let x = self.own(x)?;
-        let (pairs, style) = (frequencies.0.inv_freq.len(), frequencies.0.style);
+        let (pairs, style) = (rope.inv_freq.len(), rope.style);
         rope::rope(&self.gpu, open(&x.handle)?, &angles, x.rows, heads, pairs, style);
         Ok(x)
     }

@@ -70,6 +70,8 @@ pub(crate) struct Gpu {
     pub(crate) client: Client,
     /// Bytes of weights and caches.
     taken: Arc<AtomicU64>,
+    /// Copies from the host.
+    copies: AtomicU64,
     /// Lanes of a plane.
     pub(crate) plane: u32,
     /// Whether NVIDIA's tensor-core instructions are there.
@@ -86,7 +88,7 @@ impl Gpu {
         unsafe { client.set_stream(none.handle.stream) };
         let plane = client.properties().hardware.plane_size_max.max(1);
         let tensor_cores = is_cuda && plane == 32 && !client.features().matmul.mma.is_empty();
-        Self { client, tensor_cores, taken: Arc::default(), plane, none }
+        Self { client, tensor_cores, taken: Arc::default(), copies: AtomicU64::new(0), plane, none }
     }
 
     /// Claims room for `what`.
@@ -123,12 +125,13 @@ impl Gpu {
         if words.is_empty() {
             return self.none.clone();
         }
-        Buffer { handle: self.client.create_from_slice(u32::as_bytes(words)), len: words.len() }
+        self.bytes(u32::as_bytes(words))
     }
 
     /// Words of the host as they are stored, low byte first: so does every host and device there is.
     pub(crate) fn bytes(&self, bytes: &[u8]) -> Buffer {
         assert!(bytes.len().is_multiple_of(WORD), "whole words");
+        self.copies.fetch_add(1, Ordering::Relaxed);
         Buffer { handle: self.client.create_from_slice(bytes), len: bytes.len() / WORD }
     }
 
@@ -137,12 +140,18 @@ impl Gpu {
         if values.is_empty() {
             return self.none.clone();
         }
-        Buffer { handle: self.client.create_from_slice(f32::as_bytes(values)), len: values.len() }
+        self.bytes(f32::as_bytes(values))
+    }
+
+    /// Copies from the host so far.
+    pub(crate) fn copied(&self) -> u64 {
+        self.copies.load(Ordering::Relaxed)
     }
 
     /// Overwrites the first words of `buffer`.
     pub(crate) fn write(&self, buffer: &Buffer, words: &[u32]) {
         assert!(words.len() <= buffer.len, "words fit their buffer");
+        self.copies.fetch_add(1, Ordering::Relaxed);
         let bytes = cubecl::bytes::Bytes::from_bytes_vec(u32::as_bytes(words).to_vec());
         let tail = (buffer.len - words.len()) * WORD;
         self.client.write(&buffer.handle.clone().offset_end(tail as u64), bytes);

@@ -5,17 +5,38 @@
 //! | `4 r …` | token, position, cache slot and sequence of row `r` |
 //! | `4 rows + s · blocks …` | cache blocks of sequence `s`, zeros past its last |
 //!
-//! Cosines and sines of the rows' positions are computed on the host, as transformers does, and kept per rotary table.
+//! What the host works out of a batch ([`Source`]) is kept beside it and written anew with it: cosines and sines of the rows'
+//! positions, as transformers does, and rows of embeddings in formats that no kernel reads by rows.
 
 use crate::gpu::{Buffer, Gpu, lock};
-use marlin_tensor::{Batch, Rope};
+use marlin_tensor::{BackendError, Batch, Rope, Weight};
 use std::sync::{Arc, Mutex};
 
-/// A rotary table, told apart by its address.
-pub(crate) struct Frequencies(pub(crate) Rope);
+/// A table from which the host works out values of a batch.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// Cosines and sines, `[rows, pairs, 2]`, magnitude included.
+    Rope(Arc<Rope>),
+    /// Rows of an embedding times a factor, `[rows, columns]`.
+    Embedding(Arc<Weight>, f32),
+}
 
-/// Angles of one rotary table, on the device.
-type Angles = (Arc<Frequencies>, Buffer);
+impl Source {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Rope(a), Self::Rope(b)) => Arc::ptr_eq(a, b),
+            (Self::Embedding(a, x), Self::Embedding(b, y)) => Arc::ptr_eq(a, b) && x == y,
+            _ => false,
+        }
+    }
+
+    fn values(&self, batch: &Batch) -> Result<Vec<f32>, BackendError> {
+        match self {
+            Self::Rope(rope) => Ok(angles(rope, batch)),
+            Self::Embedding(weight, scale) => embeddings(weight, *scale, batch),
+        }
+    }
+}
 
 /// A batch on the device.
 pub(crate) struct Step {
@@ -23,7 +44,7 @@ pub(crate) struct Step {
     /// Places for cache blocks per sequence.
     pub(crate) blocks: usize,
     pub(crate) meta: Buffer,
-    angles: Mutex<Vec<Angles>>,
+    made: Mutex<Vec<(Source, Buffer)>>,
 }
 
 /// Rows and places for blocks: batches of one shape fit the same [`Step`].
@@ -54,33 +75,39 @@ impl Step {
     pub(crate) fn new(gpu: &Gpu, batch: &Batch) -> Self {
         let shape = StepShape::of(batch);
         let meta = gpu.words(&words(batch, shape));
-        Self { rows: shape.rows, blocks: shape.blocks, meta, angles: Mutex::default() }
+        Self { rows: shape.rows, blocks: shape.blocks, meta, made: Mutex::default() }
     }
 
     /// Overwrites it with another batch of the same shape.
-    pub(crate) fn rewrite(&self, gpu: &Gpu, batch: &Batch) {
+    ///
+    /// # Errors
+    /// When a table cannot be decoded.
+    pub(crate) fn rewrite(&self, gpu: &Gpu, batch: &Batch) -> Result<(), BackendError> {
         gpu.write(&self.meta, &words(batch, StepShape::of(batch)));
-        for (frequencies, buffer) in lock(&self.angles).iter() {
-            let angles: Vec<u32> =
-                angles(&frequencies.0, batch).into_iter().map(f32::to_bits).collect();
-            gpu.write(buffer, &angles);
+        for (source, buffer) in lock(&self.made).iter() {
+            let values: Vec<u32> = source.values(batch)?.into_iter().map(f32::to_bits).collect();
+            gpu.write(buffer, &values);
         }
+        Ok(())
     }
 
-    /// `[rows, pairs, 2]`: cosine and sine, magnitude included.
-    pub(crate) fn angles(
+    /// Values of the batch from `source`, to be read only: the next pass finds them here too.
+    ///
+    /// # Errors
+    /// When the table cannot be decoded.
+    pub(crate) fn made(
         &self,
         gpu: &Gpu,
-        frequencies: &Arc<Frequencies>,
+        source: &Source,
         batch: &Batch,
-    ) -> Buffer {
-        let mut known = lock(&self.angles);
-        if let Some((_, buffer)) = known.iter().find(|(f, _)| Arc::ptr_eq(f, frequencies)) {
-            return buffer.clone();
+    ) -> Result<Buffer, BackendError> {
+        let mut known = lock(&self.made);
+        if let Some((_, buffer)) = known.iter().find(|(s, _)| s.is(source)) {
+            return Ok(buffer.clone());
         }
-        let buffer = gpu.floats(&angles(&frequencies.0, batch));
-        known.push((frequencies.clone(), buffer.clone()));
-        buffer
+        let buffer = gpu.floats(&source.values(batch)?);
+        known.push((source.clone(), buffer.clone()));
+        Ok(buffer)
     }
 }
 
@@ -119,6 +146,25 @@ fn angles(rope: &Rope, batch: &Batch) -> Vec<f32> {
         }
     }
     out
+}
+
+/// Rows of the tokens, times `scale`.
+fn embeddings(weight: &Weight, scale: f32, batch: &Batch) -> Result<Vec<f32>, BackendError> {
+    let format = marlin_quant::format(weight.format);
+    let (unit, columns) = (format.row_granularity(), weight.in_features);
+    let mut out = Vec::with_capacity(batch.rows() * columns);
+    for &token in &batch.tokens {
+        let first = token as usize / unit * unit;
+        let last = weight.out_features.min(first + unit);
+        let mut band = vec![0.0; (last - first) * columns];
+        format.decode_rows(weight, first..last, &mut band).map_err(|e| {
+            let what = format!("embedding of token {token}");
+            BackendError::Decode { what, reason: e.to_string() }
+        })?;
+        let row = &band[(token as usize - first) * columns..][..columns];
+        out.extend(row.iter().map(|v| v * scale));
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
