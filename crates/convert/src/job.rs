@@ -133,7 +133,8 @@ pub fn run(
     let job = Job { origin, plan, store, quantizer, options, backend, events, stop };
     pool.install(|| job.run())?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(JobReport { seconds, ..job.finish(checkpoint)? })
+    let encoder = quantizer.encoder.name();
+    Ok(JobReport { seconds, encoder, ..job.finish(checkpoint)? })
 }
 
 /// Refuses to store one matrix where the source has two.

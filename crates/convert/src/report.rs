@@ -27,6 +27,9 @@ pub struct JobReport {
     /// Seconds in the encoder, those of all threads and of earlier runs of the job added up.
     #[serde(default)]
     pub encoder_seconds: f64,
+    /// What encoded the tiles of this run.
+    #[serde(default)]
+    pub encoder: String,
     /// One entry per matrix, in the order of the model.
     pub tensors: Vec<TensorReport>,
     /// Calibration tokens that every expert of every layer saw.
@@ -80,6 +83,7 @@ impl JobReport {
             embedding_bytes: modules.first().map_or(0, size),
             file_bytes,
             seconds: 0.0,
+            encoder: String::new(),
             encoder_seconds: tensors.iter().map(|t| t.encoder_seconds).sum(),
             tensors,
             experts,

@@ -16,12 +16,12 @@ use std::thread;
 /// Tiles of a call: with calls of a few threads at a time they keep a large GPU busy.
 const TOGETHER: usize = 256;
 /// Calls at a time; what comes and goes for one goes on while another computes.
-const LANES: usize = 4;
+const LANES: usize = 8;
 
 /// Bytes of costs, of a device that does not say how much memory it has.
 const FEW_BYTES: u64 = 256 << 20;
 /// Most bytes of costs.
-const MOST_BYTES: u64 = 4 << 30;
+const MOST_BYTES: u64 = 8 << 30;
 
 /// Encodes tiles on a device.
 pub(crate) struct GpuEncoder {

@@ -91,7 +91,7 @@ pub fn report(
     }
     let shown = |path: &Path| path.display().to_string();
     console::line(&format!(
-        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s (encoder: {:.0} s, all threads added up)",
+        "{}: {:.2} bits per weight ({:.3} stored; head {:.3}; all {:.3}), {} in {:.0} s (encoder: {}, {:.0} s, all threads added up)",
         shown(&options.output),
         report.bits,
         report.stored_bits,
@@ -99,6 +99,7 @@ pub fn report(
         report.all_stored_bits,
         console::bytes(report.file_bytes),
         report.seconds,
+        report.encoder,
         report.encoder_seconds
     ))?;
     let worst = report.tensors.iter().filter(|t| t.proxy_error.is_finite());
@@ -175,6 +176,7 @@ pub fn page(
             ("files".to_owned(), console::bytes(report.file_bytes)),
             ("calibration tokens".to_owned(), args.calibration_tokens.to_string()),
             ("seconds".to_owned(), format!("{:.0}", report.seconds)),
+            ("encoder".to_owned(), report.encoder.clone()),
             (
                 "encoder, seconds of all threads".to_owned(),
                 format!("{:.0}", report.encoder_seconds),
