@@ -3,10 +3,12 @@
 use crate::gpu::{Buffer, Gpu, device_error, lock};
 use crate::ops::cache::PagedCache;
 use crate::ops::tiles::{Entries, Rows};
-use crate::ops::{attention, columns, elementwise, matrix, moe, norm, rope};
+use crate::ops::{attention, columns, elementwise, exl3, matrix, moe, norm, rope};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
-use crate::weights::{GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, kernel_name, place};
+use crate::weights::{
+    GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, has_kernel, kernel_name, place,
+};
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
@@ -35,7 +37,8 @@ pub(crate) struct GpuBackend {
 
 /// A token-embedding table.
 enum Table {
-    Device(Box<matrix::RowMatrix>),
+    Rows(Box<matrix::RowMatrix>),
+    Trellis(Box<exl3::Trellis>),
     /// Of a format that no kernel reads by rows; rows are decoded on the host.
     Host(Arc<Weight>),
 }
@@ -226,14 +229,15 @@ impl Backend for GpuBackend {
     }
 
     fn load_embedding(&self, weight: &Weight) -> Result<Embedding> {
-        let by_rows = crate::decode::Format::from_id(weight.format).is_some();
-        let (table, bytes) = match by_rows {
-            true => match place(&self.gpu, weight)? {
-                (Matrix::Rows(rows), bytes, reservation) => {
-                    (Arc::new((Table::Device(Box::new(rows)), Some(reservation))), bytes)
-                }
-                (Matrix::Trellis(_), ..) => unreachable!("a format of rows"),
-            },
+        let (table, bytes) = match has_kernel(weight.format) {
+            true => {
+                let (matrix, bytes, reservation) = place(&self.gpu, weight)?;
+                let table = match matrix {
+                    Matrix::Rows(rows) => Table::Rows(Box::new(rows)),
+                    Matrix::Trellis(trellis) => Table::Trellis(Box::new(trellis)),
+                };
+                (Arc::new((table, Some(reservation))), bytes)
+            }
             false => (Arc::new((Table::Host(Arc::new(weight.clone())), None)), weight.bytes()),
         };
         Ok(Embedding {
@@ -318,9 +322,10 @@ impl Backend for GpuBackend {
         let (stored, _): &(Table, Option<crate::gpu::Reservation>) = open(&table.handle)?;
         let step = self.step(batch);
         let out = match stored {
-            Table::Device(matrix) => {
+            Table::Rows(matrix) => {
                 matrix::embed(&self.gpu, matrix, &step.meta, rows, columns, scale)
             }
+            Table::Trellis(trellis) => exl3::embed(&self.gpu, trellis, &step.meta, rows, scale),
             Table::Host(weight) => {
                 let made =
                     step.made(&self.gpu, &Source::Embedding(weight.clone(), scale), batch)?;

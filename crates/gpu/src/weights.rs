@@ -58,9 +58,14 @@ pub(crate) struct Stacks {
     pub(crate) down: Vec<Arc<Stack>>,
 }
 
+/// Whether kernels read weights of `format` as they are.
+pub(crate) fn has_kernel(format: &str) -> bool {
+    format == "exl3" || Format::from_id(format).is_some()
+}
+
 /// How the kernel for weights of `format` is called on `runtime`.
 pub(crate) fn kernel_name(format: &str, runtime: &str) -> String {
-    match format == "exl3" || Format::from_id(format).is_some() {
+    match has_kernel(format) {
         true => format!("{format} {runtime}"),
         false => format!("{format} held as f16 {runtime}"),
     }

@@ -131,22 +131,30 @@ fn every_rate_and_codebook_multiplies() {
     }
 }
 
+fn check_embedding(b: &dyn Backend, weight: &Weight, tokens: &[u32], tolerance: f64, what: &str) {
+    let mut batch = Batch::new(4);
+    batch.push(tokens, 0, &[0], 4, 1);
+    let (dense, columns) = (decode(weight).unwrap(), weight.in_features);
+    let row = |t: &u32| &dense[*t as usize * columns..][..columns];
+    let expected: Vec<f64> = tokens.iter().flat_map(row).map(|v| f64::from(*v) * 0.5).collect();
+    let table = b.load_embedding(weight).unwrap();
+    let found = b.download(&b.embed(&table, &batch, 0.5).unwrap()).unwrap();
+    close(&format!("{what} on {}", b.name()), &found, &expected, tolerance);
+}
+
 #[test]
 fn every_format_embeds() {
+    use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
     for b in backends() {
         for format in formats() {
             let Ok(weight) = format.pack(&values(11 * 256, 6), 11, 256) else { continue };
-            let mut batch = Batch::new(4);
-            batch.push(&[3, 10, 0, 3], 0, &[0], 4, 1);
-            let dense = decode(&weight).unwrap();
-            let expected: Vec<f64> = [3usize, 10, 0, 3]
-                .iter()
-                .flat_map(|t| dense[t * 256..][..256].iter().map(|v| f64::from(*v) * 0.5))
-                .collect();
-            let table = b.load_embedding(&weight).unwrap();
-            let found = b.download(&b.embed(&table, &batch, 0.5).unwrap()).unwrap();
-            close(format.id(), &found, &expected, 1e-7);
+            check_embedding(&*b, &weight, &[3, 10, 0, 3], 1e-7, format.id());
         }
+        // Neither width of the first is whole.
+        let mul1 = exl3(300, 130, 12, Some(("mul1", MUL1_MULTIPLIER)));
+        check_embedding(&*b, &mul1, &[0, 127, 128, 299], 3e-6, "mul1");
+        let mcg = exl3(128, 384, 6, Some(("mcg", MCG_MULTIPLIER)));
+        check_embedding(&*b, &mcg, &[77], 3e-6, "mcg");
     }
 }
 

@@ -4,14 +4,18 @@
 //! A lane owns eight consecutive ring positions of a tile: four inputs of two outputs. Its eight windows of 16 bits lie in
 //! two to five words; once these are shifted to its first bit, every window is at a constant place.
 //!
+//! * `embed`: rows of an embedding.
 //! * `portable`: f32 products, for every runtime.
 //! * `hand_written`: CUDA C++ for NVIDIA, where rows share a matrix or entries come one by one.
 //! * `tensor_cores`: entries sorted by expert on NVIDIA's 16×8×16 products of f16, whose operand the ring order is. Inputs are the sum of two f16, so that
 //!   none of their bits that matter are lost.
 
+mod embed;
 mod hand_written;
 mod portable;
 mod tensor_cores;
+
+pub(crate) use embed::embed;
 
 use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
 use crate::gpu::{Buffer, Gpu};

@@ -153,7 +153,7 @@ fn multiply_kernel(
 
 /// Weights of ring positions `8 chunk …` of the tile whose words start at `base`.
 #[cube]
-fn eight(
+pub(super) fn eight(
     tiles: &[u32],
     base: u32,
     chunk: u32,
