@@ -256,13 +256,72 @@ impl<E: Element> MultiplyRows<'_, '_, E> {
             }
             k += S::LANES;
         }
+        if whole < depth {
+            self.rest(s, row, first, &mut acc);
+        }
+        if N > 1 && (R * N).is_multiple_of(S::LANES) {
+            // As many sums at once as a register has lanes, in the order of each alone.
+            let together = S::LANES / N;
+            for part in (0..R).step_by(together) {
+                let mut sums = [s.zero(); 16];
+                for r in 0..together {
+                    for n in 0..N {
+                        sums[r * N + n] = acc[n][part + r];
+                    }
+                }
+                let sums = &mut sums[..S::LANES];
+                s.transpose(sums);
+                let mut half = S::LANES / 2;
+                while half > 0 {
+                    for i in 0..half {
+                        sums[i] = s.add(sums[i], sums[i + half]);
+                    }
+                    half /= 2;
+                }
+                let mut totals = [0.0f32; 16];
+                // SAFETY: a register has at most 16 lanes.
+                unsafe { s.store_f32(totals.as_mut_ptr(), sums[0]) };
+                for r in 0..together {
+                    let out = &mut self.out.row(row + part + r)[first..first + N];
+                    out.copy_from_slice(&totals[r * N..][..N]);
+                }
+            }
+            return;
+        }
         for n in 0..N {
             for r in 0..R {
-                let mut total = s.sum(acc[n][r]);
-                for k in whole..depth {
-                    total += E::scalar(&w[(n * depth + k) * E::BYTES..]) * x[r * depth + k];
-                }
-                self.out.row(row + r)[first + n] = total;
+                self.out.row(row + r)[first + n] = s.sum(acc[n][r]);
+            }
+        }
+    }
+
+    /// Adds the inputs behind the last whole register, as one that ends in zeros.
+    #[inline(always)]
+    fn rest<S: Isa, const R: usize, const N: usize>(
+        &self,
+        s: S,
+        row: usize,
+        first: usize,
+        acc: &mut [[S::F; R]; N],
+    ) {
+        let depth = self.weights.in_features;
+        let whole = depth / S::LANES * S::LANES;
+        let mut xs = [s.zero(); R];
+        for r in 0..R {
+            let mut x = [0.0f32; 16];
+            let from = &self.x[(row + r) * depth..][whole..depth];
+            x[..from.len()].copy_from_slice(from);
+            // SAFETY: a register has at most 16 lanes.
+            xs[r] = unsafe { s.load_f32(x.as_ptr()) };
+        }
+        for n in 0..N {
+            let mut w = [0u8; 16 * 4];
+            let from = &self.weights.row(first + n)[whole * E::BYTES..];
+            w[..from.len()].copy_from_slice(from);
+            // SAFETY: an element has at most four bytes.
+            let w = unsafe { E::load(s, w.as_ptr()) };
+            for r in 0..R {
+                acc[n][r] = s.fma(w, xs[r], acc[n][r]);
             }
         }
     }

@@ -322,7 +322,12 @@ where
         };
         fn sum_i32(v: I) -> i32 =
             vaddvq_s32(vaddq_s32(vreinterpretq_s32_u8(v[0]), vreinterpretq_s32_u8(v[1])));
-        fn sum(v: F) -> f32 = vaddvq_f32(vaddq_f32(v[0], v[1]));
+        // Halves are added to each other, as everywhere.
+        fn sum(v: F) -> f32 = {
+            let v = vaddq_f32(v[0], v[1]);
+            let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+            vget_lane_f32::<0>(v) + vget_lane_f32::<1>(v)
+        };
         fn max(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(v[0], v[1]));
         fn transpose(rows: &mut [F]) -> () = {
             let r: &mut [F; 8] = rows.try_into().expect("eight rows");
