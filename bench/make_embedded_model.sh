@@ -18,10 +18,10 @@ fi
 for file in config.json generation_config.json tokenizer.json tokenizer_config.json chat_template.jinja model.safetensors; do
     cp "$work/$file" "$assets/$file"
 done
-# It was trained on sequences of 512 tokens and may go in circles beyond.
+# It was trained on sequences of 512 tokens, goes in circles unless repetition costs something, and may begin another turn by itself.
 python3 - "$assets/generation_config.json" <<'EOF'
 import json, sys
-fields = json.load(open(sys.argv[1])) | {"max_new_tokens": 512}
+fields = json.load(open(sys.argv[1])) | {"eos_token_id": [2, 0, 1], "max_new_tokens": 512, "repetition_penalty": 1.1}
 open(sys.argv[1], "w").write(json.dumps(fields, indent=2) + "\n")
 EOF
 ls -l "$assets"
