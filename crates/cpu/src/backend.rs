@@ -355,26 +355,14 @@ impl Backend for CpuBackend {
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
         let weight: &Weight = open(&table.handle)?;
-        let format = format(weight.format);
-        let (columns, granularity) = (table.hidden_size, format.row_granularity());
+        let (format, columns) = (format(weight.format), table.hidden_size);
         let mut out = self.arena.take(batch.rows() * columns);
         let failure = OnceLock::new();
-        let row = |token: usize, out: &mut [f32]| {
-            if granularity == 1 {
-                return format.decode_rows(weight, token..token + 1, out);
-            }
-            let first = token / granularity * granularity;
-            let last = weight.out_features.min(first + granularity);
-            let mut band = self.arena.take((last - first) * columns);
-            format.decode_rows(weight, first..last, &mut band)?;
-            out.copy_from_slice(&band[(token - first) * columns..][..columns]);
-            Ok(())
-        };
         let piece = self.piece(batch.rows(), columns);
         self.pool.run_chunks(&mut out, piece, |i, piece_out| {
             let tokens = &batch.tokens[i * piece / columns..];
             for (&token, out) in tokens.iter().zip(piece_out.chunks_exact_mut(columns)) {
-                if let Err(error) = row(token as usize, out) {
+                if let Err(error) = format.decode_row(weight, token as usize, out) {
                     let what = format!("embedding of token {token}");
                     let _ = failure.set(BackendError::Decode { what, reason: error.to_string() });
                 }

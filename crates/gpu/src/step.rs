@@ -151,18 +151,14 @@ fn angles(rope: &Rope, batch: &Batch) -> Vec<f32> {
 /// Rows of the tokens, times `scale`.
 fn embeddings(weight: &Weight, scale: f32, batch: &Batch) -> Result<Vec<f32>, BackendError> {
     let format = marlin_quant::format(weight.format);
-    let (unit, columns) = (format.row_granularity(), weight.in_features);
-    let mut out = Vec::with_capacity(batch.rows() * columns);
-    for &token in &batch.tokens {
-        let first = token as usize / unit * unit;
-        let last = weight.out_features.min(first + unit);
-        let mut band = vec![0.0; (last - first) * columns];
-        format.decode_rows(weight, first..last, &mut band).map_err(|e| {
+    let columns = weight.in_features;
+    let mut out = vec![0.0; batch.rows() * columns];
+    for (&token, row) in batch.tokens.iter().zip(out.chunks_exact_mut(columns)) {
+        format.decode_row(weight, token as usize, row).map_err(|e| {
             let what = format!("embedding of token {token}");
             BackendError::Decode { what, reason: e.to_string() }
         })?;
-        let row = &band[(token as usize - first) * columns..][..columns];
-        out.extend(row.iter().map(|v| v * scale));
+        row.iter_mut().for_each(|v| *v *= scale);
     }
     Ok(out)
 }

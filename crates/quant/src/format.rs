@@ -50,6 +50,14 @@ pub trait WeightFormat: Sync {
         out: &mut [f32],
     ) -> Result<(), QuantError>;
 
+    /// Row `row` alone, for embeddings: [`decode_rows`](Self::decode_rows), by a shorter way where a format has one.
+    ///
+    /// # Errors
+    /// As for several rows.
+    fn decode_row(&self, weight: &Weight, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
+        self.decode_rows(weight, row..row + 1, out)
+    }
+
     /// Encodes `values: [out_features, in_features]` by rounding to nearest, without calibration:
     /// for tests, benches and plain conversions.
     ///
@@ -65,7 +73,7 @@ pub trait WeightFormat: Sync {
         Err(QuantError::NoPacker { format: self.id() })
     }
 
-    /// Output rows that must be decoded or sliced together (EXL3: 128).
+    /// Output rows that must be sliced, and are best decoded, together (EXL3: 128).
     fn row_granularity(&self) -> usize {
         1
     }

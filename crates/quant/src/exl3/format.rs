@@ -14,8 +14,8 @@
 //! one of `mcg` and `mul1`.
 
 use super::codebook::Codebook;
-use super::hadamard::{BLOCK, rotate, rotate_rows};
-use super::ring::{Rate, Ring, TILE_COLUMN, TILE_ROW, TILE_SIDE};
+use super::hadamard::{BLOCK, BLOCK_SCALE, rotate, rotate_rows};
+use super::ring::{Rate, Ring, TILE, TILE_COLUMN, TILE_ROW, TILE_SIDE};
 use crate::parts::check_rows;
 use crate::{Description, QuantError, WeightFormat};
 use bytes::Bytes;
@@ -139,6 +139,44 @@ impl Exl3Parts {
     }
 }
 
+impl Exl3Parts {
+    /// Output channel `row` of the matrix in its original basis, as many inputs as `out` has: the signed sum of the 128
+    /// channels that its rotation mixes, instead of all their rotations.
+    ///
+    /// # Panics
+    /// When there is no such row, or `out` is longer than `padded_in`: a bug of the caller.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        const TILES: usize = BLOCK / TILE_SIDE;
+        assert!(row < self.padded_out && out.len() <= self.padded_in, "a row of the matrix");
+        let (ring, table) = (Ring::new(self.rate), self.codebook.table());
+        let (band, place) = (row / BLOCK, row % BLOCK);
+        let sign = |channel: usize| match (channel & place).count_ones() % 2 {
+            0 => 1.0f32,
+            _ => -1.0,
+        };
+        let mut sums = vec![0.0f32; self.padded_in];
+        for (kb, sums) in sums.chunks_exact_mut(TILE_SIDE).enumerate() {
+            // Of every position of the tiles; the sign of a channel is that of its tile times that inside it.
+            let mut places = [0.0f32; TILE];
+            for nb in 0..TILES {
+                let states = ring.states(self.tile(kb, band * TILES + nb));
+                let sign = sign(nb * TILE_SIDE);
+                for (sum, &state) in places.iter_mut().zip(&states) {
+                    *sum += sign * table[usize::from(state)];
+                }
+            }
+            for (p, v) in places.iter().enumerate() {
+                sums[usize::from(TILE_ROW[p])] += sign(usize::from(TILE_COLUMN[p])) * v;
+            }
+        }
+        rotate(&mut sums);
+        let scale = BLOCK_SCALE * self.svh[row];
+        for ((out, sum), suh) in out.iter_mut().zip(&sums).zip(&self.suh) {
+            *out = sum * suh * scale;
+        }
+    }
+}
+
 impl WeightFormat for Exl3 {
     fn id(&self) -> &'static str {
         ID
@@ -218,6 +256,12 @@ impl WeightFormat for Exl3 {
                 out.copy_from_slice(&row[..width]);
             }
         }
+        Ok(())
+    }
+
+    fn decode_row(&self, weight: &Weight, row: usize, out: &mut [f32]) -> Result<(), QuantError> {
+        check_rows(weight, &(row..row + 1), out)?;
+        Exl3Parts::of(weight)?.decode_row(row, out);
         Ok(())
     }
 

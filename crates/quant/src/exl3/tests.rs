@@ -135,6 +135,18 @@ fn padding_is_dropped_and_rows_slice() {
     format("exl3").decode_rows(&weight, 99..170, &mut some).unwrap();
     assert_eq!(some, whole[99 * 100..170 * 100], "rows that cross a band");
 
+    let largest = whole.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    for row in 0..200 {
+        let mut one = vec![0.0; 100];
+        format("exl3").decode_row(&weight, row, &mut one).unwrap();
+        for (found, expected) in one.iter().zip(&whole[row * 100..]) {
+            assert!(
+                (found - expected).abs() <= 1e-6 * largest,
+                "row {row}: {found} for {expected}"
+            );
+        }
+    }
+
     for rows in [0..128, 128..200, 0..200] {
         let slice = slice_rows(&weight, rows.clone()).unwrap();
         assert_eq!(decode(&slice).unwrap(), whole[rows.start * 100..rows.end * 100], "{rows:?}");
