@@ -6,12 +6,11 @@
 //! tries again the states that lead to the one node of each position. Values are not rounded to fp16 here: the
 //! search may choose by them, what a state means stays what it is.
 
+use super::exl3;
 use crate::gpu::{Buffer, Gpu, WORD};
 use cubecl::prelude::*;
 use half::f16;
-use marlin_quant::exl3::codebook::{
-    MUL1_OFFSET, MUL1_SLOPE, THREE_INST_ADDEND, THREE_INST_MULTIPLIER,
-};
+use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate};
 
@@ -48,11 +47,7 @@ pub(crate) fn search(
     let nodes = 1usize << (16 - least);
     let room = usize::try_from(bytes).unwrap_or(usize::MAX) / (TILE * nodes * WORD);
     let cubes = room.clamp(1, MOST_CUBES).min(count);
-    let (multiplier, addend, mul1) = match codebook {
-        Codebook::ThreeInst => (THREE_INST_MULTIPLIER, THREE_INST_ADDEND, false),
-        Codebook::Mcg(multiplier) => (multiplier, 0, false),
-        Codebook::Mul1(multiplier) => (multiplier, 0, true),
-    };
+    let (multiplier, addend, mul1) = exl3::generator(codebook);
     let units =
         if gpu.tensor_cores { (nodes as u32 / NODES).clamp(UNITS, MOST_UNITS) } else { UNITS };
     let shared_bytes = gpu.client.properties().hardware.max_shared_memory_size;
@@ -139,8 +134,6 @@ fn rings(
         for walk in 0..2u32 {
             let free = walk == 0;
             let first = select(free, 128u32, 0u32);
-            // What is walked back through: of the free walk only what leads to the wrap.
-            let first_kept = first;
             // Position 0 and the middle both have an even number.
             let begin = 1u32 << (16 - even);
             let start = select(free, begin, wrap[0]);
@@ -169,7 +162,8 @@ fn rings(
                 let old = own + (step % 2) * nodes;
                 let new = own + ((step + 1) % 2) * nodes;
                 let next = step + 1;
-                let is_kept = next < 256 && next >= first_kept;
+                // What is walked back through: of the free walk only what leads to the wrap.
+                let is_kept = next < 256 && next >= first;
                 let place = own_kept + next * row;
                 advance(live, kept, old, new, is_kept, place, e, c, target, kind);
                 sync(kind);

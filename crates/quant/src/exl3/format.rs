@@ -137,9 +137,7 @@ impl Exl3Parts {
             row.iter_mut().for_each(|v| *v *= s);
         }
     }
-}
 
-impl Exl3Parts {
     /// Output channel `row` of the matrix in its original basis, as many inputs as `out` has: the signed sum of the 128
     /// channels that its rotation mixes, instead of all their rotations.
     ///

@@ -117,13 +117,17 @@ pub(crate) fn multiply(
 }
 
 impl Trellis {
-    /// Multiplier and addend of the codebook, and whether it is `mul1`.
     fn generator(&self) -> (u32, u32, bool) {
-        match self.codebook {
-            Codebook::ThreeInst => (THREE_INST_MULTIPLIER, THREE_INST_ADDEND, false),
-            Codebook::Mcg(multiplier) => (multiplier, 0, false),
-            Codebook::Mul1(multiplier) => (multiplier, 0, true),
-        }
+        generator(self.codebook)
+    }
+}
+
+/// Multiplier and addend of a codebook, and whether it is `mul1`.
+pub(crate) fn generator(codebook: Codebook) -> (u32, u32, bool) {
+    match codebook {
+        Codebook::ThreeInst => (THREE_INST_MULTIPLIER, THREE_INST_ADDEND, false),
+        Codebook::Mcg(multiplier) => (multiplier, 0, false),
+        Codebook::Mul1(multiplier) => (multiplier, 0, true),
     }
 }
 
