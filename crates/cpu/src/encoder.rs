@@ -13,7 +13,7 @@ use crate::simd::exl3::encode::Tiles;
 const TASK_TILES: usize = 4;
 
 /// Encodes tiles on several threads: with 16-bit costs where the level has a kernel, else as the
-/// [`ReferenceEncoder`] does.
+/// [`ReferenceEncoder`](marlin_quant::exl3::ReferenceEncoder) does.
 ///
 /// While it exists it keeps the memory of its searches: per thread 0.3 MB (8 bits per weight), 8 MB
 /// (3 bits) or 34 MB (1 bit).
