@@ -1,6 +1,7 @@
 //! AVX2: 16 costs in a register.
 
 use super::isa::{Isa, Job};
+use super::square::MAX_FINE;
 use std::arch::x86_64::*;
 
 /// Proof of AVX2.
@@ -24,6 +25,7 @@ fn enter<J: Job>(s: Avx2, job: J) -> J::Output {
 
 impl Isa for Avx2 {
     const LANES: usize = 16;
+    const HALF: bool = false;
     type V = __m256i;
 
     #[inline(always)]
@@ -90,16 +92,24 @@ impl Isa for Avx2 {
         }
     }
 
+    fn half_sub(self, _a: __m256i, _b: __m256i) -> __m256i {
+        unreachable!("no fp16 arithmetic")
+    }
+
+    fn half_add_square(self, _sum: __m256i, _a: __m256i) -> __m256i {
+        unreachable!("no fp16 arithmetic")
+    }
+
     values! {
         fn splat(v: u16) -> __m256i = _mm256_set1_epi16(v as i16);
-        fn sub_signed(a: __m256i, b: __m256i) -> __m256i = _mm256_subs_epi16(a, b);
+        fn sub(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi16(a, b);
+        fn add(a: __m256i, b: __m256i) -> __m256i = _mm256_add_epi16(a, b);
         fn square_high(a: __m256i) -> __m256i = _mm256_mulhrs_epi16(a, a);
-        fn square_low(a: __m256i) -> __m256i = {
-            let a = _mm256_min_epu16(_mm256_abs_epi16(a), _mm256_set1_epi16(255));
+        fn square_fine(a: __m256i) -> __m256i = {
+            let most = _mm256_set1_epi16(MAX_FINE as i16);
+            let a = _mm256_min_epu16(_mm256_abs_epi16(a), most);
             _mm256_mullo_epi16(a, a)
         };
-        fn add(a: __m256i, b: __m256i) -> __m256i = _mm256_adds_epu16(a, b);
-        fn sub(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi16(a, b);
         fn min(a: __m256i, b: __m256i) -> __m256i = _mm256_min_epu16(a, b);
         fn min_lane(v: __m256i) -> u16 = {
             let v = _mm_min_epu16(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));

@@ -1,13 +1,14 @@
 //! AVX-512: 32 costs in a register.
 
 use super::isa::{Isa, Job};
+use super::square::MAX_FINE;
 use std::arch::x86_64::*;
 
-/// Proof of AVX-512 F, BW, DQ and VL.
+/// Proof of AVX-512 F, BW, DQ and VL, and of FP16 where `HALF`.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const HALF: bool>(());
 
-impl Avx512 {
+impl<const HALF: bool> Avx512<HALF> {
     /// A proof.
     ///
     /// # Safety
@@ -18,8 +19,26 @@ impl Avx512 {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn enter<J: Job>(s: Avx512, job: J) -> J::Output {
+fn enter<S: Isa, J: Job>(s: S, job: J) -> J::Output {
     job.run(s)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
+fn enter_half<S: Isa, J: Job>(s: S, job: J) -> J::Output {
+    job.run(s)
+}
+
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+fn half_sub(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_castph_si512(_mm512_sub_ph(_mm512_castsi512_ph(a), _mm512_castsi512_ph(b)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512fp16")]
+fn half_add_square(sum: __m512i, a: __m512i) -> __m512i {
+    let a = _mm512_castsi512_ph(a);
+    _mm512_castph_si512(_mm512_fmadd_ph(a, a, _mm512_castsi512_ph(sum)))
 }
 
 /// For every `E`, the lane that each lane of [`Isa::interleave`] comes from.
@@ -37,14 +56,15 @@ const INTERLEAVED: [[u16; 32]; 5] = {
     from
 };
 
-impl Isa for Avx512 {
+impl<const HALF: bool> Isa for Avx512<HALF> {
     const LANES: usize = 32;
+    const HALF: bool = HALF;
     type V = __m512i;
 
     #[inline(always)]
     fn enter<J: Job>(self, job: J) -> J::Output {
         // SAFETY: `self` proves the features.
-        unsafe { enter(self, job) }
+        unsafe { if HALF { enter_half(self, job) } else { enter(self, job) } }
     }
 
     #[inline(always)]
@@ -87,14 +107,22 @@ impl Isa for Avx512 {
 
     values! {
         fn splat(v: u16) -> __m512i = _mm512_set1_epi16(v as i16);
-        fn sub_signed(a: __m512i, b: __m512i) -> __m512i = _mm512_subs_epi16(a, b);
+        fn sub(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi16(a, b);
+        fn add(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi16(a, b);
         fn square_high(a: __m512i) -> __m512i = _mm512_mulhrs_epi16(a, a);
-        fn square_low(a: __m512i) -> __m512i = {
-            let a = _mm512_min_epu16(_mm512_abs_epi16(a), _mm512_set1_epi16(255));
+        fn square_fine(a: __m512i) -> __m512i = {
+            let most = _mm512_set1_epi16(MAX_FINE as i16);
+            let a = _mm512_min_epu16(_mm512_abs_epi16(a), most);
             _mm512_mullo_epi16(a, a)
         };
-        fn add(a: __m512i, b: __m512i) -> __m512i = _mm512_adds_epu16(a, b);
-        fn sub(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi16(a, b);
+        fn half_sub(a: __m512i, b: __m512i) -> __m512i = {
+            assert!(HALF, "no fp16 arithmetic");
+            half_sub(a, b)
+        };
+        fn half_add_square(sum: __m512i, a: __m512i) -> __m512i = {
+            assert!(HALF, "no fp16 arithmetic");
+            half_add_square(sum, a)
+        };
         fn min(a: __m512i, b: __m512i) -> __m512i = _mm512_min_epu16(a, b);
         fn min_lane(v: __m512i) -> u16 = {
             let v = _mm256_min_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v));

@@ -1,5 +1,5 @@
-//! The instructions the encoder is written in, one implementation per level: registers of unsigned
-//! 16-bit costs. A value of an `Isa` type proves that the processor has the features.
+//! The instructions the encoder is written in, one implementation per level: registers of 16-bit
+//! costs, unsigned integers or fp16. A value of an `Isa` type proves that the processor has the features.
 
 /// A piece of work compiled once per level.
 pub(super) trait Job {
@@ -14,6 +14,8 @@ pub(super) trait Job {
 pub(super) trait Isa: Copy + Send + Sync + 'static {
     /// Lanes of a register, a power of two.
     const LANES: usize;
+    /// Whether there is fp16 arithmetic.
+    const HALF: bool;
     /// Register.
     type V: Copy;
 
@@ -30,16 +32,18 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     fn interleave<const E: usize>(self, v: Self::V) -> Self::V;
     /// Every lane `v`.
     fn splat(self, v: u16) -> Self::V;
-    /// Signed difference, saturating.
-    fn sub_signed(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `(a² + 2¹⁴) / 2¹⁵` of signed lanes.
-    fn square_high(self, a: Self::V) -> Self::V;
-    /// `min(|a|, 255)²` of signed lanes.
-    fn square_low(self, a: Self::V) -> Self::V;
-    /// Unsigned sum, saturating.
-    fn add(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Difference of unsigned lanes, none of which is negative.
+    /// Difference, modulo 2¹⁶.
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Sum, modulo 2¹⁶.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `(a² + 2¹⁴) / 2¹⁵` of signed lanes above -2¹⁵.
+    fn square_high(self, a: Self::V) -> Self::V;
+    /// `min(|a|, 181)²` of signed lanes.
+    fn square_fine(self, a: Self::V) -> Self::V;
+    /// Difference of fp16 lanes; asked for only where [`HALF`](Self::HALF).
+    fn half_sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `sum + a²` of fp16 lanes, rounded once; asked for only where [`HALF`](Self::HALF).
+    fn half_add_square(self, sum: Self::V, a: Self::V) -> Self::V;
     /// Smaller of unsigned lanes.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// Smallest lane.

@@ -1,11 +1,13 @@
 //! Encoding of EXL3 tiles with costs of 16 bits (see `marlin_quant::exl3::encode` for the search).
 //!
 //! * `step`: one position of the ring, where all the time goes.
-//! * `tile`: the order of the steps, and the walk back; values in fixed point.
+//! * `square`: how errors are counted.
+//! * `tile`: the order of the steps, and the walk back; values as numbers.
 //! * `isa`: what a step may use of a processor; `avx2`, `avx512`, `neon`: the implementations.
 //!
-//! Costs are fixed-point numbers less the smallest of their position. A tile whose errors do not
-//! fit, because its values lie far outside the codebook, is encoded again with coarser numbers.
+//! Costs are taken less the smallest of their position: fp16 numbers where the processor computes
+//! with such, else integers. A tile whose errors do not fit, because its values lie far outside
+//! the codebook, is encoded with coarser integers.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,6 +16,7 @@ mod avx512;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod square;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -36,20 +39,75 @@ use tile::{LEVELS, Scratch};
 
 pub(crate) use tile::Plan;
 
-/// An instruction set, proven to be there.
-#[derive(Clone, Copy)]
-enum Proof {
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
-    #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
+/// The search compiled for one instruction set.
+trait Compiled: Send + Sync {
+    fn plan(&self, rate: Rate, codebook: Codebook) -> Plan;
+    fn encode(
+        &self,
+        plan: &Plan,
+        tiles: &[[f32; TILE]],
+        states: &mut [[u16; TILE]],
+        scratch: &mut Scratch,
+    );
+    #[cfg(test)]
+    fn check_step(&self, bits: (usize, usize), square: square::Square);
+}
+
+impl<S: Isa> Compiled for S {
+    fn plan(&self, rate: Rate, codebook: Codebook) -> Plan {
+        Plan::new::<S>(rate, codebook)
+    }
+
+    fn encode(
+        &self,
+        plan: &Plan,
+        tiles: &[[f32; TILE]],
+        states: &mut [[u16; TILE]],
+        scratch: &mut Scratch,
+    ) {
+        encode(*self, plan, tiles, states, scratch);
+    }
+
+    #[cfg(test)]
+    fn check_step(&self, bits: (usize, usize), square: square::Square) {
+        tests::check_step(*self, bits, square);
+    }
+}
+
+/// What a level may use, with fp16 arithmetic where `half`.
+#[cfg(target_arch = "x86_64")]
+fn compiled(level: Level, half: bool) -> Option<Box<dyn Compiled>> {
+    let half = half && level >= Level::Avx512Vnni && is_x86_feature_detected!("avx512fp16");
+    // SAFETY: supported levels include the ones before, and the rest is checked here.
+    unsafe {
+        match level.float() {
+            _ if !level.is_supported() => None,
+            Level::Avx2 => Some(Box::new(Avx2::new())),
+            Level::Avx512 if half => Some(Box::new(Avx512::<true>::new())),
+            Level::Avx512 => Some(Box::new(Avx512::<false>::new())),
+            _ => None,
+        }
+    }
+}
+
+/// What a level may use, with fp16 arithmetic where `half`.
+#[cfg(target_arch = "aarch64")]
+fn compiled(level: Level, half: bool) -> Option<Box<dyn Compiled>> {
+    let half = half && std::arch::is_aarch64_feature_detected!("fp16");
+    // SAFETY: the level is supported, and the rest is checked here.
+    unsafe {
+        match level.float() {
+            _ if !level.is_supported() => None,
+            Level::Neon if half => Some(Box::new(Neon::<true>::new())),
+            Level::Neon => Some(Box::new(Neon::<false>::new())),
+            _ => None,
+        }
+    }
 }
 
 /// The encoder of one level, for one thread at a time or for many.
 pub(crate) struct Tiles {
-    proof: Proof,
+    compiled: Box<dyn Compiled>,
     /// What the last call needed.
     plan: Mutex<Option<Arc<Plan>>>,
     /// Memory of searches that are over.
@@ -59,22 +117,8 @@ pub(crate) struct Tiles {
 impl Tiles {
     /// `None` for the scalar level and where the processor lacks `level`.
     pub(crate) fn new(level: Level) -> Option<Self> {
-        if !level.is_supported() {
-            return None;
-        }
-        // SAFETY: the level is supported, and levels include the ones before.
-        let proof = unsafe {
-            match level.float() {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => Proof::Avx2(Avx2::new()),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => Proof::Avx512(Avx512::new()),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon => Proof::Neon(Neon::new()),
-                _ => return None,
-            }
-        };
-        Some(Self { proof, plan: Mutex::default(), scratch: Mutex::default() })
+        let compiled = compiled(level, true)?;
+        Some(Self { compiled, plan: Mutex::default(), scratch: Mutex::default() })
     }
 
     /// What [`encode`](Self::encode) needs for a rate and codebook.
@@ -82,17 +126,7 @@ impl Tiles {
         let mut last = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some(plan) if plan.key() == (rate, codebook) => plan.clone(),
-            _ => {
-                let lanes = match self.proof {
-                    #[cfg(target_arch = "x86_64")]
-                    Proof::Avx2(_) => Avx2::LANES,
-                    #[cfg(target_arch = "x86_64")]
-                    Proof::Avx512(_) => Avx512::LANES,
-                    #[cfg(target_arch = "aarch64")]
-                    Proof::Neon(_) => Neon::LANES,
-                };
-                last.insert(Arc::new(Plan::new(rate, codebook, lanes))).clone()
-            }
+            _ => last.insert(Arc::new(self.compiled.plan(rate, codebook))).clone(),
         }
     }
 
@@ -100,14 +134,7 @@ impl Tiles {
     pub(crate) fn encode(&self, plan: &Plan, tiles: &[[f32; TILE]], states: &mut [[u16; TILE]]) {
         let free = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = free().pop().unwrap_or_default();
-        match self.proof {
-            #[cfg(target_arch = "x86_64")]
-            Proof::Avx2(s) => encode(s, plan, tiles, states, &mut scratch),
-            #[cfg(target_arch = "x86_64")]
-            Proof::Avx512(s) => encode(s, plan, tiles, states, &mut scratch),
-            #[cfg(target_arch = "aarch64")]
-            Proof::Neon(s) => encode(s, plan, tiles, states, &mut scratch),
-        }
+        self.compiled.encode(plan, tiles, states, &mut scratch);
         free().push(scratch);
     }
 }

@@ -1,38 +1,58 @@
 //! NEON: two registers used as one of 16 costs.
 
 use super::isa::{Isa, Job};
+use super::square::MAX_FINE;
 use std::arch::aarch64::*;
 
-/// Proof of NEON.
+/// Proof of NEON, and of FP16 where `HALF`.
 #[derive(Clone, Copy)]
-pub(super) struct Neon(());
+pub(super) struct Neon<const HALF: bool>(());
 
-impl Neon {
+impl<const HALF: bool> Neon<HALF> {
     /// A proof.
     ///
     /// # Safety
-    /// The processor must have the feature.
+    /// The processor must have the features.
     pub(super) unsafe fn new() -> Self {
         Self(())
     }
 }
 
 #[target_feature(enable = "neon")]
-fn enter<J: Job>(s: Neon, job: J) -> J::Output {
+fn enter<S: Isa, J: Job>(s: S, job: J) -> J::Output {
     job.run(s)
+}
+
+#[target_feature(enable = "neon,fp16")]
+fn enter_half<S: Isa, J: Job>(s: S, job: J) -> J::Output {
+    job.run(s)
+}
+
+#[inline]
+#[target_feature(enable = "neon,fp16")]
+fn half_sub(a: uint16x8_t, b: uint16x8_t) -> uint16x8_t {
+    vreinterpretq_u16_f16(vsubq_f16(vreinterpretq_f16_u16(a), vreinterpretq_f16_u16(b)))
+}
+
+#[inline]
+#[target_feature(enable = "neon,fp16")]
+fn half_add_square(sum: uint16x8_t, a: uint16x8_t) -> uint16x8_t {
+    let a = vreinterpretq_f16_u16(a);
+    vreinterpretq_u16_f16(vfmaq_f16(vreinterpretq_f16_u16(sum), a, a))
 }
 
 /// A register.
 type V = [uint16x8_t; 2];
 
-impl Isa for Neon {
+impl<const HALF: bool> Isa for Neon<HALF> {
     const LANES: usize = 16;
+    const HALF: bool = HALF;
     type V = V;
 
     #[inline(always)]
     fn enter<J: Job>(self, job: J) -> J::Output {
         // SAFETY: `self` proves the features.
-        unsafe { enter(self, job) }
+        unsafe { if HALF { enter_half(self, job) } else { enter(self, job) } }
     }
 
     #[inline(always)]
@@ -82,23 +102,25 @@ impl Isa for Neon {
 
     values! {
         fn splat(v: u16) -> V = [vdupq_n_u16(v); 2];
-        fn sub_signed(a: V, b: V) -> V = [0, 1].map(|i| {
-            let (a, b) = (vreinterpretq_s16_u16(a[i]), vreinterpretq_s16_u16(b[i]));
-            vreinterpretq_u16_s16(vqsubq_s16(a, b))
-        });
+        fn sub(a: V, b: V) -> V = [vsubq_u16(a[0], b[0]), vsubq_u16(a[1], b[1])];
+        fn add(a: V, b: V) -> V = [vaddq_u16(a[0], b[0]), vaddq_u16(a[1], b[1])];
         fn square_high(a: V) -> V = a.map(|a| {
             let a = vreinterpretq_s16_u16(a);
-            // Of the lowest number the instruction makes one less.
-            let lowest = vceqq_s16(a, vdupq_n_s16(i16::MIN));
-            vsubq_u16(vreinterpretq_u16_s16(vqrdmulhq_s16(a, a)), lowest)
+            vreinterpretq_u16_s16(vqrdmulhq_s16(a, a))
         });
-        fn square_low(a: V) -> V = a.map(|a| {
+        fn square_fine(a: V) -> V = a.map(|a| {
             let a = vreinterpretq_u16_s16(vabsq_s16(vreinterpretq_s16_u16(a)));
-            let a = vminq_u16(a, vdupq_n_u16(255));
+            let a = vminq_u16(a, vdupq_n_u16(MAX_FINE));
             vmulq_u16(a, a)
         });
-        fn add(a: V, b: V) -> V = [vqaddq_u16(a[0], b[0]), vqaddq_u16(a[1], b[1])];
-        fn sub(a: V, b: V) -> V = [vsubq_u16(a[0], b[0]), vsubq_u16(a[1], b[1])];
+        fn half_sub(a: V, b: V) -> V = {
+            assert!(HALF, "no fp16 arithmetic");
+            [half_sub(a[0], b[0]), half_sub(a[1], b[1])]
+        };
+        fn half_add_square(sum: V, a: V) -> V = {
+            assert!(HALF, "no fp16 arithmetic");
+            [half_add_square(sum[0], a[0]), half_add_square(sum[1], a[1])]
+        };
         fn min(a: V, b: V) -> V = [vminq_u16(a[0], b[0]), vminq_u16(a[1], b[1])];
         fn min_lane(v: V) -> u16 = vminvq_u16(vminq_u16(v[0], v[1]));
     }

@@ -8,39 +8,12 @@
 //! cost is put in its place once per `2^C` states.
 
 use super::isa::{Isa, Job};
+use super::square::{Square, cost, settled};
 
 /// Tiles that share one pass over the values.
 pub(super) const GROUP: usize = 2;
 /// Registers of one tile that are filled at a time where `2^E` exceeds the lanes.
 const MAX_PARTS: usize = 4;
-
-/// How squared errors are made of fixed-point numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Square {
-    /// `d² / 2¹⁵`, rounded: cheap, and coarse when errors are small beside the codebook.
-    High,
-    /// `min(|d|, 255)²`.
-    Low,
-}
-
-impl Square {
-    /// The cost of a difference of `d` units, were there room for any.
-    pub(super) fn units(self, d: f32) -> f32 {
-        match self {
-            Self::High => d * d / 32768.0,
-            Self::Low => d * d,
-        }
-    }
-
-    /// The cost of a state, exactly as the kernels compute it.
-    pub(super) fn cost(self, value: i16, target: i16) -> u16 {
-        let d = i32::from(value.saturating_sub(target));
-        match self {
-            Self::High => ((d * d + (1 << 14)) >> 15) as u16,
-            Self::Low => (d * d).min(255 * 255) as u16,
-        }
-    }
-}
 
 /// Where the value of a state stands in the order that [`Step`] reads them.
 pub(super) fn place(state: usize, lanes: usize, e: usize, c: usize) -> usize {
@@ -83,45 +56,48 @@ impl Job for Step<'_> {
         assert!(self.new.iter().all(|new| new.len() == 1 << (16 - c)));
         // SAFETY: the lengths are those of `e` and `c`, which choose the body.
         unsafe {
-            match (self.bits, self.square) {
-                ((1, 1), Square::High) => step::<S, 1, 1, true>(s, self),
-                ((1, 1), Square::Low) => step::<S, 1, 1, false>(s, self),
-                ((1, 2), Square::High) => step::<S, 1, 2, true>(s, self),
-                ((1, 2), Square::Low) => step::<S, 1, 2, false>(s, self),
-                ((2, 1), Square::High) => step::<S, 2, 1, true>(s, self),
-                ((2, 1), Square::Low) => step::<S, 2, 1, false>(s, self),
-                ((2, 2), Square::High) => step::<S, 2, 2, true>(s, self),
-                ((2, 2), Square::Low) => step::<S, 2, 2, false>(s, self),
-                ((2, 3), Square::High) => step::<S, 2, 3, true>(s, self),
-                ((2, 3), Square::Low) => step::<S, 2, 3, false>(s, self),
-                ((3, 2), Square::High) => step::<S, 3, 2, true>(s, self),
-                ((3, 2), Square::Low) => step::<S, 3, 2, false>(s, self),
-                ((3, 3), Square::High) => step::<S, 3, 3, true>(s, self),
-                ((3, 3), Square::Low) => step::<S, 3, 3, false>(s, self),
-                ((3, 4), Square::High) => step::<S, 3, 4, true>(s, self),
-                ((3, 4), Square::Low) => step::<S, 3, 4, false>(s, self),
-                ((4, 3), Square::High) => step::<S, 4, 3, true>(s, self),
-                ((4, 3), Square::Low) => step::<S, 4, 3, false>(s, self),
-                ((4, 4), Square::High) => step::<S, 4, 4, true>(s, self),
-                ((4, 4), Square::Low) => step::<S, 4, 4, false>(s, self),
-                ((5, 5), _) => step::<S, 5, 5, false>(s, self),
-                ((6, 6), _) => step::<S, 6, 6, false>(s, self),
-                ((7, 7), _) => step::<S, 7, 7, false>(s, self),
-                ((8, 8), _) => step::<S, 8, 8, false>(s, self),
-                _ => unreachable!("no rate has {e} bits followed by {c}"),
+            if S::HALF && self.square == Square::Half {
+                by_bits!(s, self, true)
+            } else {
+                by_bits!(s, self, false)
             }
         }
     }
 }
 
+/// [`step`] for the bits of `$job`.
+macro_rules! by_bits {
+    ($s:ident, $job:ident, $half:literal) => {
+        match $job.bits {
+            (1, 1) => step::<S, 1, 1, $half>($s, $job),
+            (1, 2) => step::<S, 1, 2, $half>($s, $job),
+            (2, 1) => step::<S, 2, 1, $half>($s, $job),
+            (2, 2) => step::<S, 2, 2, $half>($s, $job),
+            (2, 3) => step::<S, 2, 3, $half>($s, $job),
+            (3, 2) => step::<S, 3, 2, $half>($s, $job),
+            (3, 3) => step::<S, 3, 3, $half>($s, $job),
+            (3, 4) => step::<S, 3, 4, $half>($s, $job),
+            (4, 3) => step::<S, 4, 3, $half>($s, $job),
+            (4, 4) => step::<S, 4, 4, $half>($s, $job),
+            (5, 5) => step::<S, 5, 5, $half>($s, $job),
+            (6, 6) => step::<S, 6, 6, $half>($s, $job),
+            (7, 7) => step::<S, 7, 7, $half>($s, $job),
+            (8, 8) => step::<S, 8, 8, $half>($s, $job),
+            (e, c) => unreachable!("no rate has {e} bits followed by {c}"),
+        }
+    };
+}
+use by_bits;
+
 /// # Safety
 /// The slices of `job` must have the lengths that `E` and `C` ask for.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // two arrays of registers share each index
-unsafe fn step<S: Isa, const E: usize, const C: usize, const HIGH: bool>(
+unsafe fn step<S: Isa, const E: usize, const C: usize, const HALF: bool>(
     s: S,
     job: Step,
 ) -> [u16; GROUP] {
+    let square = if HALF { Square::Half } else { Square::of_integers(E, C) };
     let parts = ((1 << E) / S::LANES).max(1);
     let block = parts.min(MAX_PARTS);
     let together = (S::LANES >> E).max(1);
@@ -144,16 +120,15 @@ unsafe fn step<S: Isa, const E: usize, const C: usize, const HIGH: bool>(
                     let value = unsafe { s.load(values) };
                     values = values.wrapping_add(S::LANES);
                     for g in 0..GROUP {
-                        let d = s.sub_signed(value, targets[g]);
-                        let square = if HIGH { s.square_high(d) } else { s.square_low(d) };
-                        best[g][part] = s.min(best[g][part], s.add(old[g], square));
+                        let cost = cost(s, square, old[g], value, targets[g]);
+                        best[g][part] = s.min(best[g][part], cost);
                     }
                 }
             }
             for part in 0..block {
                 let to = (group * parts + first + part) * S::LANES;
                 for g in 0..GROUP {
-                    let cost = s.sub(best[g][part], floors[g]);
+                    let cost = settled(s, square, best[g][part], floors[g]);
                     smallest[g] = s.min(smallest[g], cost);
                     // SAFETY: all these stores together write every new cost once.
                     unsafe { s.store(new[g].add(to), s.interleave::<E>(cost)) };

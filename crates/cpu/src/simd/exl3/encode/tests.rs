@@ -1,6 +1,7 @@
 //! Every level, rate and codebook against the definition and against exllamav3.
 
-use super::step::{GROUP, Square, Step, place};
+use super::square::Square;
+use super::step::{Step, place};
 use super::*;
 use crate::CpuEncoder;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
@@ -125,16 +126,16 @@ fn a_tile_depends_on_nothing_but_itself() {
     // One that has to be encoded at a coarser level than the others of its group.
     tiles[2 * TILE + 9] = 11.0;
     for bits in [2.5, 6.0] {
-        let mut found = Vec::new();
         for level in levels().filter(|&level| level > Level::Scalar) {
+            let mut found = Vec::new();
             for threads in [1, 3] {
                 found.push(rings(&CpuEncoder::new(level, threads), &tiles, rate(bits), MUL1));
             }
             let encoder = CpuEncoder::new(level, 1);
             let alone = tiles.chunks(TILE).map(|tile| rings(&encoder, tile, rate(bits), MUL1));
             found.push(alone.collect::<Vec<_>>().concat());
+            assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{level} K={bits}");
         }
-        assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "K={bits}");
     }
 }
 
@@ -155,52 +156,61 @@ fn values_that_are_no_numbers() {
     assert_eq!(CpuEncoder::new(Level::Scalar, 2).name(), "scalar, 2 threads");
 }
 
-/// Costs of any size: the kernels are exact, whatever saturates.
+/// Costs of any size: the kernels are exact, and what is too much stays too much.
 #[test]
 fn steps_are_exact() {
-    let mut noise = Noise(7);
     let rates = Rate::ALL.into_iter().flat_map(|r| [(r, 0), (r, 1)]);
-    for ((rate, i), square) in rates.flat_map(|r| [(r, Square::High), (r, Square::Low)]) {
-        if square == Square::High && rate.bits() > 4.0 {
-            continue;
-        }
-        let (e, c) = (rate.new_bits(i), rate.new_bits(i + 1));
-        let values: Vec<i16> = (0..1 << 16).map(|_| noise.bits() as i16 / 4).collect();
-        let mut numbers = |n: usize| (0..n).map(|_| noise.bits() as u16).collect::<Vec<_>>();
-        let old: [Vec<u16>; GROUP] = std::array::from_fn(|_| numbers(1 << (16 - e)));
-        let targets = [-3000, 32767];
-        let floors = old.each_ref().map(|old| *old.iter().min().unwrap());
-        let expected: [Vec<u16>; GROUP] = std::array::from_fn(|g| {
-            let cost = |state: usize| {
-                old[g][state >> e].saturating_add(square.cost(values[state], targets[g]))
-            };
-            let best =
-                |n: usize| (0..1 << c).map(|choice| cost(choice << (16 - c) | n)).min().unwrap();
-            (0..1 << (16 - c)).map(|n| best(n) - floors[g]).collect()
-        });
+    for ((rate, i), half) in rates.flat_map(|r| [(r, false), (r, true)]) {
         for level in levels().filter(|&level| level > Level::Scalar) {
-            let mut found = expected.clone().map(|costs| vec![0; costs.len()]);
-            let mut tops = [0; GROUP];
-            let mut run = |lanes, enter: &dyn Fn(Step) -> [u16; GROUP]| {
-                let mut ordered = vec![0; 1 << 16];
-                for (state, &value) in values.iter().enumerate() {
-                    ordered[place(state, lanes, e, c)] = value;
-                }
-                let old = old.each_ref().map(|old| &old[..]);
-                let new = found.each_mut().map(|new| &mut new[..]);
-                let values = &ordered;
-                tops = enter(Step { bits: (e, c), square, values, targets, floors, old, new });
-            };
-            match Tiles::new(level).unwrap().proof {
-                #[cfg(target_arch = "x86_64")]
-                Proof::Avx2(s) => run(Avx2::LANES, &|step| s.enter(step)),
-                #[cfg(target_arch = "x86_64")]
-                Proof::Avx512(s) => run(Avx512::LANES, &|step| s.enter(step)),
-                #[cfg(target_arch = "aarch64")]
-                Proof::Neon(s) => run(Neon::LANES, &|step| s.enter(step)),
+            if let Some(compiled) = compiled(level, half) {
+                let bits = (rate.new_bits(i), rate.new_bits(i + 1));
+                compiled.check_step(
+                    bits,
+                    if half { Square::Half } else { Square::of_integers(bits.0, bits.1) },
+                );
             }
-            assert!(found == expected, "{level} {e} {c} {square:?}");
-            assert_eq!(tops, expected.each_ref().map(|costs| *costs.iter().min().unwrap()));
         }
     }
+}
+
+/// A step of `S` against one state after another.
+pub(super) fn check_step<S: Isa>(s: S, (e, c): (usize, usize), square: Square) {
+    if square == Square::Half && !S::HALF {
+        return;
+    }
+    let mut noise = Noise(7);
+    let most = square.max_number();
+    let values: Vec<i16> = (0..1 << 16)
+        .map(|_| square.number((noise.bits() as i16 as f32 / 32768.0) * most / 4.0))
+        .collect();
+    let mut ordered = vec![0; 1 << 16];
+    for (state, &value) in values.iter().enumerate() {
+        ordered[place(state, S::LANES, e, c)] = value;
+    }
+    let highest = square.highest();
+    let mut costs = |n: usize| {
+        let mut costs: Vec<_> = (0..n).map(|_| noise.bits() as u16 % highest).collect();
+        costs[n / 2] = highest;
+        costs
+    };
+    let old: [Vec<u16>; GROUP] = std::array::from_fn(|_| costs(1 << (16 - e)));
+    let targets = [-0.2, 1.0].map(|t| square.number(t * most));
+    let floors = old.each_ref().map(|old| *old.iter().min().unwrap());
+    let expected: [Vec<u16>; GROUP] = std::array::from_fn(|g| {
+        let cost = |state: usize| square.cost(old[g][state >> e], values[state], targets[g]);
+        let best = |n: usize| (0..1 << c).map(|choice| cost(choice << (16 - c) | n)).min().unwrap();
+        (0..1 << (16 - c)).map(|n| square.settled(best(n), floors[g])).collect()
+    });
+    let mut found = expected.clone().map(|costs| vec![0; costs.len()]);
+    let tops = s.enter(Step {
+        bits: (e, c),
+        square,
+        values: &ordered,
+        targets,
+        floors,
+        old: old.each_ref().map(|old| &old[..]),
+        new: found.each_mut().map(|new| &mut new[..]),
+    });
+    assert!(found == expected, "{} lanes, {e} {c} {square:?}", S::LANES);
+    assert_eq!(tops, expected.each_ref().map(|costs| *costs.iter().min().unwrap()));
 }
