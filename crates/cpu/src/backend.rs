@@ -1,6 +1,7 @@
 //! The [`Backend`] trait on top of the operators: handles to slices and back.
 
 use crate::cache::PagedCache;
+use crate::embedding::{self, Rows};
 use crate::frequencies::Frequencies;
 use crate::kernel::{Decoded, Inputs, Prepared, RowKind};
 use crate::memory::{Arena, Buffer};
@@ -8,7 +9,6 @@ use crate::moe::Moe;
 use crate::order::{FEW_ROWS, Next, Order};
 use crate::simd::{Attention, Matrix};
 use crate::{Kernel, Level, Pool, reference, simd};
-use marlin_quant::format;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
@@ -317,7 +317,7 @@ impl Backend for CpuBackend {
             vocab_size: weight.out_features,
             hidden_size: weight.in_features,
             bytes: weight.bytes(),
-            handle: Arc::new(weight.clone()),
+            handle: Arc::new(embedding::load(weight, self.options.level)),
         })
     }
 
@@ -354,17 +354,15 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
-        let weight: &Weight = open(&table.handle)?;
-        let (format, columns) = (format(weight.format), table.hidden_size);
+        let (table, columns): (&Box<dyn Rows>, _) = (open(&table.handle)?, table.hidden_size);
         let mut out = self.arena.take(batch.rows() * columns);
         let failure = OnceLock::new();
         let piece = self.piece(batch.rows(), columns);
         self.pool.run_chunks(&mut out, piece, |i, piece_out| {
             let tokens = &batch.tokens[i * piece / columns..];
             for (&token, out) in tokens.iter().zip(piece_out.chunks_exact_mut(columns)) {
-                if let Err(error) = format.decode_row(weight, token as usize, out) {
-                    let what = format!("embedding of token {token}");
-                    let _ = failure.set(BackendError::Decode { what, reason: error.to_string() });
+                if let Err(error) = table.row(token as usize, out) {
+                    let _ = failure.set(error);
                 }
                 if scale != 1.0 {
                     out.iter_mut().for_each(|v| *v *= scale);

@@ -11,6 +11,7 @@
 
 mod backend;
 mod cache;
+mod embedding;
 mod encoder;
 mod frequencies;
 mod kernel;

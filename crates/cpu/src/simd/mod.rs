@@ -82,6 +82,7 @@ pub(crate) fn multiply_amx(
     match amx {}
 }
 
+use crate::embedding::Rows;
 use crate::{Kernel, Level};
 use marlin_tensor::Weight;
 
@@ -151,6 +152,16 @@ pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Bo
         };
     }
     let _ = (weight, level, float_activations);
+    None
+}
+
+/// The fastest way to rows of `weight` at `level`, where there is a faster one than its format's.
+pub(crate) fn rows(weight: &Weight, level: Level) -> Option<Box<dyn Rows>> {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if level > Level::Scalar && level.is_supported() {
+        return exl3::rows(weight, level);
+    }
+    let _ = (weight, level);
     None
 }
 

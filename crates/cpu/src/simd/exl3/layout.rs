@@ -39,26 +39,36 @@ pub(super) struct Strips {
 /// One vector of half-words, aligned for any register.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Vector([u16; STRIP]);
+pub(super) struct Vector([u16; STRIP]);
+
+impl Vector {
+    pub(super) const ZERO: Self = Self([0; STRIP]);
+}
+
+/// The `2·K` vectors of one group.
+pub(super) fn repack(parts: &Exl3Parts, strip: usize, group: usize, vectors: &mut [Vector]) {
+    for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let tile = parts.tile(2 * group + a, 2 * strip + b).as_chunks::<2>().0;
+        let depth = vectors.len();
+        for j in 0..SEGMENTS {
+            for (q, vector) in vectors.iter_mut().enumerate() {
+                // Stored words are 32 bits wide, so half-words come in swapped pairs.
+                let half_word = u16::from_le_bytes(tile[(j * depth + q) ^ 1]);
+                vector.0[16 * b + 2 * j + a] = half_word;
+            }
+        }
+    }
+}
 
 impl Strips {
     pub(super) fn new(parts: &Exl3Parts) -> Self {
         let (inputs, outputs, rate) = (parts.padded_in, parts.padded_out, parts.rate);
         let depth = rate.twice_bits();
         let groups = inputs / STRIP * (outputs / STRIP);
-        let mut words = vec![Vector([0; STRIP]); groups * depth];
+        let mut words = vec![Vector::ZERO; groups * depth];
         for (i, vectors) in words.chunks_exact_mut(depth).enumerate() {
             let (strip, group) = (i / (inputs / STRIP), i % (inputs / STRIP));
-            for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let tile = parts.tile(2 * group + a, 2 * strip + b).as_chunks::<2>().0;
-                for j in 0..SEGMENTS {
-                    for (q, vector) in vectors.iter_mut().enumerate() {
-                        // Stored words are 32 bits wide, so half-words come in swapped pairs.
-                        let half_word = u16::from_le_bytes(tile[(j * depth + q) ^ 1]);
-                        vector.0[16 * b + 2 * j + a] = half_word;
-                    }
-                }
-            }
+            repack(parts, strip, group, vectors);
         }
         Self { words, inputs, outputs, rate }
     }

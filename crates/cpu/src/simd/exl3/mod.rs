@@ -12,7 +12,7 @@
 //! must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
 //!
-//! [`encode`] goes the other way, values to rings.
+//! [`rows`] decodes single rows, for tied embeddings; [`encode`] goes the other way, values to rings.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -25,6 +25,7 @@ mod multiply;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod rotate;
+mod rows;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ mod tier;
 
 use super::amx::{self, Amx, Panels, Part, Tile};
 use super::kernels::{multiply_amx, tiles, tiles_name};
+use crate::embedding::Rows;
 use crate::kernel::{Inputs, Prepared, RowKind};
 use crate::memory::grown;
 use crate::{ColumnBand, Kernel, Level, Pool};
@@ -45,7 +47,7 @@ use rotate::{Activations, Integers, RotateIn, RotateOut};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
-use tier::Tier;
+use tier::{Tier, Visitor};
 
 /// Rows multiplied in one pass, enough to amortise decoding.
 const MAX_ROWS: usize = 256;
@@ -61,8 +63,14 @@ const ROTATE_ROWS: usize = 8;
 pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn Kernel>> {
     // Parts that contradict each other have to be reported: the fallback decodes and does.
     let parts = Exl3Parts::of(weight).ok()?;
-    let tier = Tier::ALL.into_iter().rfind(|t| t.level() <= level && t.is_supported())?;
-    Some(tier.load(level, weight, &parts, float))
+    Some(Tier::best(level)?.visit(Load { level, weight, parts: &parts, float }))
+}
+
+/// The rows of `weight` at `level`; `None` for another format or where there is no kernel.
+pub(super) fn rows(weight: &Weight, level: Level) -> Option<Box<dyn Rows>> {
+    // As above.
+    let parts = Exl3Parts::of(weight).ok()?;
+    Some(Tier::best(level)?.visit(parts))
 }
 
 /// Name of the kernel for a level.
@@ -70,32 +78,39 @@ pub(super) fn name(level: Level, float: bool) -> String {
     format!("exl3 {}{}", level.without_tiles(), tiles_name(level, float))
 }
 
-fn boxed<S: Isa>(
-    s: S,
+/// A kernel to be made.
+struct Load<'a> {
     level: Level,
-    weight: &Weight,
-    parts: &Exl3Parts,
+    weight: &'a Weight,
+    parts: &'a Exl3Parts,
     float: bool,
-) -> Box<dyn Kernel> {
-    let activations = match parts.codebook {
-        Codebook::Mul1(_) if !float => Activations::Integers(Integers::MUL1),
-        Codebook::Mcg(_) | Codebook::ThreeInst if S::HALF_ARITHMETIC && !float => {
-            Activations::Integers(Integers::HALVES)
-        }
-        _ => Activations::Floats,
-    };
-    Box::new(Exl3Kernel {
-        s,
-        name: name(level, float),
-        amx: tiles(level, float),
-        in_features: weight.in_features,
-        out_features: weight.out_features,
-        codebook: parts.codebook,
-        activations,
-        strips: Strips::new(parts),
-        suh: parts.suh.clone(),
-        svh: parts.svh.iter().map(|v| v * BLOCK_SCALE).collect(),
-    })
+}
+
+impl Visitor for Load<'_> {
+    type Output = Box<dyn Kernel>;
+
+    fn visit<S: Isa>(self, s: S) -> Box<dyn Kernel> {
+        let Self { level, weight, parts, float } = self;
+        let activations = match parts.codebook {
+            Codebook::Mul1(_) if !float => Activations::Integers(Integers::MUL1),
+            Codebook::Mcg(_) | Codebook::ThreeInst if S::HALF_ARITHMETIC && !float => {
+                Activations::Integers(Integers::HALVES)
+            }
+            _ => Activations::Floats,
+        };
+        Box::new(Exl3Kernel {
+            s,
+            name: name(level, float),
+            amx: tiles(level, float),
+            in_features: weight.in_features,
+            out_features: weight.out_features,
+            codebook: parts.codebook,
+            activations,
+            strips: Strips::new(parts),
+            suh: parts.suh.clone(),
+            svh: parts.svh.iter().map(|v| v * BLOCK_SCALE).collect(),
+        })
+    }
 }
 
 struct Exl3Kernel<S> {

@@ -15,7 +15,7 @@ use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
 use std::mem::MaybeUninit;
 
 /// Pairs of inputs of a block: states lie as `[pair][half of the columns][lane]`.
-const PAIRS: usize = BLOCK / 2;
+pub(super) const PAIRS: usize = BLOCK / 2;
 
 /// Rows of rotated activations times consecutive strips.
 pub(super) struct Multiply<'a> {
@@ -31,7 +31,7 @@ pub(super) struct Multiply<'a> {
 }
 
 #[repr(align(64))]
-struct Buffer(#[allow(dead_code)] [u16; BLOCK_STATES]);
+pub(super) struct Buffer(#[allow(dead_code)] [u16; BLOCK_STATES]);
 
 #[repr(align(64))]
 struct Values(#[allow(dead_code)] [f32; BLOCK_STATES]);
@@ -39,20 +39,16 @@ struct Values(#[allow(dead_code)] [f32; BLOCK_STATES]);
 impl Job for Multiply<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let integers = matches!(self.activations, Activations::Integers(_));
-        match self.codebook {
-            Codebook::Mul1(multiplier) => {
-                let codebook = Mul1 { product: Product::new(s, multiplier) };
-                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
-            }
-            Codebook::Mcg(multiplier) => {
-                let codebook = Halves::new(s, multiplier);
-                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
-            }
-            Codebook::ThreeInst => {
-                let codebook = ThreeInst::new(s);
-                if integers { self.integers(s, codebook) } else { self.floats(s, codebook) }
-            }
+        with_generator(s, self.codebook, self);
+    }
+}
+
+impl<S: Isa> WithGenerator<S> for Multiply<'_> {
+    #[inline(always)]
+    fn run<C: Generator<S>>(self, s: S, codebook: C) {
+        match self.activations {
+            Activations::Integers(_) => self.integers(s, codebook),
+            Activations::Floats => self.floats(s, codebook),
         }
     }
 }
@@ -178,19 +174,13 @@ pub(super) struct Fill<'a> {
 impl Job for Fill<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        match self.codebook {
-            Codebook::Mul1(multiplier) => {
-                self.fill(s, Mul1 { product: Product::new(s, multiplier) });
-            }
-            Codebook::Mcg(multiplier) => self.fill(s, Halves::new(s, multiplier)),
-            Codebook::ThreeInst => self.fill(s, ThreeInst::new(s)),
-        }
+        with_generator(s, self.codebook, self);
     }
 }
 
-impl Fill<'_> {
+impl<S: Isa> WithGenerator<S> for Fill<'_> {
     #[inline(always)]
-    fn fill<S: Isa, C: Generator<S>>(self, s: S, codebook: C) {
+    fn run<C: Generator<S>>(self, s: S, codebook: C) {
         let mut buffer = MaybeUninit::<Buffer>::uninit();
         let block_states = buffer.as_mut_ptr().cast::<u16>();
         let (lower, upper) = self.out.split_at_mut(self.out.len() / 2);
@@ -379,13 +369,29 @@ impl<S: Isa> Product<S> {
 }
 
 /// A codebook.
-trait Generator<S: Isa>: Copy {
+pub(super) trait Generator<S: Isa>: Copy {
     /// Whether values are sums of fp16 halves, so that integers need fp16 arithmetic.
     const HALVES: bool;
     /// States to values: the lower and the upper lanes.
     fn values(self, s: S, states: S::I) -> [S::F; 2];
     /// States to the 16-bit integers of [`Integers`](super::rotate::Integers).
     fn integers(self, s: S, states: S::I) -> S::I;
+}
+
+/// Work that is compiled once per codebook.
+pub(super) trait WithGenerator<S: Isa> {
+    /// The body; must be `#[inline(always)]`.
+    fn run<C: Generator<S>>(self, s: S, codebook: C);
+}
+
+/// Runs `work` with the values of `codebook`.
+#[inline(always)]
+pub(super) fn with_generator<S: Isa>(s: S, codebook: Codebook, work: impl WithGenerator<S>) {
+    match codebook {
+        Codebook::Mul1(multiplier) => work.run(s, Mul1 { product: Product::new(s, multiplier) }),
+        Codebook::Mcg(multiplier) => work.run(s, Halves::new(s, multiplier)),
+        Codebook::ThreeInst => work.run(s, ThreeInst::new(s)),
+    }
 }
 
 /// Integers made before.

@@ -58,7 +58,7 @@ fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
 fn kernels(weight: &Weight, float: bool) -> Vec<(Tier, Box<dyn Kernel>)> {
     let parts = Exl3Parts::of(weight).unwrap();
     let tiers = Tier::ALL.into_iter().filter(|t| t.is_supported());
-    tiers.map(|t| (t, t.load(t.level(), weight, &parts, float))).collect()
+    tiers.map(|t| (t, t.visit(Load { level: t.level(), weight, parts: &parts, float }))).collect()
 }
 
 const CODEBOOKS: [Codebook; 4] = [
@@ -99,6 +99,33 @@ fn every_level_rate_and_codebook_is_the_matrix_product() {
                         let what = format!("{tier:?} {codebook:?} K={} rows {rows}", rate.bits());
                         assert!(error < bound, "{what} float {float}: {error}");
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_rate_and_codebook_gives_single_rows() {
+    let mut noise = Noise(12);
+    for rate in Rate::ALL {
+        for codebook in CODEBOOKS {
+            if rate.is_half() && !matches!(codebook, Codebook::Mul1(_)) {
+                continue;
+            }
+            let (n, k) = (200, 300);
+            let weight = weight(&mut noise, rate, codebook, n, k);
+            let w: Vec<f64> =
+                marlin_quant::decode(&weight).unwrap().iter().map(|&w| w.into()).collect();
+            let parts = Exl3Parts::of(&weight).unwrap();
+            for tier in Tier::ALL.into_iter().filter(|t| t.is_supported()) {
+                let rows = tier.visit(parts.clone());
+                for row in [0, 1, 31, 77, 127, 128, 199] {
+                    let mut out = vec![f32::NAN; k];
+                    rows.row(row, &mut out).unwrap();
+                    let error = relative_error(&out, &w[row * k..][..k]);
+                    let what = format!("{tier:?} {codebook:?} K={} row {row}", rate.bits());
+                    assert!(error < 1e-6, "{what}: {error}");
                 }
             }
         }

@@ -4,12 +4,10 @@
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
-use super::boxed;
+use super::isa::Isa;
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
-use crate::{Kernel, Level};
-use marlin_quant::exl3::Exl3Parts;
-use marlin_tensor::Weight;
+use crate::Level;
 
 /// What the code may use; each tier includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,33 +74,38 @@ impl Tier {
     }
 }
 
+/// What is made of an instruction set.
+pub(super) trait Visitor {
+    type Output;
+    fn visit<S: Isa>(self, s: S) -> Self::Output;
+}
+
 impl Tier {
-    /// The kernel of a supported tier.
-    pub(super) fn load(
-        self,
-        level: Level,
-        weight: &Weight,
-        parts: &Exl3Parts,
-        float: bool,
-    ) -> Box<dyn Kernel> {
+    /// The best one that `level` allows.
+    pub(super) fn best(level: Level) -> Option<Self> {
+        Self::ALL.into_iter().rfind(|t| t.level() <= level && t.is_supported())
+    }
+
+    /// What `visitor` makes of a supported tier.
+    pub(super) fn visit<V: Visitor>(self, visitor: V) -> V::Output {
         assert!(self.is_supported(), "{self:?} was not detected");
         // SAFETY: the features of a supported tier are present.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             match self {
-                Self::Avx2 => boxed(Avx2::new(), level, weight, parts, float),
-                Self::Avx512 => boxed(Avx512::<BASE>::new(), level, weight, parts, float),
-                Self::Extended => boxed(Avx512::<EXTENDED>::new(), level, weight, parts, float),
-                Self::Half => boxed(Avx512::<HALF>::new(), level, weight, parts, float),
-                Self::Tiles => boxed(Avx512::<TILES>::new(), level, weight, parts, float),
+                Self::Avx2 => visitor.visit(Avx2::new()),
+                Self::Avx512 => visitor.visit(Avx512::<BASE>::new()),
+                Self::Extended => visitor.visit(Avx512::<EXTENDED>::new()),
+                Self::Half => visitor.visit(Avx512::<HALF>::new()),
+                Self::Tiles => visitor.visit(Avx512::<TILES>::new()),
             }
         }
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         unsafe {
             match self {
-                Self::Neon => boxed(Neon::<false>::new(), level, weight, parts, float),
-                Self::Half => boxed(Neon::<true>::new(), level, weight, parts, float),
+                Self::Neon => visitor.visit(Neon::<false>::new()),
+                Self::Half => visitor.visit(Neon::<true>::new()),
             }
         }
     }
