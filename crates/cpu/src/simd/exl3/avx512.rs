@@ -129,6 +129,12 @@ impl<const TIER: u8> Isa for Avx512<TIER> {
         fn load(p: *const u16) -> __m512i = _mm512_loadu_si512(p.cast());
         fn store(p: *mut u16, v: __m512i) -> () = _mm512_storeu_si512(p.cast(), v);
         fn load_f32(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+        fn load_eights(low: *const f32, high: *const f32) -> __m512 = _mm512_castpd_ps(
+            _mm512_insertf64x4::<1>(
+                _mm512_castpd256_pd512(_mm256_castps_pd(_mm256_loadu_ps(low))),
+                _mm256_castps_pd(_mm256_loadu_ps(high)),
+            ),
+        );
         fn store_f32(p: *mut f32, v: __m512) -> () = _mm512_storeu_ps(p, v);
         fn splat_pair(p: *const f32) -> __m512 =
             _mm512_castpd_ps(_mm512_set1_pd(p.cast::<f64>().read_unaligned()));

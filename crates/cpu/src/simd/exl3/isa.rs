@@ -77,6 +77,10 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn splat_pair(self, p: *const f32) -> Self::F;
     /// `LANES` floats from `p`.
     unsafe fn load_f32(self, p: *const f32) -> Self::F;
+    /// Eight floats from `low` and eight from `high`. Only where there are sixteen lanes.
+    unsafe fn load_eights(self, _low: *const f32, _high: *const f32) -> Self::F {
+        unreachable!("a register of eight lanes")
+    }
     /// `LANES` floats to `p`.
     unsafe fn store_f32(self, p: *mut f32, v: Self::F);
     /// `a * b + c` with one rounding.

@@ -26,6 +26,8 @@ pub(super) const GROUPS: usize = BLOCK / STRIP;
 pub(super) const BLOCK_STATES: usize = BLOCK * STRIP;
 /// Segments of a ring.
 const SEGMENTS: usize = 8;
+/// Vectors of a group at 8 bits.
+pub(super) const MAX_DEPTH: usize = 16;
 
 /// A whole repacked trellis.
 pub(super) struct Strips {
@@ -47,14 +49,19 @@ impl Vector {
 
 /// The `2·K` vectors of one group.
 pub(super) fn repack(parts: &Exl3Parts, strip: usize, group: usize, vectors: &mut [Vector]) {
+    let depth = vectors.len();
     for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        let tile = parts.tile(2 * group + a, 2 * strip + b).as_chunks::<2>().0;
-        let depth = vectors.len();
-        for j in 0..SEGMENTS {
-            for (q, vector) in vectors.iter_mut().enumerate() {
-                // Stored words are 32 bits wide, so half-words come in swapped pairs.
-                let half_word = u16::from_le_bytes(tile[(j * depth + q) ^ 1]);
-                vector.0[16 * b + 2 * j + a] = half_word;
+        // Stored words are 32 bits wide, so half-words come in swapped pairs.
+        let mut half_words = [0u16; SEGMENTS * MAX_DEPTH];
+        let tile = parts.tile(2 * group + a, 2 * strip + b).as_chunks().0;
+        for (pair, word) in half_words.as_chunks_mut().0.iter_mut().zip(tile) {
+            let word = u32::from_le_bytes(*word);
+            *pair = [(word >> 16) as u16, word as u16];
+        }
+        for (j, segment) in half_words.chunks_exact(depth).take(SEGMENTS).enumerate() {
+            let lane = 16 * b + 2 * j + a;
+            for (vector, half_word) in vectors.iter_mut().zip(segment) {
+                vector.0[lane] = *half_word;
             }
         }
     }

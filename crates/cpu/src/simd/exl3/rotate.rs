@@ -135,19 +135,25 @@ fn rotate_in<S: Isa>(s: S, x: &[f32], suh: &[f32]) -> [S::F; REGISTERS] {
 /// `H_128 v`, natural order, over the first 128 lanes of `v`.
 #[inline(always)]
 fn hadamard<S: Isa>(s: S, v: &mut [S::F; REGISTERS]) {
-    let registers = BLOCK / S::LANES;
-    for v in &mut v[..registers] {
+    for v in &mut v[..BLOCK / S::LANES] {
         *v = s.butterfly(s.butterfly(s.butterfly(*v, 1), 2), 4);
         if S::LANES == 16 {
             *v = s.butterfly(*v, 8);
         }
     }
-    let mut step = 1;
-    while step < registers {
-        for i in (0..registers).filter(|i| i & step == 0) {
-            (v[i], v[i + step]) = (s.add(v[i], v[i + step]), s.sub(v[i], v[i + step]));
+    add_sub::<S, 1>(s, v);
+    add_sub::<S, 2>(s, v);
+    add_sub::<S, 4>(s, v);
+    add_sub::<S, 8>(s, v);
+}
+
+/// Sums and differences of registers `STEP` apart. Constant, so that all stay registers.
+#[inline(always)]
+fn add_sub<S: Isa, const STEP: usize>(s: S, v: &mut [S::F; REGISTERS]) {
+    for i in 0..REGISTERS {
+        if i & STEP == 0 && i + STEP < BLOCK / S::LANES {
+            (v[i], v[i + STEP]) = (s.add(v[i], v[i + STEP]), s.sub(v[i], v[i + STEP]));
         }
-        step *= 2;
     }
 }
 
@@ -226,45 +232,55 @@ impl Job for RotateOut<'_> {
             for (band, (out, svh)) in
                 out.chunks_mut(BLOCK).zip(self.svh.chunks_exact(BLOCK)).enumerate()
             {
-                let mut flat = [0.0; BLOCK];
-                for (j, flat) in flat.chunks_exact_mut(STRIP).enumerate() {
+                let mut v = [s.splat(0.0); REGISTERS];
+                for (j, v) in v[..BLOCK / S::LANES].chunks_exact_mut(STRIP / S::LANES).enumerate() {
                     let strip = band * (BLOCK / STRIP) + j;
                     let at = strip * self.strides[0] + (self.first_row + i) * self.strides[1];
-                    gather(self.activations, &self.sums[at..][..width], flat);
-                }
-                let mut v = [s.splat(0.0); REGISTERS];
-                for (i, v) in v[..BLOCK / S::LANES].iter_mut().enumerate() {
-                    // SAFETY: `flat` holds 128 floats.
-                    *v = unsafe { s.load_f32(flat.as_ptr().add(i * S::LANES)) };
+                    gather(s, self.activations, &self.sums[at..][..width], v);
                 }
                 hadamard(s, &mut v);
+                let mut ragged = [0.0; BLOCK];
+                let whole = out.len() == BLOCK;
+                let to = if whole { &mut *out } else { &mut ragged[..] };
                 for (i, &v) in v[..BLOCK / S::LANES].iter().enumerate() {
-                    // SAFETY: `flat` and `svh` hold 128 floats.
+                    // SAFETY: `to` and `svh` hold 128 floats.
                     unsafe {
                         let at = i * S::LANES;
                         let y = s.mul(v, s.load_f32(svh.as_ptr().add(at)));
-                        s.store_f32(flat.as_mut_ptr().add(at), y);
+                        s.store_f32(to.as_mut_ptr().add(at), y);
                     }
                 }
-                out.copy_from_slice(&flat[..out.len()]);
+                if !whole {
+                    out.copy_from_slice(&ragged[..out.len()]);
+                }
             }
         }
     }
 }
 
-/// Sums of a strip, `[half][tile][8 columns]` (floats: twice, to be added in pairs), into the
-/// order of the columns, `[tile][half][8 columns]`.
+/// Sums of a strip, `[half][tile][8 columns]` (floats: twice, to be added in pairs), in the order
+/// of the columns, `[tile][half][8 columns]`.
 #[inline(always)]
-fn gather(activations: Activations, sums: &[f32], out: &mut [f32]) {
-    for (i, out) in out.chunks_exact_mut(8).enumerate() {
-        let from = (i % 2 * 2 + i / 2) * 8;
-        match activations {
-            Activations::Integers(_) => out.copy_from_slice(&sums[from..][..8]),
-            Activations::Floats => {
-                for (out, pair) in out.iter_mut().zip(sums[2 * from..][..16].chunks_exact(2)) {
-                    *out = pair[0] + pair[1];
-                }
+fn gather<S: Isa>(s: S, activations: Activations, sums: &[f32], out: &mut [S::F]) {
+    let mut added = [0.0; STRIP];
+    let sums = match activations {
+        Activations::Integers(_) => sums,
+        Activations::Floats => {
+            for (added, pair) in added.iter_mut().zip(sums.as_chunks().0) {
+                let [a, b]: [f32; 2] = *pair;
+                *added = a + b;
             }
+            &added
         }
+    };
+    let eight = |i: usize| sums[(i % 2 * 2 + i / 2) * 8..][..8].as_ptr();
+    for (i, out) in out.iter_mut().enumerate() {
+        // SAFETY: each holds eight floats, and a register has eight or twice as many.
+        *out = unsafe {
+            match S::LANES {
+                16 => s.load_eights(eight(2 * i), eight(2 * i + 1)),
+                _ => s.load_f32(eight(i)),
+            }
+        };
     }
 }

@@ -5,7 +5,7 @@
 //! the sums are then rotated as inputs are.
 
 use super::isa::{Isa, Job};
-use super::layout::{BLOCK, BLOCK_STATES, GROUPS, STRIP, Vector, repack};
+use super::layout::{BLOCK, BLOCK_STATES, GROUPS, MAX_DEPTH, STRIP, Vector, repack};
 use super::multiply::{Buffer, Generator, PAIRS, WithGenerator, with_generator};
 use super::states::States;
 use super::tier::Visitor;
@@ -15,8 +15,6 @@ use marlin_quant::exl3::hadamard::{BLOCK_SCALE, rotate};
 use marlin_tensor::BackendError;
 use std::mem::MaybeUninit;
 
-/// Vectors of a group at 8 bits.
-const MAX_DEPTH: usize = 16;
 /// f32 lanes of the widest register.
 const MAX_LANES: usize = 16;
 
