@@ -12,7 +12,8 @@
 //! must stay float, values are decoded to exactly the
 //! stored fp16 numbers and multiplied in f32.
 //!
-//! [`rows`] decodes single rows, for tied embeddings; [`encode`] goes the other way, values to rings.
+//! [`mod@rows`] decodes single rows, for tied embeddings; [`encode`] goes the other way, values to
+//! rings.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -127,7 +127,7 @@ pub(super) fn cost<S: Isa>(s: S, square: Square, old: S::V, value: S::V, target:
     }
 }
 
-/// A register of [`Square::settled`]; `square` is a constant.
+/// A register of costs less the smallest ones before them; `square` is a constant.
 #[inline(always)]
 pub(super) fn settled<S: Isa>(s: S, square: Square, cost: S::V, floor: S::V) -> S::V {
     match square {
