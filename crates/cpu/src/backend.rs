@@ -354,14 +354,14 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {
-        let (table, columns): (&Box<dyn Rows>, _) = (open(&table.handle)?, table.hidden_size);
+        let (rows, columns) = (open::<Box<dyn Rows>>(&table.handle)?, table.hidden_size);
         let mut out = self.arena.take(batch.rows() * columns);
         let failure = OnceLock::new();
         let piece = self.piece(batch.rows(), columns);
         self.pool.run_chunks(&mut out, piece, |i, piece_out| {
             let tokens = &batch.tokens[i * piece / columns..];
             for (&token, out) in tokens.iter().zip(piece_out.chunks_exact_mut(columns)) {
-                if let Err(error) = table.row(token as usize, out) {
+                if let Err(error) = rows.row(token as usize, out) {
                     let _ = failure.set(error);
                 }
                 if scale != 1.0 {
