@@ -88,7 +88,7 @@ impl Plan {
         (0..LEVELS).find(|&level| {
             self.numbers(level).is_some_and(|Numbers { square, scale, max_floor }| {
                 let floor = square.units(beyond * scale);
-                largest * scale <= square.max_number() && floor < max_floor
+                largest.max(self.range) * scale <= square.max_number() && floor < max_floor
             })
         })
     }
