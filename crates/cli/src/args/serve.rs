@@ -63,7 +63,7 @@ pub struct Serve {
     #[arg(long, value_name = "TOKENS", env = "MARLIN_PREFILL_CHUNK", default_value_t = 512, value_parser = count)]
     pub prefill_chunk: usize,
     /// Prompt tokens read in one step beside answers, which wait for them.
-    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 256, value_parser = count)]
+    #[arg(long, value_name = "TOKENS", env = "MARLIN_MIXED_CHUNK", default_value_t = 224, value_parser = count)]
     pub mixed_chunk: usize,
     /// Answers that may wait; more are refused with 429.
     #[arg(long, value_name = "N", env = "MARLIN_QUEUE", default_value_t = 256)]
