@@ -28,7 +28,7 @@ struct Decoded {
 impl Rows for Decoded {
     fn row(&self, row: usize, out: &mut [f32]) -> Result<(), BackendError> {
         self.format.decode_row(&self.weight, row, out).map_err(|error| BackendError::Decode {
-            what: format!("row {row} of the embeddings"),
+            what: format!("embedding of token {row}"),
             reason: error.to_string(),
         })
     }

@@ -14,7 +14,7 @@
 //! one of `mcg` and `mul1`.
 
 use super::codebook::Codebook;
-use super::hadamard::{BLOCK, BLOCK_SCALE, rotate, rotate_rows};
+use super::hadamard::{BLOCK, BLOCK_SCALE, rotate, rotate_rows, sign};
 use super::ring::{Rate, Ring, TILE, TILE_COLUMN, TILE_ROW, TILE_SIDE};
 use crate::parts::check_rows;
 use crate::{Description, QuantError, WeightFormat};
@@ -148,29 +148,30 @@ impl Exl3Parts {
         assert!(row < self.padded_out && out.len() <= self.padded_in, "a row of the matrix");
         let (ring, table) = (Ring::new(self.rate), self.codebook.table());
         let (band, place) = (row / BLOCK, row % BLOCK);
-        let sign = |channel: usize| match (channel & place).count_ones() % 2 {
-            0 => 1.0f32,
-            _ => -1.0,
-        };
         let mut sums = vec![0.0f32; self.padded_in];
         for (kb, sums) in sums.chunks_exact_mut(TILE_SIDE).enumerate() {
             // Of every position of the tiles; the sign of a channel is that of its tile times that inside it.
             let mut places = [0.0f32; TILE];
             for nb in 0..TILES {
                 let states = ring.states(self.tile(kb, band * TILES + nb));
-                let sign = sign(nb * TILE_SIDE);
+                let sign = sign(nb * TILE_SIDE, place);
                 for (sum, &state) in places.iter_mut().zip(&states) {
                     *sum += sign * table[usize::from(state)];
                 }
             }
             for (p, v) in places.iter().enumerate() {
-                sums[usize::from(TILE_ROW[p])] += sign(usize::from(TILE_COLUMN[p])) * v;
+                sums[usize::from(TILE_ROW[p])] += sign(usize::from(TILE_COLUMN[p]), place) * v;
             }
         }
-        rotate(&mut sums);
+        self.finish_row(row, &mut sums, out);
+    }
+
+    /// The end of [`decode_row`](Self::decode_row), from the signed sums `[padded_in]`, which are overwritten.
+    pub fn finish_row(&self, row: usize, sums: &mut [f32], out: &mut [f32]) {
+        rotate(sums);
         let scale = BLOCK_SCALE * self.svh[row];
-        for ((out, sum), suh) in out.iter_mut().zip(&sums).zip(&self.suh) {
-            *out = sum * suh * scale;
+        for ((out, sum), suh) in out.iter_mut().zip(sums).zip(&self.suh) {
+            *out = *sum * suh * scale;
         }
     }
 }

@@ -6,6 +6,11 @@ pub const BLOCK: usize = 128;
 /// `1/√128` as kernels of this format write it.
 pub const BLOCK_SCALE: f32 = 0.088_388_35;
 
+/// `H[i][j]`: 1 or −1.
+pub fn sign(i: usize, j: usize) -> f32 {
+    if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+}
+
 /// `x ← H x` without scaling, in place.
 ///
 /// # Panics

@@ -11,7 +11,7 @@ use super::states::States;
 use super::tier::Visitor;
 use crate::embedding::Rows;
 use marlin_quant::exl3::Exl3Parts;
-use marlin_quant::exl3::hadamard::{BLOCK_SCALE, rotate};
+use marlin_quant::exl3::hadamard::sign;
 use marlin_tensor::BackendError;
 use std::mem::MaybeUninit;
 
@@ -37,11 +37,7 @@ impl<S: Isa> Rows for Exl3Rows<S> {
         assert!(row < parts.padded_out && out.len() <= parts.padded_in, "a row of the matrix");
         let mut sums = vec![0.0; parts.padded_in];
         self.s.enter(Sum { parts, row, sums: &mut sums });
-        rotate(&mut sums);
-        let scale = BLOCK_SCALE * parts.svh[row];
-        for ((out, sum), suh) in out.iter_mut().zip(&sums).zip(&parts.suh) {
-            *out = sum * suh * scale;
-        }
+        parts.finish_row(row, &mut sums, out);
         Ok(())
     }
 }
@@ -100,7 +96,7 @@ fn signs(strip: usize, place: usize) -> [[f32; STRIP]; 2] {
     std::array::from_fn(|half| {
         std::array::from_fn(|lane| {
             let output = strip * STRIP + 16 * (lane / 16) + lane % 16 / 2 + 8 * half;
-            if (output & place).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
+            sign(output, place)
         })
     })
 }

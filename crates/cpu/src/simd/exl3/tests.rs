@@ -68,6 +68,12 @@ const CODEBOOKS: [Codebook; 4] = [
     Codebook::Mul1(0xad39_4c1d),
 ];
 
+/// Every codebook at every rate it has: halves are for `mul1` alone.
+fn rates_and_codebooks() -> impl Iterator<Item = (Rate, Codebook)> {
+    let pairs = Rate::ALL.into_iter().flat_map(|rate| CODEBOOKS.map(|codebook| (rate, codebook)));
+    pairs.filter(|(rate, codebook)| !rate.is_half() || matches!(codebook, Codebook::Mul1(_)))
+}
+
 /// Whether rows of this kind go to bf16 tiles.
 fn rounds(tier: Tier, float: bool, kind: RowKind) -> bool {
     tier.level() == Level::Amx && !float && kind == RowKind::Prompt
@@ -80,25 +86,20 @@ const KINDS: [RowKind; 2] = [RowKind::Decode, RowKind::Prompt];
 fn every_level_rate_and_codebook_is_the_matrix_product() {
     let mut noise = Noise(1);
     let pools = [Pool::new(1), Pool::new(3)];
-    for rate in Rate::ALL {
-        for codebook in CODEBOOKS {
-            if rate.is_half() && !matches!(codebook, Codebook::Mul1(_)) {
-                continue;
-            }
-            let (n, k) = (200, 300);
-            let weight = weight(&mut noise, rate, codebook, n, k);
-            let w = marlin_quant::decode(&weight).unwrap();
-            for rows in [1, 3] {
-                let x: Vec<f32> = (0..rows * k).map(|_| noise.uniform()).collect();
-                let expected = product(&x, &w, n, k);
-                for (float, bound) in [(true, 1e-6), (false, 8e-4)] {
-                    for (tier, kernel) in kernels(&weight, float) {
-                        let mut out = vec![f32::NAN; rows * n];
-                        kernel.matmul(&x, rows, RowKind::Decode, &mut out, &pools[rows % 2]);
-                        let error = relative_error(&out, &expected);
-                        let what = format!("{tier:?} {codebook:?} K={} rows {rows}", rate.bits());
-                        assert!(error < bound, "{what} float {float}: {error}");
-                    }
+    for (rate, codebook) in rates_and_codebooks() {
+        let (n, k) = (200, 300);
+        let weight = weight(&mut noise, rate, codebook, n, k);
+        let w = marlin_quant::decode(&weight).unwrap();
+        for rows in [1, 3] {
+            let x: Vec<f32> = (0..rows * k).map(|_| noise.uniform()).collect();
+            let expected = product(&x, &w, n, k);
+            for (float, bound) in [(true, 1e-6), (false, 8e-4)] {
+                for (tier, kernel) in kernels(&weight, float) {
+                    let mut out = vec![f32::NAN; rows * n];
+                    kernel.matmul(&x, rows, RowKind::Decode, &mut out, &pools[rows % 2]);
+                    let error = relative_error(&out, &expected);
+                    let what = format!("{tier:?} {codebook:?} K={} rows {rows}", rate.bits());
+                    assert!(error < bound, "{what} float {float}: {error}");
                 }
             }
         }
@@ -108,25 +109,20 @@ fn every_level_rate_and_codebook_is_the_matrix_product() {
 #[test]
 fn every_level_rate_and_codebook_gives_single_rows() {
     let mut noise = Noise(12);
-    for rate in Rate::ALL {
-        for codebook in CODEBOOKS {
-            if rate.is_half() && !matches!(codebook, Codebook::Mul1(_)) {
-                continue;
-            }
-            let (n, k) = (200, 300);
-            let weight = weight(&mut noise, rate, codebook, n, k);
-            let w: Vec<f64> =
-                marlin_quant::decode(&weight).unwrap().iter().map(|&w| w.into()).collect();
-            let parts = Exl3Parts::of(&weight).unwrap();
-            for tier in Tier::ALL.into_iter().filter(|t| t.is_supported()) {
-                let rows = tier.visit(parts.clone());
-                for row in [0, 1, 31, 77, 127, 128, 199] {
-                    let mut out = vec![f32::NAN; k];
-                    rows.row(row, &mut out).unwrap();
-                    let error = relative_error(&out, &w[row * k..][..k]);
-                    let what = format!("{tier:?} {codebook:?} K={} row {row}", rate.bits());
-                    assert!(error < 1e-6, "{what}: {error}");
-                }
+    for (rate, codebook) in rates_and_codebooks() {
+        let (n, k) = (200, 300);
+        let weight = weight(&mut noise, rate, codebook, n, k);
+        let w: Vec<f64> =
+            marlin_quant::decode(&weight).unwrap().iter().map(|&w| w.into()).collect();
+        let parts = Exl3Parts::of(&weight).unwrap();
+        for tier in Tier::ALL.into_iter().filter(|t| t.is_supported()) {
+            let rows = tier.visit(parts.clone());
+            for row in [0, 1, 31, 77, 127, 128, 199] {
+                let mut out = vec![f32::NAN; k];
+                rows.row(row, &mut out).unwrap();
+                let error = relative_error(&out, &w[row * k..][..k]);
+                let what = format!("{tier:?} {codebook:?} K={} row {row}", rate.bits());
+                assert!(error < 1e-6, "{what}: {error}");
             }
         }
     }

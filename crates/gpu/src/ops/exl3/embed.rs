@@ -4,14 +4,14 @@
 //! mixes, rotated over the inputs.
 
 use super::portable::eight;
-use super::{BLOCK, Trellis, hadamard};
+use super::{BLOCK, Trellis, generator, hadamard};
 use crate::gpu::{Buffer, Gpu};
 use cubecl::prelude::*;
 
 /// Rows of the tokens, the first word of every four of `meta`, times `scale`: `[rows, in_features]`.
 pub(crate) fn embed(gpu: &Gpu, table: &Trellis, meta: &Buffer, rows: usize, scale: f32) -> Buffer {
     let out = gpu.empty(rows * table.in_features);
-    let (multiplier, addend, mul1) = table.generator();
+    let (multiplier, addend, mul1) = generator(table.codebook);
     // SAFETY: tokens are below `out_features`, the caller's to hold; columns past the last are not written.
     unsafe {
         embed_kernel::launch_unchecked(

@@ -6,7 +6,7 @@
 //! columns; a second kernel adds their sums up and rotates them. How the work is parted follows from the matrix alone,
 //! so a row's sums are the same in any company.
 
-use super::Trellis;
+use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu};
 use crate::ops::text::{Defines, Text};
 use crate::ops::tiles::Rows;
@@ -96,7 +96,7 @@ pub(super) fn multiply(
     if entries.is_some() && count > step {
         return None;
     }
-    let (multiplier, addend, mul1) = matrix.generator();
+    let (multiplier, addend, mul1) = generator(matrix.codebook);
     let (k_tiles, n_tiles) = (matrix.padded_in / 16, matrix.padded_out / 16);
     let blocks = n_tiles / 8;
     let units = (blocks * k_tiles) as u32;

@@ -116,14 +116,8 @@ pub(crate) fn multiply(
     out
 }
 
-impl Trellis {
-    fn generator(&self) -> (u32, u32, bool) {
-        generator(self.codebook)
-    }
-}
-
 /// Multiplier and addend of a codebook, and whether it is `mul1`.
-pub(crate) fn generator(codebook: Codebook) -> (u32, u32, bool) {
+pub(in crate::ops) fn generator(codebook: Codebook) -> (u32, u32, bool) {
     match codebook {
         Codebook::ThreeInst => (THREE_INST_MULTIPLIER, THREE_INST_ADDEND, false),
         Codebook::Mcg(multiplier) => (multiplier, 0, false),

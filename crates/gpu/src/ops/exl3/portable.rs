@@ -1,6 +1,6 @@
 //! The product with a trellis in f32, for every runtime.
 
-use super::Trellis;
+use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu};
 use crate::ops::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
 use cubecl::prelude::*;
@@ -15,7 +15,7 @@ pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Row
     let launch = rows.launch(gpu, MOST);
     // Every entry has a row of its own.
     let share = if launch.mode == Mode::Dense { launch.share } else { 1 };
-    let (multiplier, addend, mul1) = matrix.generator();
+    let (multiplier, addend, mul1) = generator(matrix.codebook);
     let (k_tiles, n_tiles) = (matrix.padded_in as u32 / 16, matrix.padded_out as u32 / 16);
     let product = gpu.empty(rows.count() * matrix.padded_out);
     let count = CubeCount::Static(n_tiles, launch.tiles, 1);

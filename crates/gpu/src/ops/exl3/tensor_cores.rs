@@ -4,7 +4,7 @@
 //! Of the sixteen rows of the other operand, eight are rows of inputs as f16 and eight what that leaves of
 //! them, so one instruction sums both. Weights are made two at a time, exactly as the format defines them.
 
-use super::Trellis;
+use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu};
 use crate::ops::tiles::{ABSENT, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
 use cubecl::prelude::*;
@@ -27,7 +27,7 @@ pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Row
     let launch = rows.launch(gpu, MOST);
     // Every entry has a row of its own.
     let share = if launch.mode == Mode::Dense { launch.share } else { 1 };
-    let (multiplier, addend, mul1) = matrix.generator();
+    let (multiplier, addend, mul1) = generator(matrix.codebook);
     let (k_tiles, n_tiles) = (matrix.padded_in as u32 / 16, matrix.padded_out as u32 / 16);
     // By the matrix alone: the order of a row's sums does not depend on the others.
     let few = n_tiles < 512 && k_tiles >= 4 * MANY_PLANES;

@@ -92,14 +92,6 @@ impl Isa for Avx2 {
         }
     }
 
-    fn half_sub(self, _a: __m256i, _b: __m256i) -> __m256i {
-        unreachable!("no fp16 arithmetic")
-    }
-
-    fn half_add_square(self, _sum: __m256i, _a: __m256i) -> __m256i {
-        unreachable!("no fp16 arithmetic")
-    }
-
     values! {
         fn splat(v: u16) -> __m256i = _mm256_set1_epi16(v as i16);
         fn sub(a: __m256i, b: __m256i) -> __m256i = _mm256_sub_epi16(a, b);

@@ -40,10 +40,14 @@ pub(super) trait Isa: Copy + Send + Sync + 'static {
     fn square_high(self, a: Self::V) -> Self::V;
     /// `min(|a|, 181)²` of signed lanes.
     fn square_fine(self, a: Self::V) -> Self::V;
-    /// Difference of fp16 lanes; asked for only where [`HALF`](Self::HALF).
-    fn half_sub(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `sum + a²` of fp16 lanes, rounded once; asked for only where [`HALF`](Self::HALF).
-    fn half_add_square(self, sum: Self::V, a: Self::V) -> Self::V;
+    /// Difference of fp16 lanes. Only with [`HALF`](Self::HALF).
+    fn half_sub(self, _a: Self::V, _b: Self::V) -> Self::V {
+        unreachable!("no fp16 arithmetic")
+    }
+    /// `sum + a²` of fp16 lanes, rounded once. Only with [`HALF`](Self::HALF).
+    fn half_add_square(self, _sum: Self::V, _a: Self::V) -> Self::V {
+        unreachable!("no fp16 arithmetic")
+    }
     /// Smaller of unsigned lanes.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// Smallest lane.

@@ -65,7 +65,27 @@ impl<S: Isa> Compiled for S {
         states: &mut [[u16; TILE]],
         scratch: &mut Scratch,
     ) {
-        encode(*self, plan, tiles, states, scratch);
+        let mut levels: Vec<Option<usize>> = tiles.iter().map(|tile| plan.level_of(tile)).collect();
+        for level in 0..LEVELS {
+            let here: Vec<usize> = (0..tiles.len()).filter(|&i| levels[i] == Some(level)).collect();
+            for group in here.chunks(GROUP) {
+                // An incomplete group is filled with its last tile.
+                let member: [usize; GROUP] = std::array::from_fn(|g| group[g.min(group.len() - 1)]);
+                let rings = tile::encode(*self, plan, level, member.map(|i| &tiles[i]), scratch);
+                for (i, ring) in member.into_iter().zip(rings) {
+                    match ring {
+                        Some(ring) => states[i] = ring,
+                        None => levels[i] = Some(level + 1),
+                    }
+                }
+            }
+        }
+        for (i, level) in levels.into_iter().enumerate() {
+            if level.is_none_or(|level| level >= LEVELS) {
+                let (rate, codebook) = plan.key();
+                states[i] = best_ring(&tiles[i].map(target), rate, &codebook.table());
+            }
+        }
     }
 
     #[cfg(test)]
@@ -136,35 +156,5 @@ impl Tiles {
         let mut scratch = free().pop().unwrap_or_default();
         self.compiled.encode(plan, tiles, states, &mut scratch);
         free().push(scratch);
-    }
-}
-
-fn encode<S: Isa>(
-    s: S,
-    plan: &Plan,
-    tiles: &[[f32; TILE]],
-    states: &mut [[u16; TILE]],
-    scratch: &mut Scratch,
-) {
-    let mut levels: Vec<Option<usize>> = tiles.iter().map(|tile| plan.level_of(tile)).collect();
-    for level in 0..LEVELS {
-        let here: Vec<usize> = (0..tiles.len()).filter(|&i| levels[i] == Some(level)).collect();
-        for group in here.chunks(GROUP) {
-            // An incomplete group is filled with its last tile.
-            let member: [usize; GROUP] = std::array::from_fn(|g| group[g.min(group.len() - 1)]);
-            let rings = tile::encode(s, plan, level, member.map(|i| &tiles[i]), scratch);
-            for (i, ring) in member.into_iter().zip(rings) {
-                match ring {
-                    Some(ring) => states[i] = ring,
-                    None => levels[i] = Some(level + 1),
-                }
-            }
-        }
-    }
-    for (i, level) in levels.into_iter().enumerate() {
-        if level.is_none_or(|level| level >= LEVELS) {
-            let (rate, codebook) = plan.key();
-            states[i] = best_ring(&tiles[i].map(target), rate, &codebook.table());
-        }
     }
 }

@@ -4,7 +4,7 @@ use super::isa::Isa;
 use half::f16;
 
 /// Largest integer cost that is kept: with one more error it still fits 16 bits.
-const MAX_COST: u16 = 1 << 15;
+pub(super) const MAX_COST: u16 = 1 << 15;
 /// Largest difference of [`Square::Fine`], whose square is below [`MAX_COST`].
 pub(super) const MAX_FINE: u16 = 181;
 
@@ -58,39 +58,19 @@ impl Square {
         }
     }
 
-    /// What orders states as their costs do: a node's cost `old` and a state's error.
+    /// What orders states as their costs do: a node's cost `old` and a state's error. Of integers the
+    /// cost itself, as the kernels compute it.
     pub(super) fn order(self, old: u16, value: i16, target: i16) -> u32 {
+        let d = i32::from(value) - i32::from(target);
         match self {
-            Self::Coarse | Self::Fine => u32::from(self.cost(old, value, target)),
+            Self::Coarse => u32::from(old) + ((d * d + (1 << 14)) >> 15) as u32,
+            Self::Fine => u32::from(old) + d.unsigned_abs().min(u32::from(MAX_FINE)).pow(2),
             // The bits of a number that is not negative; rounding to fp16 would add nothing but
             // ties.
             Self::Half => {
                 let d = widened(value as u16) - widened(target as u16);
                 (d * d + widened(old)).to_bits()
             }
-        }
-    }
-
-    /// The cost of a state after a node of cost `old`, as the kernels compute it.
-    pub(super) fn cost(self, old: u16, value: i16, target: i16) -> u16 {
-        let d = i32::from(value) - i32::from(target);
-        match self {
-            Self::Coarse => old + ((d * d + (1 << 14)) >> 15) as u16,
-            Self::Fine => old + (d.unsigned_abs() as u16).min(MAX_FINE).pow(2),
-            Self::Half => {
-                let number = |bits: i16| f16::from_bits(bits as u16).to_f32();
-                let d = f16::from_f32(number(value) - number(target)).to_f64();
-                nearest_half(d * d + f16::from_bits(old).to_f64()).to_bits()
-            }
-        }
-    }
-
-    /// A cost less the smallest one before it, as the kernels compute it.
-    #[cfg(test)]
-    pub(super) fn settled(self, cost: u16, floor: u16) -> u16 {
-        match self {
-            Self::Coarse | Self::Fine => (cost - floor).min(MAX_COST),
-            Self::Half => (f16::from_bits(cost) - f16::from_bits(floor)).to_bits(),
         }
     }
 
@@ -109,15 +89,7 @@ fn widened(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | u32::from(bits & 0x8000) << 16)
 }
 
-/// `v`, which is not negative, rounded once.
-fn nearest_half(v: f64) -> f16 {
-    // By way of an f32 that is cut off: its last bit says whether anything followed.
-    let single = v as f32;
-    let cut = single.to_bits() - u32::from(f64::from(single) > v);
-    f16::from_f32(f32::from_bits(cut | u32::from(f64::from(single) != v)))
-}
-
-/// A register of [`Square::cost`]; `square` is a constant.
+/// A register of costs of states after nodes of costs `old`; `square` is a constant.
 #[inline(always)]
 pub(super) fn cost<S: Isa>(s: S, square: Square, old: S::V, value: S::V, target: S::V) -> S::V {
     match square {

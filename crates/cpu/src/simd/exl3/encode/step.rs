@@ -44,27 +44,6 @@ pub(super) struct Step<'a> {
     pub(super) new: [&'a mut [u16]; GROUP],
 }
 
-impl Job for Step<'_> {
-    /// Smallest new cost of each tile.
-    type Output = [u16; GROUP];
-
-    #[inline(always)]
-    fn run<S: Isa>(self, s: S) -> [u16; GROUP] {
-        let (e, c) = self.bits;
-        assert_eq!(self.values.len(), 1 << 16);
-        assert!(self.old.iter().all(|old| old.len() == 1 << (16 - e)));
-        assert!(self.new.iter().all(|new| new.len() == 1 << (16 - c)));
-        // SAFETY: the lengths are those of `e` and `c`, which choose the body.
-        unsafe {
-            if S::HALF && self.square == Square::Half {
-                by_bits!(s, self, true)
-            } else {
-                by_bits!(s, self, false)
-            }
-        }
-    }
-}
-
 /// [`step`] for the bits of `$job`.
 macro_rules! by_bits {
     ($s:ident, $job:ident, $half:literal) => {
@@ -87,7 +66,27 @@ macro_rules! by_bits {
         }
     };
 }
-use by_bits;
+
+impl Job for Step<'_> {
+    /// Smallest new cost of each tile.
+    type Output = [u16; GROUP];
+
+    #[inline(always)]
+    fn run<S: Isa>(self, s: S) -> [u16; GROUP] {
+        let (e, c) = self.bits;
+        assert_eq!(self.values.len(), 1 << 16);
+        assert!(self.old.iter().all(|old| old.len() == 1 << (16 - e)));
+        assert!(self.new.iter().all(|new| new.len() == 1 << (16 - c)));
+        // SAFETY: the lengths are those of `e` and `c`, which choose the body.
+        unsafe {
+            if S::HALF && self.square == Square::Half {
+                by_bits!(s, self, true)
+            } else {
+                by_bits!(s, self, false)
+            }
+        }
+    }
+}
 
 /// # Safety
 /// The slices of `job` must have the lengths that `E` and `C` ask for.

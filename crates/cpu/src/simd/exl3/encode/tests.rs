@@ -1,9 +1,10 @@
 //! Every level, rate and codebook against the definition and against exllamav3.
 
-use super::square::Square;
+use super::square::{MAX_COST, Square};
 use super::step::{Step, place};
 use super::*;
 use crate::CpuEncoder;
+use half::f16;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_quant::exl3::{Ring, TileEncoder, pack_ring};
 use marlin_testkit::Noise;
@@ -163,13 +164,37 @@ fn steps_are_exact() {
     for ((rate, i), half) in rates.flat_map(|r| [(r, false), (r, true)]) {
         for level in levels().filter(|&level| level > Level::Scalar) {
             if let Some(compiled) = compiled(level, half) {
-                let bits = (rate.new_bits(i), rate.new_bits(i + 1));
-                compiled.check_step(
-                    bits,
-                    if half { Square::Half } else { Square::of_integers(bits.0, bits.1) },
-                );
+                let (e, c) = (rate.new_bits(i), rate.new_bits(i + 1));
+                let square = if half { Square::Half } else { Square::of_integers(e, c) };
+                compiled.check_step((e, c), square);
             }
         }
+    }
+}
+
+/// The cost of a state after a node of cost `old`, as the kernels compute it.
+fn cost(square: Square, old: u16, value: i16, target: i16) -> u16 {
+    if square != Square::Half {
+        return square.order(old, value, target).try_into().unwrap();
+    }
+    let number = |bits: i16| f16::from_bits(bits as u16).to_f32();
+    let d = f16::from_f32(number(value) - number(target)).to_f64();
+    nearest_half(d * d + f16::from_bits(old).to_f64()).to_bits()
+}
+
+/// `v`, which is not negative, rounded once.
+fn nearest_half(v: f64) -> f16 {
+    // By way of an f32 that is cut off: its last bit says whether anything followed.
+    let single = v as f32;
+    let cut = single.to_bits() - u32::from(f64::from(single) > v);
+    f16::from_f32(f32::from_bits(cut | u32::from(f64::from(single) != v)))
+}
+
+/// A cost less the smallest one before it, as the kernels compute it.
+fn settled(square: Square, cost: u16, floor: u16) -> u16 {
+    match square {
+        Square::Coarse | Square::Fine => (cost - floor).min(MAX_COST),
+        Square::Half => (f16::from_bits(cost) - f16::from_bits(floor)).to_bits(),
     }
 }
 
@@ -197,9 +222,9 @@ pub(super) fn check_step<S: Isa>(s: S, (e, c): (usize, usize), square: Square) {
     let targets = [-0.2, 1.0].map(|t| square.number(t * most));
     let floors = old.each_ref().map(|old| *old.iter().min().unwrap());
     let expected: [Vec<u16>; GROUP] = std::array::from_fn(|g| {
-        let cost = |state: usize| square.cost(old[g][state >> e], values[state], targets[g]);
+        let cost = |state: usize| cost(square, old[g][state >> e], values[state], targets[g]);
         let best = |n: usize| (0..1 << c).map(|choice| cost(choice << (16 - c) | n)).min().unwrap();
-        (0..1 << (16 - c)).map(|n| square.settled(best(n), floors[g])).collect()
+        (0..1 << (16 - c)).map(|n| settled(square, best(n), floors[g])).collect()
     });
     let mut found = expected.clone().map(|costs| vec![0; costs.len()]);
     let tops = s.enter(Step {
