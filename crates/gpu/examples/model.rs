@@ -2,7 +2,8 @@
 //!
 //! Without `alone`, logits of one prompt, and of tokens decoded one by one after it (the same on both), are compared: the largest difference, the mean
 //! of KL(cpu ‖ gpu) and how often both prefer the same token. Then the GPU is timed: reading 512 tokens,
-//! and decoding greedily, with the logits copied back at every step; the median of the repeats.
+//! and decoding greedily, with the logits copied back at every step; the median of the repeats. With no repeats nothing is timed,
+//! which is right for emulated Metal (`--features emulated-metal`).
 
 use marlin_checkpoint::Checkpoint;
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};
@@ -119,6 +120,10 @@ fn main() -> Result<()> {
     let path = args.first().ok_or("usage: model MODEL [DEVICE] [REPEATS] [alone]")?;
     let wanted = args.get(1).map_or("", String::as_str);
     let repeats: usize = args.get(2).map_or(Ok(5), |n| n.parse())?;
+    marlin_gpu::emulate(marlin_gpu::Emulation {
+        folder: std::env::temp_dir().join("marlin-metal-text"),
+        compiler: std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
+    });
     let device = marlin_gpu::devices().into_iter().find(|d| d.runtime.name().starts_with(wanted));
     let device = device.ok_or("no device of a runtime of this build")?;
     let gpu = marlin_gpu::open(&device)?;
@@ -131,6 +136,9 @@ fn main() -> Result<()> {
     println!("loaded in {:.2} s", start.elapsed().as_secs_f64());
     if args.get(3).is_none_or(|word| word != "alone") {
         beside_cpu(&checkpoint, &model)?;
+    }
+    if repeats == 0 {
+        return Ok(());
     }
     let vocab = model.spec().vocab_size;
     let mut noise = Noise(7);

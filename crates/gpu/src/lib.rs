@@ -10,22 +10,22 @@
 //!
 //! Activations are f32. Nothing inside a pass is read back.
 
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod backend;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod decode;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod encoder;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod gpu;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod ops;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod recordings;
 mod runtime;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod step;
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod weights;
 
-pub use runtime::{GpuDevice, Runtime, devices, encoder, open};
+pub use runtime::{Emulation, GpuDevice, Runtime, devices, emulate, encoder, open};

@@ -1,14 +1,12 @@
 //! Every operator on every device that this build finds.
 
+mod common;
+
 use marlin_testkit::conformance::CHECKS;
 
 #[test]
 fn operators_conform() {
-    let devices = marlin_gpu::devices();
-    if devices.is_empty() {
-        eprintln!("skipped: no GPU, or no runtime in this build");
-    }
-    for device in devices {
+    for device in common::devices() {
         let backend = marlin_gpu::open(&device).unwrap();
         for (name, check) in CHECKS {
             let start = std::time::Instant::now();

@@ -1,6 +1,8 @@
 //! The search for rings on every device, against its definition.
 
-use marlin_gpu::{devices, encoder};
+mod common;
+
+use marlin_gpu::encoder;
 use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
 use marlin_quant::exl3::{Codebook, Rate, ReferenceEncoder, Ring, TileEncoder, pack_ring};
 use marlin_testkit::Noise;
@@ -14,10 +16,6 @@ fn distortion(states: &[u16], values: &[f32], codebook: Codebook) -> f64 {
 
 #[test]
 fn rings_are_as_near_as_those_of_the_definition() {
-    let devices = devices();
-    if devices.is_empty() {
-        eprintln!("skipped: no GPU, or no runtime in this build");
-    }
     let mut noise = Noise(7);
     // Roughly normal, and one value that no state is near.
     let mut values: Vec<f32> =
@@ -25,7 +23,7 @@ fn rings_are_as_near_as_those_of_the_definition() {
     values[300] = 1e6;
     values[600] = f32::NAN;
     let targets: Vec<f32> = values.iter().map(|&v| marlin_quant::exl3::encode::target(v)).collect();
-    for device in &devices {
+    for device in &common::devices() {
         let encoder = encoder(device).unwrap();
         for (bits, codebook) in [
             (1.0, Codebook::Mul1(MUL1_MULTIPLIER)),

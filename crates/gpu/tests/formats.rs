@@ -2,7 +2,8 @@
 //!
 //! `tolerance` is relative to the largest output: sums are in f32, and formats without a kernel are held as f16.
 
-use marlin_gpu::devices;
+mod common;
+
 use marlin_quant::{decode, formats};
 use marlin_tensor::{
     Activation, Backend, Batch, DType, Experts, HostTensor, Linear, LinearOptions, Router, Scoring,
@@ -12,11 +13,7 @@ use marlin_testkit::Noise;
 use std::sync::Arc;
 
 fn backends() -> Vec<Arc<dyn Backend>> {
-    let devices = devices();
-    if devices.is_empty() {
-        eprintln!("skipped: no GPU, or no runtime in this build");
-    }
-    devices.iter().map(|device| marlin_gpu::open(device).unwrap()).collect()
+    common::devices().iter().map(|device| marlin_gpu::open(device).unwrap()).collect()
 }
 
 fn values(len: usize, seed: u64) -> Vec<f32> {

@@ -2,18 +2,22 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "emulated-metal")]
+mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
-#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+#[cfg(not(feature = "device"))]
 use marlin_quant::exl3::TileEncoder;
-#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+#[cfg(not(feature = "device"))]
 use marlin_tensor::Backend;
 use marlin_tensor::BackendError;
-#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+use std::path::PathBuf;
+#[cfg(not(feature = "device"))]
 use std::sync::Arc;
+use std::sync::OnceLock;
 
 /// A way to reach GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,6 +79,22 @@ pub struct GpuDevice {
     pub driver: Option<String>,
 }
 
+/// What emulated Metal needs (feature `emulated-metal`; for tests).
+#[derive(Debug, Clone)]
+pub struct Emulation {
+    /// Where texts of kernels and what is compiled of them are left.
+    pub folder: PathBuf,
+    /// A compiler of C++20 that knows `_Float16`: clang, or GCC from 12 on.
+    pub compiler: String,
+}
+
+static EMULATION: OnceLock<Emulation> = OnceLock::new();
+
+/// From now on [`devices`] has the emulated device too, in a build that has one. What the first call says stays.
+pub fn emulate(emulation: Emulation) {
+    let _ = EMULATION.set(emulation);
+}
+
 /// Every device of the runtimes of this build.
 pub fn devices() -> Vec<GpuDevice> {
     #[allow(unused_mut)]
@@ -83,14 +103,16 @@ pub fn devices() -> Vec<GpuDevice> {
     found.extend(cuda::devices());
     #[cfg(feature = "metal")]
     found.extend(metal::devices());
+    #[cfg(feature = "emulated-metal")]
+    found.extend(emulated::devices());
     #[cfg(feature = "vulkan")]
     found.extend(vulkan::devices());
     found
 }
 
-#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+#[cfg(not(feature = "device"))]
 pub use absent::{encoder, open};
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 pub use found::{encoder, open};
 
 /// What is said of a device whose runtime is not built.
@@ -103,7 +125,7 @@ fn not_built(runtime: Runtime) -> BackendError {
 }
 
 /// What a build without runtimes has instead.
-#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+#[cfg(not(feature = "device"))]
 mod absent {
     use super::*;
 
@@ -124,7 +146,7 @@ mod absent {
     }
 }
 
-#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#[cfg(feature = "device")]
 mod found {
     use super::{GpuDevice, Runtime};
     use crate::backend::GpuBackend;
@@ -136,6 +158,7 @@ mod found {
     use std::sync::Arc;
 
     /// The devices among `all` that are described.
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
     pub(super) fn describe(
         runtime: Runtime,
         all: impl IntoIterator<Item = cubecl::Device>,
@@ -182,6 +205,8 @@ mod found {
         let client = || match device.runtime {
             #[cfg(feature = "cuda")]
             Runtime::Cuda => super::cuda::client(device),
+            #[cfg(feature = "emulated-metal")]
+            Runtime::Metal if device.is_software => Ok(super::emulated::client()),
             #[cfg(feature = "metal")]
             Runtime::Metal => super::metal::client(device),
             #[cfg(feature = "vulkan")]

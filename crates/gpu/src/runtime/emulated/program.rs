@@ -1,0 +1,231 @@
+//! Kernels as Metal text, and the text as code of this machine.
+
+use crate::runtime::Emulation;
+use cubecl_core::server::{LaunchError, ServerError};
+use cubecl_cpp::MslCompiler;
+use cubecl_cpp::shared::CompilationOptions;
+use cubecl_environment::backtrace::BackTrace;
+use cubecl_server::compiler::{CompilationError, CompilationRecording};
+use cubecl_server::id::KernelId;
+use cubecl_server::kernel::{CompiledKernel, CubeKernel};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+/// In place of Apple's header.
+const METAL_STDLIB: &str = include_str!("metal_stdlib");
+/// What runs a kernel; null, or what went wrong.
+type Entry = unsafe extern "C" fn(*const *mut u8, u32, *const u32, *const u32) -> *const c_char;
+
+/// A kernel that can be run.
+pub(super) struct Program {
+    entry: Entry,
+    cube: [u32; 3],
+    name: String,
+    /// What `entry` lies in, never closed: fibers' stacks may live in it.
+    _library: *mut c_void,
+}
+
+// SAFETY: a handle of a library that is never closed, and a function of it that keeps what it has to threads.
+unsafe impl Send for Program {}
+// SAFETY: as above.
+unsafe impl Sync for Program {}
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: i32) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn dlerror() -> *const c_char;
+}
+
+impl Program {
+    /// Runs all threadgroups, one after the other.
+    pub(super) fn run(&self, buffers: &[*mut u8], groups: [u32; 3]) -> Result<(), ServerError> {
+        // SAFETY: the buffers are those of the launch that the text was made for.
+        let error = unsafe {
+            let count = buffers.len() as u32;
+            (self.entry)(buffers.as_ptr(), count, groups.as_ptr(), self.cube.as_ptr())
+        };
+        if error.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a string that the library keeps.
+        let said = unsafe { CStr::from_ptr(error) }.to_string_lossy();
+        Err(failed(format!("{}: {said}", self.name)))
+    }
+}
+
+fn failed(reason: String) -> ServerError {
+    let backtrace = BackTrace::capture();
+    ServerError::Launch(LaunchError::from(CompilationError::Generic { reason, backtrace }))
+}
+
+/// Every kernel so far.
+pub(super) struct Programs {
+    emulation: Emulation,
+    known: HashMap<KernelId, Arc<Program>>,
+}
+
+impl Programs {
+    pub(super) fn new(emulation: Emulation) -> Self {
+        Self { emulation, known: HashMap::new() }
+    }
+
+    /// The kernel as code, made at its first use.
+    pub(super) fn load(&mut self, kernel: &dyn CubeKernel) -> Result<Arc<Program>, ServerError> {
+        let id = kernel.id();
+        if let Some(program) = self.known.get(&id) {
+            return Ok(program.clone());
+        }
+        let mut options = CompilationOptions::default();
+        // As the Metal runtime asks.
+        options.supports_features.fast_math = true;
+        let mut recording = CompilationRecording::new(&id);
+        let compiled = CompiledKernel::lower(kernel, &mut recording, |definition| {
+            CompiledKernel::compile(kernel, definition, &mut MslCompiler::default(), &options)
+        })
+        .map_err(|error| ServerError::Launch(LaunchError::from(error)))?;
+        let cube = [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z];
+        let name = compiled.entrypoint_name;
+        let program = Arc::new(self.build(&name, &compiled.source, cube).map_err(failed)?);
+        self.known.insert(id, program.clone());
+        Ok(program)
+    }
+
+    fn build(&self, name: &str, text: &str, cube: [u32; 3]) -> Result<Program, String> {
+        let Emulation { folder, compiler } = &self.emulation;
+        let file = |kind: &str| folder.join(format!("{name}-{}.{kind}", self.known.len()));
+        let failed = |what: &Path| {
+            let what = what.display().to_string();
+            move |error: std::io::Error| format!("{what}: {error}")
+        };
+        std::fs::create_dir_all(folder).map_err(failed(folder))?;
+        let written = [
+            (folder.join("metal_stdlib"), METAL_STDLIB),
+            (file("metal"), text),
+            (file("cpp"), &translate(name, text)?),
+        ];
+        for (path, content) in &written {
+            std::fs::write(path, content).map_err(failed(path))?;
+        }
+        let (source, library) = (file("cpp"), file("so"));
+        let mut command = Command::new(compiler);
+        command.args(["-std=c++20", "-O1", "-march=native", "-ffp-contract=off", "-w"]);
+        command.args(["-fPIC", "-shared", "-I"]).arg(folder).arg("-o").arg(&library).arg(&source);
+        let done = command.output().map_err(failed(Path::new(compiler)))?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            return Err(format!("{}: {said}", source.display()));
+        }
+        open(&library, name, cube)
+    }
+}
+
+fn open(library: &Path, name: &str, cube: [u32; 3]) -> Result<Program, String> {
+    const NOW: i32 = 2;
+    let path = format!("{}\0", library.display());
+    // SAFETY: strings end with a zero byte; the symbol is of the type that `translate` writes.
+    unsafe {
+        let handle = dlopen(path.as_ptr().cast(), NOW);
+        let entry = match handle.is_null() {
+            true => std::ptr::null_mut(),
+            false => dlsym(handle, c"marlin_run".as_ptr()),
+        };
+        if entry.is_null() {
+            return Err(CStr::from_ptr(dlerror()).to_string_lossy().into_owned());
+        }
+        let entry = std::mem::transmute::<*mut c_void, Entry>(entry);
+        Ok(Program { entry, cube, name: name.to_owned(), _library: handle })
+    }
+}
+
+/// The text as C++: shared memory is static, and a function calls the kernel for one thread.
+fn translate(name: &str, text: &str) -> Result<String, String> {
+    let unreadable = || format!("{name}: the text declares no kernel of that name");
+    let text = text
+        .replace(") threadgroup char ", ") static char ")
+        .replace("\nconstant info_st& ", "\nconst info_st& ");
+    let begin = text.find(&format!(" {name}(")).ok_or_else(unreadable)? + name.len() + 2;
+    let parameters = &text[begin..begin + text[begin..].find(") {").ok_or_else(unreadable)?];
+    let mut arguments = Vec::new();
+    for parameter in parameters.split(", ").filter(|p| !p.trim().is_empty()) {
+        let (declared, attribute) = parameter.split_once(" [[").unwrap_or((parameter, ""));
+        let (kind, _) =
+            declared.rsplit_once(" const ").ok_or_else(|| format!("{name}: {parameter}"))?;
+        let attribute = attribute.trim_end_matches("]]");
+        arguments.push(match attribute.strip_prefix("buffer(") {
+            Some(index) => format!("({kind})shim::buffers[{}]", index.trim_end_matches(')')),
+            // The numbers of a launch: Metal gives them the first free place, the last.
+            None if attribute.is_empty() => format!("({kind})shim::buffers[shim::last]"),
+            None => format!("shim::{attribute}()"),
+        });
+    }
+    let mut out = text.clone();
+    write!(
+        out,
+        "\nextern \"C\" const char* marlin_run(uint8_t* const* buffers, uint32_t count, const uint32_t* groups, const uint32_t* threads) {{\n    \
+         return shim::run(buffers, count, groups, threads, [] {{ {name}({}); }});\n}}\n",
+        arguments.join(", ")
+    )
+    .map_err(|error| error.to_string())?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel of 64 threads that writes what `value` says for each.
+    fn run(name: &str, value: &str) -> Result<Vec<u32>, String> {
+        let folder =
+            std::env::temp_dir().join(format!("marlin-metal-{name}-{}", std::process::id()));
+        let emulation = Emulation { folder: folder.clone(), compiler: "c++".to_owned() };
+        let text = format!(
+            "#include <metal_stdlib>\nusing namespace metal;\n[[max_total_threads_per_threadgroup(64)]] [[kernel]] void \
+             {name}(device uint32_t * const out [[buffer(0)]], uint32_t const i [[thread_index_in_threadgroup]]) {{\n\
+             alignas(16) threadgroup char shared[256];\nthreadgroup uint32_t* const s = (threadgroup uint32_t*)shared;\n\
+             {value}\n}}\n"
+        );
+        let program = Programs::new(emulation).build(name, &text, [64, 1, 1])?;
+        let mut out = vec![0u32; 64];
+        let done = program.run(&[out.as_mut_ptr().cast()], [1, 1, 1]);
+        std::fs::remove_dir_all(&folder).map_err(|e| e.to_string())?;
+        done.map(|()| out).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn threads_meet_at_barriers_and_lanes_in_their_simdgroup() {
+        let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
+        let turned = run("turned", &format!("s[i] = i; {barrier} out[i] = s[63 - i];"));
+        assert_eq!(turned.unwrap(), (0..64).rev().collect::<Vec<u32>>());
+        let sums = run("sums", "out[i] = simd_sum(i) + simd_shuffle_xor(i, 1);").unwrap();
+        let expected = |i: u32| if i < 32 { 496 } else { 1520 } + (i ^ 1);
+        assert_eq!(sums, (0..64).map(expected).collect::<Vec<u32>>());
+        // Lanes that have ended are not counted.
+        let few = run("few", "if (i % 32 >= 3) { out[i] = 7; return; } out[i] = simd_sum(1u);");
+        let expected = |i: u32| if i % 32 < 3 { 3 } else { 7 };
+        assert_eq!(few.unwrap(), (0..64).map(expected).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn a_barrier_that_only_some_threads_meet_is_an_error() {
+        let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
+        let split =
+            format!("if (i < 5) {{ {barrier} }} else {{ simd_sum(i); {barrier} }} out[i] = i;");
+        for (name, value) in [
+            ("split", split),
+            ("parted", format!("if (i == 40) {{ {barrier} }} simd_sum(i); out[i] = 1;")),
+        ] {
+            let error = run(name, &value).unwrap_err();
+            assert!(error.contains("wait for each other at different places"), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_that_does_not_compile_is_an_error_that_names_it() {
+        let error = run("broken", "out[i] = nothing;").unwrap_err();
+        assert!(error.contains("broken-0.cpp") && error.contains("nothing"), "{error}");
+    }
+}

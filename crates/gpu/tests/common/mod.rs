@@ -1,0 +1,17 @@
+//! The devices that tests run on.
+
+use marlin_gpu::GpuDevice;
+
+/// Every device that this build finds, where it is built also the emulated one: its texts are left in
+/// `tmp/metal-text` of the target folder.
+pub fn devices() -> Vec<GpuDevice> {
+    marlin_gpu::emulate(marlin_gpu::Emulation {
+        folder: std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("metal-text"),
+        compiler: std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
+    });
+    let devices = marlin_gpu::devices();
+    if devices.is_empty() {
+        eprintln!("skipped: no GPU, or no runtime in this build");
+    }
+    devices
+}
