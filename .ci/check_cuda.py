@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles the kernels that are written in CUDA C++, without a GPU, for three generations; a spilled register is a failure.
+"""Compiles kernels for NVIDIA GPUs without one, for three generations; a spilled register is a failure.
 
-NVIDIA's compiler comes from PyPI into a directory that is kept between runs.
+Those written in CUDA C++ in every variant, by nvcc; those that CubeCL makes as `.ci/check_metal.py` has left them, by NVRTC as at run time.
+NVIDIA's compilers come from PyPI into a directory that is kept between runs.
 """
 
+import concurrent.futures
+import ctypes
 import itertools
 import os
 import re
@@ -18,7 +21,7 @@ TEXT = ROOT / "crates/gpu/src/ops/exl3/trellis.cu"
 # The newest versions emit what the assembler of 13.0 refuses.
 PACKAGES = [
     f"nvidia-{name}==13.0.*"
-    for name in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "cuda-cccl", "nvvm")
+    for name in ("cuda-nvcc", "cuda-nvrtc", "cuda-crt", "cuda-runtime", "cuda-cccl", "nvvm")
 ]
 GENERATIONS = ["sm_80", "sm_90a", "sm_120"]
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
@@ -32,7 +35,7 @@ def compiler() -> Path:
     if not (home / "bin" / "python").exists():
         venv.create(home, with_pip=True)
     found = list(home.glob("lib/python*/site-packages/nvidia/cu13/bin/nvcc"))
-    if not found:
+    if not found or not list(found[0].parent.parent.glob("lib/libnvrtc.so*")):
         pip = [home / "bin" / "python", "-m", "pip", "install", "-q", *PACKAGES]
         subprocess.run(pip, check=True)
         found = list(home.glob("lib/python*/site-packages/nvidia/cu13/bin/nvcc"))
@@ -51,8 +54,62 @@ def cases():
         yield generation, codebook, 8, (1, 1)
 
 
+def emitted() -> list[Path]:
+    """What CubeCL made of our kernels, one file for each that differs."""
+    found = subprocess.run(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT, check=True, capture_output=True, text=True)
+    folder = Path(re.search(r'"target_directory":"([^"]+)"', found.stdout).group(1)) / "tmp/kernels/nvidia"
+    names = {re.sub(r"-\d+$", "", path.stem): path for path in sorted(folder.glob("*.cu"))}
+    return list(names.values())
+
+
+def at_run_time(nvcc: Path, path: Path, generation: str, directory: str) -> tuple[int, int, str]:
+    """Registers, bytes spilled and what was said, of one kernel for one generation."""
+    home = nvcc.parent.parent
+    nvrtc = ctypes.CDLL(str(sorted(home.glob("lib/libnvrtc.so*"))[0]))
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), b"kernel.cu", 0, None, None)
+    options = [f"--gpu-architecture=compute_{generation[3:]}", f"--include-path={home}/include", f"--include-path={home}/include/cccl"]
+    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*[o.encode() for o in options]))
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    said = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, said)
+    if status:
+        return 0, 0, said.value.decode(errors="replace")
+    nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetPTX(program, text)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    ptx = Path(directory) / f"{path.stem}.{generation}.ptx"
+    ptx.write_bytes(text.value)
+    run = subprocess.run([nvcc.parent / "ptxas", f"-arch={generation}", "-v", ptx, "-o", "/dev/null"], capture_output=True, text=True)
+    said = run.stdout + run.stderr
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
+    spills = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    return (registers[0] if registers and not run.returncode else 0), spills, said
+
+
+def check_emitted(nvcc: Path) -> None:
+    kernels = emitted()
+    if not kernels:
+        print("no kernels of CubeCL: .ci/check_metal.py makes them")
+        return
+    failed = most = 0
+    with tempfile.TemporaryDirectory() as directory, concurrent.futures.ProcessPoolExecutor() as pool:
+        work = list(itertools.product(kernels, GENERATIONS))
+        done = pool.map(at_run_time, itertools.repeat(nvcc), *zip(*work), itertools.repeat(directory))
+        for (path, generation), (registers, spills, said) in zip(work, done):
+            most = max(most, registers)
+            if not registers or spills:
+                failed += 1
+                print(f"{path.stem} {generation}: {spills} bytes spilled\n{said}")
+    if failed:
+        sys.exit(f"{failed} of {len(work)} kernels of CubeCL do not compile, or spill")
+    print(f"{len(kernels)} kernels of CubeCL compile for {', '.join(GENERATIONS)}: no spills, at most {most} registers")
+
+
 def main() -> None:
     nvcc = compiler()
+    check_emitted(nvcc)
     failed = count = 0
     most = 0
     with tempfile.TemporaryDirectory() as directory:

@@ -33,12 +33,12 @@ def canonical(text: str) -> str:
 
 
 def main() -> None:
-    folder = target() / "tmp/metal-text"
+    folder = target() / "tmp/kernels"
     shutil.rmtree(folder, ignore_errors=True)
-    command = "cargo test --release --locked -p marlin-gpu --features emulated-metal".split()
+    command = "cargo test --release --locked -p marlin-gpu --features emulated".split()
     subprocess.run(command, cwd=ROOT, check=True)
     digests = set()
-    for path in folder.glob("*.metal"):
+    for path in folder.glob("apple/*.metal"):
         name = re.sub(r"_[0-9a-f]{8}-\d+$", "", path.stem)
         text = canonical(path.read_text())
         digests.add(f"{name} {len(text.splitlines())} {hashlib.sha256(text.encode()).hexdigest()[:16]}\n")
@@ -49,7 +49,7 @@ def main() -> None:
     for line in sorted(set(found.splitlines()) ^ kept):
         print(("new  " if line not in kept else "gone ") + line)
     if set(found.splitlines()) != kept:
-        sys.exit("the Metal text of kernels has changed: look at it in tmp/metal-text of the target folder, then run this with --update")
+        sys.exit("the Metal text of kernels has changed: look at it in tmp/kernels of the target folder, then run this with --update")
     print(f"{len(digests)} kernels as Metal text: compiled, run, and as they were")
 
 

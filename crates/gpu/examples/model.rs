@@ -3,7 +3,7 @@
 //! Without `alone`, logits of one prompt, and of tokens decoded one by one after it (the same on both), are compared: the largest difference, the mean
 //! of KL(cpu ‖ gpu) and how often both prefer the same token. Then the GPU is timed: reading 512 tokens,
 //! and decoding greedily, with the logits copied back at every step; the median of the repeats. With no repeats nothing is timed,
-//! which is right for emulated Metal (`--features emulated-metal`).
+//! which is right for emulated Metal (`--features emulated`).
 
 use marlin_checkpoint::Checkpoint;
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "emulated-metal")]
+#[cfg(feature = "emulated")]
 mod emulated;
 #[cfg(feature = "metal")]
 mod metal;
@@ -79,7 +79,7 @@ pub struct GpuDevice {
     pub driver: Option<String>,
 }
 
-/// What emulated Metal needs (feature `emulated-metal`; for tests).
+/// What emulated devices need (feature `emulated`; for tests).
 #[derive(Debug, Clone)]
 pub struct Emulation {
     /// Where texts of kernels and what is compiled of them are left.
@@ -90,7 +90,7 @@ pub struct Emulation {
 
 static EMULATION: OnceLock<Emulation> = OnceLock::new();
 
-/// From now on [`devices`] has the emulated device too, in a build that has one. What the first call says stays.
+/// From now on [`devices`] has the emulated ones too, in a build that has them. What the first call says stays.
 pub fn emulate(emulation: Emulation) {
     let _ = EMULATION.set(emulation);
 }
@@ -103,7 +103,7 @@ pub fn devices() -> Vec<GpuDevice> {
     found.extend(cuda::devices());
     #[cfg(feature = "metal")]
     found.extend(metal::devices());
-    #[cfg(feature = "emulated-metal")]
+    #[cfg(feature = "emulated")]
     found.extend(emulated::devices());
     #[cfg(feature = "vulkan")]
     found.extend(vulkan::devices());
@@ -205,8 +205,8 @@ mod found {
         let client = || match device.runtime {
             #[cfg(feature = "cuda")]
             Runtime::Cuda => super::cuda::client(device),
-            #[cfg(feature = "emulated-metal")]
-            Runtime::Metal if device.is_software => Ok(super::emulated::client()),
+            #[cfg(feature = "emulated")]
+            runtime if super::emulated::is_one(device) => Ok(super::emulated::client(runtime)),
             #[cfg(feature = "metal")]
             Runtime::Metal => super::metal::client(device),
             #[cfg(feature = "vulkan")]

@@ -2,11 +2,11 @@
 
 use marlin_gpu::GpuDevice;
 
-/// Every device that this build finds, where it is built also the emulated one: its texts are left in
-/// `tmp/metal-text` of the target folder.
+/// Every device that this build finds, where they are built also the emulated ones: their texts are left in
+/// `tmp/kernels` of the target folder.
 pub fn devices() -> Vec<GpuDevice> {
     marlin_gpu::emulate(marlin_gpu::Emulation {
-        folder: std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("metal-text"),
+        folder: std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels"),
         compiler: std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned()),
     });
     let devices = marlin_gpu::devices();

@@ -1,30 +1,55 @@
-//! Metal without an Apple GPU: kernels become Metal text as on one, and the text runs on the processor.
+//! GPUs without a GPU, for tests: kernels become the text that they would be there, and the text is compiled, run on the processor,
+//! and held to the same results as on any device.
 //!
-//! The text is C++ enough to be compiled with a header in place of Apple's (`metal_stdlib`), in which the threads of a
-//! threadgroup are fibers. For tests: every operator's text is compiled, run, and held to the same results as on any
-//! device. It is thousands of times slower than a GPU.
+//! * An Apple GPU: Metal text is C++ enough to be compiled with a header in place of Apple's (`metal_stdlib`), in which the
+//!   threads of a threadgroup are fibers. It is thousands of times slower than a GPU.
+//! * An NVIDIA GPU: kernels become CUDA text, which is left for that maker's compiler to see (`.ci/check_cuda.py`), and run as
+//!   Metal text. Those with NVIDIA's own instructions are not run, and what they would have written is not there.
 
 mod program;
+mod properties;
 mod server;
 
 use super::{EMULATION, GpuDevice, Runtime};
 use cubecl::prelude::Client;
 use cubecl_common::device::DeviceId;
 
-/// What the device is called.
-const NAME: &str = "Metal text on the processor";
+/// Whose GPU a device stands for; the kind of its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Apple = 0,
+    Nvidia = 1,
+}
 
-pub(super) fn devices() -> Option<GpuDevice> {
-    EMULATION.get().map(|_| GpuDevice {
-        runtime: Runtime::Metal,
+impl Target {
+    /// What the device is called.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Apple => "Metal text on the processor",
+            Self::Nvidia => "CUDA text, tensor cores not run",
+        }
+    }
+}
+
+pub(super) fn devices() -> Vec<GpuDevice> {
+    let all = [(Runtime::Metal, Target::Apple), (Runtime::Cuda, Target::Nvidia)];
+    let device = |(runtime, target): (Runtime, Target)| GpuDevice {
+        runtime,
         index: 0,
-        name: NAME.to_owned(),
+        name: target.name().to_owned(),
         memory_bytes: None,
         is_software: true,
         driver: None,
-    })
+    };
+    EMULATION.get().map_or_else(Vec::new, |_| all.map(device).to_vec())
 }
 
-pub(super) fn client() -> Client {
-    Client::load::<server::Emulated>(DeviceId { type_id: 0, index_id: 0 })
+/// Whether a device that [`devices`](crate::devices) found is one of these: those of Vulkan are software too.
+pub(super) fn is_one(device: &GpuDevice) -> bool {
+    device.is_software && device.runtime != Runtime::Vulkan
+}
+
+pub(super) fn client(runtime: Runtime) -> Client {
+    let target = if runtime == Runtime::Metal { Target::Apple } else { Target::Nvidia };
+    Client::load::<server::Emulated>(DeviceId { type_id: target as u16, index_id: 0 })
 }

@@ -1,11 +1,12 @@
 //! Kernels as Metal text, and the text as code of this machine.
 
+use super::Target;
 use crate::runtime::Emulation;
 use cubecl_core::server::{LaunchError, ServerError};
-use cubecl_cpp::MslCompiler;
-use cubecl_cpp::shared::CompilationOptions;
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
+use cubecl_cpp::target::{CppTarget, Cuda, Metal};
 use cubecl_environment::backtrace::BackTrace;
-use cubecl_server::compiler::{CompilationError, CompilationRecording};
+use cubecl_server::compiler::{CompilationError, CompilationRecording, Compiler};
 use cubecl_server::id::KernelId;
 use cubecl_server::kernel::{CompiledKernel, CubeKernel};
 use std::collections::HashMap;
@@ -62,36 +63,72 @@ fn failed(reason: String) -> ServerError {
     ServerError::Launch(LaunchError::from(CompilationError::Generic { reason, backtrace }))
 }
 
+/// The kernel's name, its text, and the threads of a threadgroup.
+fn lower<T: CppTarget>(kernel: &dyn CubeKernel) -> Result<(String, String, [u32; 3]), ServerError>
+where
+    CppCompiler<T>: Compiler<CompilationOptions = CompilationOptions>,
+{
+    let mut options = CompilationOptions::default();
+    // As CubeCL's runtimes ask.
+    options.supports_features.fast_math = true;
+    options.supports_features.dp4a = true;
+    let mut recording = CompilationRecording::new(&kernel.id());
+    let compiled = CompiledKernel::lower(kernel, &mut recording, |definition| {
+        CompiledKernel::compile(kernel, definition, &mut CppCompiler::<T>::default(), &options)
+    })
+    .map_err(|error| ServerError::Launch(LaunchError::from(error)))?;
+    let cube = [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z];
+    Ok((compiled.entrypoint_name, compiled.source, cube))
+}
+
 /// Every kernel so far.
 pub(super) struct Programs {
+    target: Target,
     emulation: Emulation,
-    known: HashMap<KernelId, Arc<Program>>,
+    known: HashMap<KernelId, Option<Arc<Program>>>,
 }
 
 impl Programs {
-    pub(super) fn new(emulation: Emulation) -> Self {
-        Self { emulation, known: HashMap::new() }
+    pub(super) fn new(target: Target, mut emulation: Emulation) -> Self {
+        emulation.folder.push(format!("{target:?}").to_lowercase());
+        Self { target, emulation, known: HashMap::new() }
     }
 
-    /// The kernel as code, made at its first use.
-    pub(super) fn load(&mut self, kernel: &dyn CubeKernel) -> Result<Arc<Program>, ServerError> {
+    /// The kernel as code, made at its first use; `None` for one that only an NVIDIA GPU can run.
+    pub(super) fn load(
+        &mut self,
+        kernel: &dyn CubeKernel,
+    ) -> Result<Option<Arc<Program>>, ServerError> {
         let id = kernel.id();
         if let Some(program) = self.known.get(&id) {
             return Ok(program.clone());
         }
-        let mut options = CompilationOptions::default();
-        // As the Metal runtime asks.
-        options.supports_features.fast_math = true;
-        let mut recording = CompilationRecording::new(&id);
-        let compiled = CompiledKernel::lower(kernel, &mut recording, |definition| {
-            CompiledKernel::compile(kernel, definition, &mut MslCompiler::default(), &options)
-        })
-        .map_err(|error| ServerError::Launch(LaunchError::from(error)))?;
-        let cube = [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z];
-        let name = compiled.entrypoint_name;
-        let program = Arc::new(self.build(&name, &compiled.source, cube).map_err(failed)?);
+        let program = match self.is_portable(kernel)? {
+            true => {
+                let (name, text, cube) = lower::<Metal>(kernel)?;
+                Some(Arc::new(self.build(&name, &text, cube).map_err(failed)?))
+            }
+            false => None,
+        };
         self.known.insert(id, program.clone());
         Ok(program)
+    }
+
+    /// Leaves the kernel's CUDA text where it stands for an NVIDIA GPU; whether it is without that maker's instructions.
+    fn is_portable(&self, kernel: &dyn CubeKernel) -> Result<bool, ServerError> {
+        if self.target == Target::Apple {
+            return Ok(true);
+        }
+        // Written by hand, and compiled where it lies.
+        if kernel.source().is_some() {
+            return Ok(false);
+        }
+        let (name, text, _) = lower::<Cuda>(kernel)?;
+        let file = self.emulation.folder.join(format!("{name}-{}.cu", self.known.len()));
+        std::fs::create_dir_all(&self.emulation.folder)
+            .and_then(|()| std::fs::write(&file, &text))
+            .map_err(|error| failed(format!("{}: {error}", file.display())))?;
+        Ok(!text.contains("asm"))
     }
 
     fn build(&self, name: &str, text: &str, cube: [u32; 3]) -> Result<Program, String> {
@@ -188,7 +225,7 @@ mod tests {
              alignas(16) threadgroup char shared[256];\nthreadgroup uint32_t* const s = (threadgroup uint32_t*)shared;\n\
              {value}\n}}\n"
         );
-        let program = Programs::new(emulation).build(name, &text, [64, 1, 1])?;
+        let program = Programs::new(Target::Apple, emulation).build(name, &text, [64, 1, 1])?;
         let mut out = vec![0u32; 64];
         let done = program.run(&[out.as_mut_ptr().cast()], [1, 1, 1]);
         std::fs::remove_dir_all(&folder).map_err(|e| e.to_string())?;

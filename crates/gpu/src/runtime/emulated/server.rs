@@ -1,15 +1,11 @@
 //! What a client of the emulated device talks to: memory of the host, and launches that are over when they return.
 
 use super::program::Programs;
+use super::{Target, properties};
 use crate::runtime::EMULATION;
 use cubecl_common::bytes::Bytes;
 use cubecl_common::device::{DeviceId, DeviceService, ServerUtilitiesHandle, ServiceId};
-use cubecl_common::profile::{ProfileDuration, TimingMethod};
-use cubecl_core::ir::features::{AtomicUsage, Features, Plane, TypeUsage};
-use cubecl_core::ir::{
-    AddressType, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
-    IntKind, MemoryDeviceProperties, TargetProperties, Type, UIntKind,
-};
+use cubecl_common::profile::ProfileDuration;
 use cubecl_core::server::{
     BufferBinding, CopyDescriptor, CubeCount, IoError, KernelArguments, KernelResource,
     ProfileError, ProfilingToken, Server, ServerCommunication, ServerError, ServerStorage,
@@ -30,8 +26,6 @@ use cubecl_server::timestamp_profiler::TimestampProfiler;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Bytes to which Metal aligns buffers.
-const ALIGNMENT: usize = 256;
 /// Handles are looked through for such as nobody holds any more after this many were made.
 const SWEEP: usize = 256;
 
@@ -59,85 +53,26 @@ impl std::fmt::Debug for Emulated {
     }
 }
 
-/// What the Metal runtime says of an Apple GPU (cubecl-metal's `runtime.rs`), without matrices of planes: no kernel asks for them.
-fn properties() -> DeviceProperties {
-    let hardware = HardwareProperties {
-        load_width: 128,
-        vector_register_count: None,
-        plane_size_min: 32,
-        plane_size_max: 32,
-        max_bindings: 30,
-        max_shared_memory_size: 32 << 10,
-        max_cube_count: (u32::MAX, u32::MAX, u32::MAX),
-        max_units_per_cube: 1024,
-        max_cube_dim: (1024, 1024, 1024),
-        num_streaming_multiprocessors: None,
-        num_tensor_cores: None,
-        min_tensor_cores_dim: None,
-        num_cpu_cores: None,
-        last_level_cache_size: None,
-        max_vector_size: 4,
-        cube_mma_reserved_shared_memory: 0,
-    };
-    let memory = MemoryDeviceProperties::new(1 << 32, ALIGNMENT as u64).with_max_memory(1 << 34);
-    let identity = DeviceIdentity {
-        name: super::NAME.to_owned(),
-        fingerprint: "msl_emulated".to_owned(),
-        physical: None,
-    };
-    let mut properties = DeviceProperties::new(
-        Features::default(),
-        memory,
-        hardware,
-        TimingMethod::System,
-        identity,
-    );
-    properties.register_address_type(AddressType::U32);
-    properties.register_address_type(AddressType::U64);
-    let types = [
-        ElemType::UInt(UIntKind::U8),
-        ElemType::UInt(UIntKind::U16),
-        ElemType::UInt(UIntKind::U32),
-        ElemType::UInt(UIntKind::U64),
-        ElemType::Int(IntKind::I8),
-        ElemType::Int(IntKind::I16),
-        ElemType::Int(IntKind::I32),
-        ElemType::Int(IntKind::I64),
-        ElemType::Float(FloatKind::F16),
-        ElemType::Float(FloatKind::BF16),
-        ElemType::Float(FloatKind::F32),
-        ElemType::Bool,
-    ];
-    for kind in types {
-        properties.register_type_usage(kind, TypeUsage::all());
-    }
-    for kind in [ElemType::Int(IntKind::I32), ElemType::UInt(UIntKind::U32)] {
-        properties.register_atomic_type_usage(Type::atomic(kind), AtomicUsage::all());
-        properties.register_shared_atomic_type_usage(Type::atomic(kind), AtomicUsage::all());
-    }
-    properties.features.alignment = true;
-    properties.features.device_memory_scope = true;
-    for plane in [Plane::Ops, Plane::Sync, Plane::NonUniformControlFlow] {
-        properties.features.plane.insert(plane);
-    }
-    properties
-}
-
 impl DeviceService for Emulated {
     fn init(device: DeviceId) -> Self {
+        let target = match device.type_id {
+            0 => Target::Apple,
+            _ => Target::Nvidia,
+        };
         let (utilities, _) = ServerUtilities::init(
             ServiceId::of::<Self>(device),
-            "metal",
-            properties(),
-            TargetProperties { mma: Default::default() },
+            target.name(),
+            properties::device(target),
+            properties::target(target),
             Arc::new(ServerLogger::default()),
-            ContiguousMemoryLayoutPolicy::new(ALIGNMENT),
+            ContiguousMemoryLayoutPolicy::new(properties::ALIGNMENT as usize),
         );
         Self {
             utilities: Arc::new(utilities),
             memory: HashMap::new(),
             made: 0,
             programs: Programs::new(
+                target,
                 EMULATION.get().expect("the device is there once it is asked for").clone(),
             ),
             timestamps: TimestampProfiler::default(),
@@ -193,10 +128,9 @@ impl Emulated {
         arguments: &KernelArguments,
         execute: bool,
     ) -> Result<(), ServerError> {
-        let program = self.programs.load(kernel)?;
-        if !execute {
+        let Some(program) = self.programs.load(kernel)?.filter(|_| execute) else {
             return Ok(());
-        }
+        };
         let cubes = match count {
             CubeCount::Static(x, y, z) => [x, y, z],
             CubeCount::Dynamic(binding) => {
