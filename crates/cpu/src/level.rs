@@ -14,7 +14,9 @@ pub enum Level {
     Avx512,
     /// AVX-512 with VNNI (`vpdpbusd`).
     Avx512Vnni,
-    /// The same with AVX-512 BF16 and VBMI, and AMX tiles of bf16 and int8.
+    /// The same with AVX-512 BF16 (`vdpbf16ps`).
+    Avx512Bf16,
+    /// The same with AVX-512 VBMI, and AMX tiles of bf16 and int8.
     Amx,
     /// NEON, which every 64-bit Arm processor has.
     Neon,
@@ -37,11 +39,12 @@ impl std::error::Error for UnknownLevel {}
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Avx2,
         Self::Avx512,
         Self::Avx512Vnni,
+        Self::Avx512Bf16,
         Self::Amx,
         Self::Neon,
         Self::NeonDotprod,
@@ -73,6 +76,7 @@ impl Level {
                 Self::Avx2 => avx2(),
                 Self::Avx512 => avx2() && avx512(),
                 Self::Avx512Vnni => vnni(),
+                Self::Avx512Bf16 => vnni() && is_x86_feature_detected!("avx512bf16"),
                 Self::Amx => vnni() && crate::simd::amx::is_supported(),
                 Self::Neon | Self::NeonDotprod => false,
             }
@@ -93,9 +97,9 @@ impl Level {
         }
     }
 
-    /// The level without tiles, which few rows do not use.
+    /// The level without products of bf16, which few rows do not use.
     pub(crate) fn without_tiles(self) -> Self {
-        if self == Self::Amx { Self::Avx512Vnni } else { self }
+        if [Self::Avx512Bf16, Self::Amx].contains(&self) { Self::Avx512Vnni } else { self }
     }
 
     /// The level without what only products of integers use.
@@ -111,6 +115,7 @@ impl fmt::Display for Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
             Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",

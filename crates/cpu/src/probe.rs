@@ -85,13 +85,13 @@ pub fn int8_peak(pool: &Pool, level: Level, search: Duration) -> f64 {
 
 /// bf16 operations per second of all threads in AMX tiles, where there are any.
 pub fn amx_bf16_peak(pool: &Pool, level: Level, search: Duration) -> Option<f64> {
-    let amx = Amx::new(level)?;
+    let amx = Amx::with_registers(level)?;
     Some(arithmetic(pool, search, |rounds| amx::exercise_bf16(amx, rounds)))
 }
 
 /// 8-bit integer operations per second of all threads in AMX tiles, where there are any.
 pub fn amx_int8_peak(pool: &Pool, level: Level, search: Duration) -> Option<f64> {
-    let amx = Amx::new(level)?;
+    let amx = Amx::with_registers(level)?;
     Some(arithmetic(pool, search, |rounds| amx::exercise_int8(amx, rounds)))
 }
 

@@ -35,13 +35,15 @@ fn operators_conform() {
 /// scores up to about 8.
 #[test]
 fn attention_on_tiles() {
-    if !Level::Amx.is_supported() {
-        eprintln!("skipped: no AMX on this machine");
-        return;
-    }
+    let levels = [Level::Avx512Bf16, Level::Amx].into_iter().filter(|level| {
+        if !level.is_supported() {
+            eprintln!("skipped level {level}: not on this machine");
+        }
+        level.is_supported()
+    });
     let row = Row { heads: (4, 2), dims: (32, 32), tolerance: 2e-2, ..PLAIN };
-    for threads in [1, 3] {
-        let options = CpuOptions { threads, level: Level::Amx, activations: Activations::Auto };
+    for (level, threads) in levels.flat_map(|level| [1, 3].map(|threads| (level, threads))) {
+        let options = CpuOptions { threads, level, activations: Activations::Auto };
         let b = CpuBackend::new(options).unwrap();
         for cache_type in CacheType::ALL {
             let row = Row { cache_type, ..row };

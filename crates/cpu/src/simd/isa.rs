@@ -81,7 +81,9 @@ impl IntegerIsa {
             match level {
                 Level::Scalar | Level::Neon | Level::NeonDotprod => None,
                 Level::Avx2 | Level::Avx512 => Some(Self::Avx2(Avx2::new())),
-                Level::Avx512Vnni | Level::Amx => Some(Self::Vnni(Avx512::new())),
+                Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => {
+                    Some(Self::Vnni(Avx512::new()))
+                }
             }
         }
     }

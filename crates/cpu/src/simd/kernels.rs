@@ -36,19 +36,27 @@ enum Path {
     Integer(IntegerIsa),
 }
 
-/// AMX for many rows, where the machine has it; it rounds inputs if it may.
+/// Tiles of bf16 for many rows, where the machine multiplies them faster than floats; inputs are rounded if they may be.
 pub(super) fn tiles(level: Level, float_activations: bool) -> Option<Amx> {
-    let amx = Amx::new(level)?;
-    Some(if float_activations { amx.exact() } else { amx })
+    match float_activations {
+        true => Amx::with_registers(level).map(Amx::exact),
+        false => Amx::new(level),
+    }
 }
 
 /// What the name of a path says of [`tiles`].
 pub(super) fn tiles_name(level: Level, float_activations: bool) -> &'static str {
-    match (Amx::new(level), float_activations) {
-        (Some(_), true) => ", amx split f32 for prompts",
-        (Some(_), false) => ", amx bf16 for prompts",
-        (None, _) => "",
+    match (tiles(level, float_activations), Amx::with_registers(level), float_activations) {
+        (Some(_), Some(_), true) => ", amx split f32 for prompts",
+        (Some(_), Some(_), false) => ", amx bf16 for prompts",
+        (Some(_), None, _) => ", bf16 for prompts",
+        (None, _, _) => "",
     }
+}
+
+/// The same where weights are small integers, which vectors multiply twice as fast as bf16: tile registers only.
+fn integer_tiles(level: Level, float_activations: bool) -> Option<Amx> {
+    Amx::with_registers(level).and_then(|_| tiles(level, float_activations))
 }
 
 /// `out = x Wᵀ` on tiles, for several matrices over one input of `columns` columns.
@@ -103,14 +111,15 @@ impl<F: Format> Tiled<F> {
             true => Path::Float(FloatIsa::new(level)?),
             false => Path::Integer(IntegerIsa::new(level)?),
         };
-        let amx = tiles(level, float_activations);
+        let amx = integer_tiles(level, float_activations);
         let name = Self::name_of(level, float_activations);
         Some(Self { tiles: Tiles::new(bytes, rows, columns), path, amx, name })
     }
 
     /// Name of its path.
     pub(crate) fn name_of(level: Level, float_activations: bool) -> String {
-        let many = tiles_name(level, float_activations);
+        let many = integer_tiles(level, float_activations)
+            .map_or("", |_| tiles_name(level, float_activations));
         match float_activations {
             true => format!("{} {}{many}", F::ID, FloatIsa::level(level)),
             false => format!("{} {} int8{many}", F::ID, IntegerIsa::level(level)),

@@ -25,6 +25,10 @@ impl Amx {
         None
     }
 
+    pub(crate) fn with_registers(_: Level) -> Option<Self> {
+        None
+    }
+
     pub(crate) fn exact(self) -> Self {
         match self {}
     }

@@ -127,7 +127,7 @@ struct Expected {
 impl Expected {
     /// What the name of a path promises for rows of this kind.
     fn tolerance(&self, path: &str, kind: RowKind) -> &[f64] {
-        match path.contains("amx bf16") && kind == RowKind::Prompt {
+        match path.contains("bf16 for prompts") && kind == RowKind::Prompt {
             true => &self.rounded,
             false if path.contains("int8") => &self.quantized,
             false => &self.float,

@@ -6,8 +6,8 @@
 //! 2⁻⁸ of each.
 
 use super::pack::{interleave, narrow, pack_rows, transpose};
-use super::product::{Block, inner};
-use super::{Amx, DEPTH, Part, ROWS, Tile, Tiles};
+use super::product::{Block, sums};
+use super::{Amx, DEPTH, Part, ROWS, Tile};
 use crate::Level;
 use crate::cache::{Elements, Layer};
 use crate::memory::grown;
@@ -82,9 +82,9 @@ pub(crate) fn fits(layer: &Layer, params: &AttentionParams) -> bool {
 }
 
 impl Attend<'_> {
-    /// Fills `sums: [rows, value_head_dim]` with `Σ e^(score - max) value` and `softmax` with each
+    /// Fills `out: [rows, value_head_dim]` with `Σ e^(score - max) value` and `softmax` with each
     /// row's largest score and `Σ e^(score - max)`.
-    pub(crate) fn run(&self, sums: &mut [f32], softmax: &mut [(f32, f32)]) {
+    pub(crate) fn run(&self, out: &mut [f32], softmax: &mut [(f32, f32)]) {
         let p = self.params;
         let (dk, dv, rows) = (p.key_head_dim, p.value_head_dim, self.positions.len());
         let (padded, wide) = (rows.next_multiple_of(PAIR), dv.next_multiple_of(PAIR));
@@ -106,7 +106,7 @@ impl Attend<'_> {
         softmax.fill((f32::NEG_INFINITY, 0.0));
 
         let Range { start: begin, end } = self.seen(0..rows);
-        let tiles = self.amx.configure();
+        let engine = self.amx.engine();
         for start in (begin / STEP * STEP..end).step_by(STEP) {
             let step = start..end.min(start + STEP);
             self.fill(&step, &mut scratch.wide, (depth, keys), (across, values));
@@ -129,7 +129,7 @@ impl Attend<'_> {
                     // SAFETY: each pointer has `depth` tiles; scores hold 32 rows of `columns`.
                     unsafe {
                         let to = scores.as_mut_ptr().add(column * ROWS);
-                        whole(&tiles, block, 1, to, columns, false);
+                        sums::<2, 2>(&engine, &[block], 1, to, columns, false);
                     }
                 }
                 let totals = &mut totals[first * wide..][..PAIR * wide];
@@ -151,13 +151,13 @@ impl Attend<'_> {
                     // 32 rows of `wide`.
                     unsafe {
                         let to = totals.as_mut_ptr().add(column * ROWS);
-                        whole(&tiles, block, across, to, wide, true);
+                        sums::<2, 2>(&engine, &[block], across, to, wide, true);
                     }
                 }
             }
         }
-        drop(tiles);
-        for (to, from) in sums.chunks_exact_mut(dv).zip(totals.chunks_exact(wide)) {
+        drop(engine);
+        for (to, from) in out.chunks_exact_mut(dv).zip(totals.chunks_exact(wide)) {
             to.copy_from_slice(&from[..dv]);
         }
         SCRATCH.set(scratch);
@@ -300,7 +300,7 @@ impl Attend<'_> {
         out: &mut [Tile],
     ) {
         let dk = self.params.key_head_dim;
-        // SAFETY: AMX implies the features.
+        // SAFETY: `amx` implies the features.
         let s = unsafe { Avx512::<true>::new() };
         let used = (step.len()).next_multiple_of(DEPTH) / ROWS;
         for (i, tiles) in out.chunks_exact_mut(depth).take(used).enumerate() {
@@ -364,7 +364,7 @@ impl Attend<'_> {
         out: &mut [Tile],
     ) {
         let dv = self.params.value_head_dim;
-        // SAFETY: AMX implies the features.
+        // SAFETY: `amx` implies the features.
         let s = unsafe { Avx512::<true>::new() };
         for pair_of in 0..step.len().next_multiple_of(DEPTH) / 2 {
             let position = step.start + 2 * pair_of;
@@ -389,34 +389,5 @@ impl Attend<'_> {
                 }
             }
         }
-    }
-}
-
-/// One block of 32 rows and 32 columns of an output that has room for it; tiles of `b` are `step`
-/// apart.
-///
-/// # Safety
-/// `block` must be valid, and `out` have 32 rows of 32, `stride` elements apart.
-unsafe fn whole(tiles: &Tiles, block: Block, step: usize, out: *mut f32, stride: usize, add: bool) {
-    // SAFETY: the caller's.
-    unsafe {
-        let at = [out, out.add(ROWS), out.add(ROWS * stride), out.add(ROWS * stride + ROWS)];
-        let bytes = stride * size_of::<f32>();
-        if add {
-            tiles.load::<0>(at[0].cast(), bytes);
-            tiles.load::<1>(at[1].cast(), bytes);
-            tiles.load::<2>(at[2].cast(), bytes);
-            tiles.load::<3>(at[3].cast(), bytes);
-        } else {
-            tiles.zero::<0>();
-            tiles.zero::<1>();
-            tiles.zero::<2>();
-            tiles.zero::<3>();
-        }
-        inner::<2, 2>(tiles, block, step);
-        tiles.store::<0>(at[0].cast(), bytes);
-        tiles.store::<1>(at[1].cast(), bytes);
-        tiles.store::<2>(at[2].cast(), bytes);
-        tiles.store::<3>(at[3].cast(), bytes);
     }
 }

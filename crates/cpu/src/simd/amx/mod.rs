@@ -1,4 +1,5 @@
-//! AMX: products of tiles of 16 rows by 64 bytes, for many rows of activations.
+//! AMX: products of tiles of 16 rows by 64 bytes, for many rows of activations; where there are no tile registers but
+//! `vdpbf16ps`, the same tiles multiplied by that ([`dots`]).
 //!
 //! Weights of any format are decoded to bf16 once per call and cache block ([`Panels`]), activations
 //! are rounded to bf16 and packed ([`Packed`]), and `tdpbf16ps` adds in f32 over the whole depth
@@ -13,6 +14,7 @@
 //! asked for the right to have them. The compiler itself never uses a tile register.
 
 mod attention;
+mod dots;
 mod pack;
 mod panels;
 mod product;
@@ -90,10 +92,11 @@ fn may_use_tiles() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
 }
 
-/// Proof that tiles may be used, and how f32 becomes bf16.
+/// Proof that tiles of bf16 can be multiplied, and how f32 becomes bf16.
 #[derive(Clone, Copy)]
 pub struct Amx {
     parts: &'static [Part],
+    has_registers: bool,
 }
 
 /// The bf16 number that stands for an f32.
@@ -113,7 +116,7 @@ impl Part {
     #[inline(always)]
     pub(super) fn of(self, mut v: __m512) -> __m512 {
         let Self::Exact(place) = self else { return v };
-        // SAFETY: a part is only asked for with an `Amx`, and AMX comes with AVX-512; registers only.
+        // SAFETY: a part is only asked for with an `Amx`, which comes with AVX-512; registers only.
         unsafe {
             let kept = _mm512_set1_epi32(KEPT);
             let high = |v| _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), kept));
@@ -136,18 +139,33 @@ struct Configuration {
 }
 
 impl Amx {
-    /// The proof for `level`, if that has AMX and the machine too; factors are rounded.
+    /// The proof for `level`, if that has products of bf16 and the machine too; factors are rounded.
     pub(crate) fn new(level: Level) -> Option<Self> {
-        (level >= Level::Amx && is_supported()).then_some(Self { parts: &[Part::Nearest] })
+        let has_registers = level >= Level::Amx && is_supported();
+        let has_products = level >= Level::Avx512Bf16 && Level::Avx512Bf16.is_supported();
+        (has_registers || has_products).then_some(Self { parts: &[Part::Nearest], has_registers })
+    }
+
+    /// The proof where there are tile registers, which make even six products worth while.
+    pub(crate) fn with_registers(level: Level) -> Option<Self> {
+        Self::new(level).filter(|amx| amx.has_registers)
     }
 
     /// The same with factors of which nothing is lost, at six products for one.
     pub(crate) fn exact(self) -> Self {
-        Self { parts: &[Part::Exact(0), Part::Exact(1), Part::Exact(2)] }
+        Self { parts: &[Part::Exact(0), Part::Exact(1), Part::Exact(2)], ..self }
+    }
+
+    /// What multiplies on this thread.
+    pub(crate) fn engine(self) -> Engine {
+        match self.has_registers {
+            true => Engine::Registers(self.configure()),
+            false => Engine::Dots,
+        }
     }
 
     /// Configures all eight tiles of this thread as 16 rows of 64 bytes.
-    pub(crate) fn configure(self) -> Tiles {
+    fn configure(self) -> Tiles {
         let mut all = Configuration {
             palette: 1,
             start_row: 0,
@@ -161,6 +179,14 @@ impl Amx {
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const all, options(nostack, readonly)) };
         Tiles { _thread: std::marker::PhantomData }
     }
+}
+
+/// What multiplies tiles.
+pub(crate) enum Engine {
+    /// AMX.
+    Registers(Tiles),
+    /// AVX-512 BF16.
+    Dots,
 }
 
 /// The configured tiles of this thread, given back when dropped. Registers are named by constants.
@@ -233,7 +259,7 @@ impl Tiles {
 /// Operations of one product of bf16 tiles.
 const OPERATIONS: u64 = 2 * (ROWS * ROWS * DEPTH) as u64;
 
-/// `rounds` of independent bf16 products in registers; returns the operations done.
+/// `rounds` of independent bf16 products in tile registers; returns the operations done.
 pub(crate) fn exercise_bf16(amx: Amx, rounds: u64) -> u64 {
     let t = amx.configure();
     for _ in 0..rounds {

@@ -40,7 +40,7 @@ unsafe fn fill_groups<F: Format>(
     out: &mut [Tile],
 ) {
     let l = F::LAYOUT;
-    // SAFETY: AMX implies the features.
+    // SAFETY: `amx` implies the features.
     let s = unsafe { Avx512::<true>::new() };
     for (i, tile) in out.iter_mut().enumerate() {
         let out = tile.0.as_mut_ptr();
@@ -146,7 +146,7 @@ fn fill_rows<E: Element>(
     start: usize,
     out: &mut [Tile],
 ) {
-    // SAFETY: AMX implies the features.
+    // SAFETY: `amx` implies the features.
     let s = unsafe { Avx512::<true>::new() };
     for (i, tile) in out.iter_mut().enumerate() {
         let at = (start + i) * DEPTH;

@@ -5,7 +5,7 @@
 //! loaded is used twice. A chunk is as deep as keeps its activations in the second-level cache;
 //! sums of later chunks continue in the output.
 
-use super::{Amx, Packed, Part, ROWS, Tile, Tiles};
+use super::{Amx, Engine, Packed, Part, ROWS, Tile, Tiles, dots};
 use crate::ColumnBand;
 use crate::memory::grown;
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -52,7 +52,7 @@ pub(crate) fn multiply(
     let chunk = chunk.next_multiple_of(GRANULE);
     let mut panels = PANELS.take();
     let memory = grown(&mut panels, parts * TOGETHER * chunk, Tile::ZERO);
-    let tiles = amx.configure();
+    let engine = amx.engine();
     for start in (0..x.depth).step_by(chunk.max(1)) {
         let len = chunk.min(x.depth - start);
         for band in bands.clone().step_by(TOGETHER) {
@@ -64,7 +64,7 @@ pub(crate) fn multiply(
             let first = band - bands.start;
             for block in blocks.clone().step_by(2) {
                 let row = (block - blocks.start) * ROWS;
-                let step = Step { tiles: &tiles, x, panels, start, len, block, row, first };
+                let step = Step { engine: &engine, x, panels, start, len, block, row, first };
                 match (blocks.end - block, together) {
                     (2.., 2) => step.run::<2, 2>(out),
                     (2.., _) => step.run::<2, 1>(out),
@@ -74,7 +74,7 @@ pub(crate) fn multiply(
             }
         }
     }
-    drop(tiles);
+    drop(engine);
     PANELS.set(panels);
 }
 
@@ -93,7 +93,7 @@ pub(super) struct Block {
 /// # Safety
 /// Every pointer in use must have as many tiles as the block is deep.
 #[inline(always)]
-pub(super) unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Block, step: usize) {
+unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Block, step: usize) {
     const STRIDE: usize = 64;
     let Block { a, b, len } = block;
     // Every register is loaded again right after its last use, so that little of the order has to be
@@ -205,9 +205,68 @@ fn prefetch(tile: *const Tile) {
     }
 }
 
+/// Puts the products of `M` rows and `N` columns of tiles to `out`, or adds them to what is there: of one block, or of the three
+/// parts of both factors. Tiles of `b` are `step` apart, rows of `out` `stride`.
+///
+/// # Safety
+/// Every pointer in use must have as many tiles as the blocks are deep, and `out` room for whole tiles.
+#[inline(always)]
+pub(super) unsafe fn sums<const M: usize, const N: usize>(
+    engine: &Engine,
+    parts: &[Block],
+    step: usize,
+    out: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    let t = match engine {
+        Engine::Registers(tiles) => tiles,
+        // SAFETY: the engine proves the features; the rest is the caller's.
+        Engine::Dots => return unsafe { dots::sums::<M, N>(parts[0], step, out, stride, add) },
+    };
+    let bytes = stride * size_of::<f32>();
+    // SAFETY: the caller's.
+    unsafe {
+        let at = |m, n| out.add(m * ROWS * stride + n * ROWS).cast::<u8>();
+        macro_rules! tiles {
+            ($use:ident) => {
+                $use!(0, 0, 0);
+                if N > 1 {
+                    $use!(1, 0, 1);
+                }
+                if M > 1 {
+                    $use!(2, 1, 0);
+                }
+                if M > 1 && N > 1 {
+                    $use!(3, 1, 1);
+                }
+            };
+        }
+        macro_rules! begin {
+            ($t:literal, $m:literal, $n:literal) => {
+                match add {
+                    true => t.load::<$t>(at($m, $n), bytes),
+                    false => t.zero::<$t>(),
+                }
+            };
+        }
+        macro_rules! end {
+            ($t:literal, $m:literal, $n:literal) => {
+                t.store::<$t>(at($m, $n), bytes)
+            };
+        }
+        tiles!(begin);
+        match *parts {
+            [a, b, c] => exact::<M, N>(t, [a, b, c]),
+            _ => inner::<M, N>(t, parts[0], step),
+        }
+        tiles!(end);
+    }
+}
+
 /// Up to 32 rows times up to 32 outputs over one chunk.
 struct Step<'a> {
-    tiles: &'a Tiles,
+    engine: &'a Engine,
     x: &'a Packed,
     panels: &'a [Tile],
     start: usize,
@@ -221,37 +280,32 @@ struct Step<'a> {
 
 /// Sums on their way to an output that has no room for whole tiles.
 #[repr(align(64))]
-struct Edge([f32; ROWS * ROWS]);
+struct Edge([f32; 4 * ROWS * ROWS]);
 
 impl Step<'_> {
     fn run<const M: usize, const N: usize>(&self, out: &mut ColumnBand<'_>) {
-        let t = self.tiles;
-        self.begin::<0>(0, 0, out);
-        if N > 1 {
-            self.begin::<1>(0, 1, out);
+        let parts = [0, 1, 2].map(|part| self.tiles_of::<M, N>(part.min(self.x.parts.len() - 1)));
+        let parts = &parts[..self.x.parts.len()];
+        let (engine, add) = (self.engine, self.start > 0);
+        let (stride, column) = (out.stride(), self.first * ROWS);
+        let rows = (self.x.rows - self.block * ROWS).min(M * ROWS);
+        let width = out.row(self.row).len() - column;
+        if rows == M * ROWS && width >= N * ROWS {
+            let sums_at = out.row(self.row)[column..].as_mut_ptr();
+            // SAFETY: the blocks hold `len` tiles, and whole tiles of sums exist in the output.
+            return unsafe { sums::<M, N>(engine, parts, 1, sums_at, stride, add) };
         }
-        if M > 1 {
-            self.begin::<2>(1, 0, out);
-        }
-        if M > 1 && N > 1 {
-            self.begin::<3>(1, 1, out);
-        }
-        // SAFETY: the blocks hold `len` tiles.
-        unsafe {
-            match self.x.parts.len() {
-                1 => inner::<M, N>(t, self.tiles_of::<M, N>(0), 1),
-                _ => exact::<M, N>(t, [0, 1, 2].map(|part| self.tiles_of::<M, N>(part))),
+        let (width, apart) = (width.min(N * ROWS), N * ROWS);
+        let mut edge = Edge([0.0; 4 * ROWS * ROWS]);
+        if add {
+            for (r, edge) in edge.0.chunks_exact_mut(apart).enumerate().take(rows) {
+                edge[..width].copy_from_slice(&out.row(self.row + r)[column..][..width]);
             }
         }
-        self.end::<0>(0, 0, out);
-        if N > 1 {
-            self.end::<1>(0, 1, out);
-        }
-        if M > 1 {
-            self.end::<2>(1, 0, out);
-        }
-        if M > 1 && N > 1 {
-            self.end::<3>(1, 1, out);
+        // SAFETY: as above; the edge has room for whole tiles.
+        unsafe { sums::<M, N>(engine, parts, 1, edge.0.as_mut_ptr(), apart, add) };
+        for (r, edge) in edge.0.chunks_exact(apart).enumerate().take(rows) {
+            out.row(self.row + r)[column..][..width].copy_from_slice(&edge[..width]);
         }
     }
 
@@ -262,61 +316,4 @@ impl Step<'_> {
         let b = |n| self.panels[(part * N + n) * self.len..][..self.len].as_ptr();
         Block { a: [a(0), a(M - 1)], b: [b(0), b(N - 1)], len: self.len }
     }
-
-    /// Sums of block `m` and band `n` so far, into register `T`.
-    #[inline(always)]
-    fn begin<const T: u8>(&self, m: usize, n: usize, out: &mut ColumnBand<'_>) {
-        if self.start == 0 {
-            return self.tiles.zero::<T>();
-        }
-        let (row, rows, column) = self.place(m, n);
-        if let Some((sums, stride)) = whole(out, row, rows, column) {
-            // SAFETY: sixteen rows of sixteen sums exist in the output.
-            return unsafe { self.tiles.load::<T>(sums.cast(), stride) };
-        }
-        let mut edge = Edge([0.0; ROWS * ROWS]);
-        for (r, edge) in edge.0.chunks_exact_mut(ROWS).enumerate().take(rows) {
-            let sums = &out.row(row + r)[column..];
-            let width = sums.len().min(ROWS);
-            edge[..width].copy_from_slice(&sums[..width]);
-        }
-        // SAFETY: the edge is one tile.
-        unsafe { self.tiles.load::<T>(edge.0.as_ptr().cast(), 64) };
-    }
-
-    /// Register `T` to the sums of block `m` and band `n`.
-    #[inline(always)]
-    fn end<const T: u8>(&self, m: usize, n: usize, out: &mut ColumnBand<'_>) {
-        let (row, rows, column) = self.place(m, n);
-        if let Some((sums, stride)) = whole(out, row, rows, column) {
-            // SAFETY: sixteen rows of sixteen sums exist in the output.
-            return unsafe { self.tiles.store::<T>(sums.cast(), stride) };
-        }
-        let mut edge = Edge([0.0; ROWS * ROWS]);
-        // SAFETY: the edge is one tile.
-        unsafe { self.tiles.store::<T>(edge.0.as_mut_ptr().cast(), 64) };
-        for (r, edge) in edge.0.chunks_exact(ROWS).enumerate().take(rows) {
-            let sums = &mut out.row(row + r)[column..];
-            let width = sums.len().min(ROWS);
-            sums[..width].copy_from_slice(&edge[..width]);
-        }
-    }
-
-    /// First row of the `m`th block, how many of its rows exist, first column of the `n`th band.
-    fn place(&self, m: usize, n: usize) -> (usize, usize, usize) {
-        let rows = (self.x.rows - (self.block + m) * ROWS).min(ROWS);
-        (self.row + m * ROWS, rows, (self.first + n) * ROWS)
-    }
-}
-
-/// Where a tile of sums lies in `out` and how many bytes its rows are apart, if all of it exists.
-fn whole(
-    out: &mut ColumnBand<'_>,
-    row: usize,
-    rows: usize,
-    column: usize,
-) -> Option<(*mut f32, usize)> {
-    let stride = out.stride() * size_of::<f32>();
-    let sums = &mut out.row(row)[column..];
-    (rows == ROWS && sums.len() >= ROWS).then_some((sums.as_mut_ptr(), stride))
 }

@@ -10,10 +10,10 @@ use std::arch::x86_64::*;
 pub(super) const BASE: u8 = 0;
 /// And VNNI and VBMI2.
 pub(super) const EXTENDED: u8 = 1;
+/// And BF16.
+pub(super) const ROUNDED: u8 = 2;
 /// And FP16.
-pub(super) const HALF: u8 = 2;
-/// And BF16, with AMX.
-pub(super) const TILES: u8 = 3;
+pub(super) const HALF: u8 = 3;
 
 /// Proof of the features of `TIER`.
 #[derive(Clone, Copy)]
@@ -42,16 +42,16 @@ fn enter_extended<J: Job>(s: Avx512<EXTENDED>, job: J) {
 }
 
 #[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512fp16"
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512bf16"
 )]
-fn enter_half<J: Job>(s: Avx512<HALF>, job: J) {
+fn enter_rounded<J: Job>(s: Avx512<ROUNDED>, job: J) {
     job.run(s)
 }
 
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi2,avx512fp16,avx512bf16"
 )]
-fn enter_tiles<J: Job>(s: Avx512<TILES>, job: J) {
+fn enter_half<J: Job>(s: Avx512<HALF>, job: J) {
     job.run(s)
 }
 
@@ -107,16 +107,16 @@ impl<const TIER: u8> Isa for Avx512<TIER> {
             match TIER {
                 BASE => enter_plain(Avx512(()), job),
                 EXTENDED => enter_extended(Avx512(()), job),
-                HALF => enter_half(Avx512(()), job),
-                _ => enter_tiles(Avx512(()), job),
+                ROUNDED => enter_rounded(Avx512(()), job),
+                _ => enter_half(Avx512(()), job),
             }
         }
     }
 
     #[inline(always)]
     fn narrow(self, part: Part, v: [__m512; 2]) -> __m512i {
-        if TIER < TILES {
-            unreachable!("bf16 is for tiles")
+        if TIER < ROUNDED {
+            unreachable!("no bf16 at this level")
         }
         // SAFETY: `self` proves the features; registers only.
         unsafe {

@@ -54,11 +54,20 @@ fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
     (error / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
 }
 
-/// All kernels this machine can run.
-fn kernels(weight: &Weight, float: bool) -> Vec<(Tier, Box<dyn Kernel>)> {
+/// All kernels this machine can run: every tier at its own level, the best one at every level.
+fn kernels(weight: &Weight, float: bool) -> Vec<((Tier, Level), Box<dyn Kernel>)> {
     let parts = Exl3Parts::of(weight).unwrap();
-    let tiers = Tier::ALL.into_iter().filter(|t| t.is_supported());
-    tiers.map(|t| (t, t.visit(Load { level: t.level(), weight, parts: &parts, float }))).collect()
+    let tiers = Tier::ALL.into_iter().filter(|t| t.is_supported()).map(|t| (t, t.level()));
+    let levels = Level::ALL.into_iter().filter(|level| level.is_supported());
+    let mut cases: Vec<(Tier, Level)> =
+        tiers.chain(levels.filter_map(|level| Some((Tier::best(level)?, level)))).collect();
+    cases.sort_by_key(|&(tier, level)| (tier as u8, level));
+    cases.dedup();
+    let load = |(tier, level): (Tier, Level)| {
+        let load = Load { level, weight, parts: &parts, float };
+        ((tier, level), tier.visit(load))
+    };
+    cases.into_iter().map(load).collect()
 }
 
 const CODEBOOKS: [Codebook; 4] = [
@@ -75,8 +84,8 @@ fn rates_and_codebooks() -> impl Iterator<Item = (Rate, Codebook)> {
 }
 
 /// Whether rows of this kind go to bf16 tiles.
-fn rounds(tier: Tier, float: bool, kind: RowKind) -> bool {
-    tier.level() == Level::Amx && !float && kind == RowKind::Prompt
+fn rounds((_, level): (Tier, Level), float: bool, kind: RowKind) -> bool {
+    tiles(level, float).is_some() && !float && kind == RowKind::Prompt
 }
 
 const KINDS: [RowKind; 2] = [RowKind::Decode, RowKind::Prompt];

@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-use super::avx512::{Avx512, BASE, EXTENDED, HALF, TILES};
+use super::avx512::{Avx512, BASE, EXTENDED, HALF, ROUNDED};
 use super::isa::Isa;
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
@@ -17,10 +17,10 @@ pub(super) enum Tier {
     Avx512,
     /// VNNI and VBMI2.
     Extended,
+    /// BF16.
+    Rounded,
     /// FP16.
     Half,
-    /// BF16 and AMX.
-    Tiles,
 }
 
 /// What the code may use; each tier includes the ones before it.
@@ -35,7 +35,7 @@ pub(super) enum Tier {
 #[cfg(target_arch = "x86_64")]
 impl Tier {
     pub(super) const ALL: [Self; 5] =
-        [Self::Avx2, Self::Avx512, Self::Extended, Self::Half, Self::Tiles];
+        [Self::Avx2, Self::Avx512, Self::Extended, Self::Rounded, Self::Half];
 
     /// The lowest level that may use it.
     pub(super) fn level(self) -> Level {
@@ -43,18 +43,20 @@ impl Tier {
             Self::Avx2 => Level::Avx2,
             Self::Avx512 => Level::Avx512,
             Self::Extended | Self::Half => Level::Avx512Vnni,
-            Self::Tiles => Level::Amx,
+            Self::Rounded => Level::Avx512Bf16,
         }
     }
 
     pub(super) fn is_supported(self) -> bool {
         let extended = || is_x86_feature_detected!("avx512vbmi2");
+        let rounded = || is_x86_feature_detected!("avx512bf16");
         let half = || is_x86_feature_detected!("avx512fp16");
         self.level().is_supported()
             && match self {
                 Self::Avx2 | Self::Avx512 => true,
                 Self::Extended => extended(),
-                Self::Half | Self::Tiles => extended() && half(),
+                Self::Rounded => extended() && rounded(),
+                Self::Half => extended() && rounded() && half(),
             }
     }
 }
@@ -96,8 +98,8 @@ impl Tier {
                 Self::Avx2 => visitor.visit(Avx2::new()),
                 Self::Avx512 => visitor.visit(Avx512::<BASE>::new()),
                 Self::Extended => visitor.visit(Avx512::<EXTENDED>::new()),
+                Self::Rounded => visitor.visit(Avx512::<ROUNDED>::new()),
                 Self::Half => visitor.visit(Avx512::<HALF>::new()),
-                Self::Tiles => visitor.visit(Avx512::<TILES>::new()),
             }
         }
         // SAFETY: as above.
