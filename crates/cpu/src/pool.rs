@@ -11,7 +11,7 @@
 //! enters by a compare-exchange that increments the count of an open gate; the closure is
 //! therefore alive for as long as anyone is inside. Idle workers spin, then yield, then park.
 
-mod ahead;
+pub(crate) mod ahead;
 
 use ahead::{Ahead, Fetched};
 use std::any::Any;

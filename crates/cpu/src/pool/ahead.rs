@@ -64,10 +64,27 @@ impl Ahead {
 
 /// Starts to bring [`AHEAD_STEP`] bytes at `address` into the second-level cache.
 fn prefetch(address: usize) {
+    (0..AHEAD_STEP).step_by(64).for_each(|line| fetch(address + line));
+}
+
+/// Bytes from what a kernel reads to what it has fetched meanwhile: what memory delivers to a core while it waits for the first
+/// of it, and as much again. More would push out what comes first.
+const DISTANCE: usize = 16 << 10;
+
+/// Starts to bring `bytes` bytes that lie some way behind `address` into the second-level cache, for a kernel that reads on.
+/// The processor's own guesses end at a page and come too late for more than one row.
+#[inline(always)]
+pub(crate) fn read_on(address: *const u8, bytes: usize) {
+    (0..bytes).step_by(64).for_each(|line| fetch(address as usize + DISTANCE + line));
+}
+
+/// Starts to bring the line at `address`, whatever it is, into the second-level cache.
+#[inline(always)]
+fn fetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in (0..AHEAD_STEP).step_by(64) {
+    {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let line = std::ptr::without_provenance::<i8>(address + line);
+        let line = std::ptr::without_provenance::<i8>(address);
         // SAFETY: a hint that reads nothing, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
     }

@@ -10,6 +10,7 @@ use super::panel::{self, Bands, DEPTH, Panel};
 use super::tile::BAND;
 use crate::ColumnBand;
 use crate::kernel::RowKind;
+use crate::pool::ahead::read_on;
 use std::marker::PhantomData;
 
 /// Output rows multiplied together.
@@ -241,6 +242,8 @@ impl<E: Element> MultiplyRows<'_, '_, E> {
         let mut acc = [[s.zero(); R]; N];
         let mut k = 0;
         while k < whole {
+            // The rows lie one behind the other.
+            read_on(w.as_ptr().wrapping_add(N * k * E::BYTES), N * S::LANES * E::BYTES);
             // SAFETY: `k + LANES <= depth`, and both slices hold whole rows.
             unsafe {
                 let mut xs = [s.zero(); R];

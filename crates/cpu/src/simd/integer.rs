@@ -182,6 +182,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
                 records[r] = Record(x.at(row + r, first));
             }
             for group in 0..groups {
+                source.fetch_ahead(group);
                 let q = source.quants(s, group, part);
                 for sub in 0..SUBS {
                     let (scale, offset) = source.scales(s, group, sub, part);

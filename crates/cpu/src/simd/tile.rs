@@ -20,6 +20,7 @@
 
 use super::isa::Isa;
 use super::region::Piece;
+use crate::pool::ahead::read_on;
 use std::marker::PhantomData;
 
 /// Output rows of a band.
@@ -276,6 +277,9 @@ pub(crate) trait Source: Copy {
     /// # Safety
     /// `group`, `sub` and `part` must be in range.
     unsafe fn scales<S: Isa>(self, s: S, group: usize, sub: usize, part: usize) -> (S::F, S::F);
+    /// Starts to fetch what comes some way behind group `group`, where that may not be in a cache yet.
+    #[inline(always)]
+    fn fetch_ahead(self, _group: usize) {}
 }
 
 /// One band of [`Tiles`].
@@ -310,6 +314,14 @@ impl<F: Format> Source for Band<'_, F> {
             }
             q
         }
+    }
+
+    #[inline(always)]
+    fn fetch_ahead(self, group: usize) {
+        let l = F::LAYOUT;
+        // Bands lie one behind the other, so a group's share of all its bytes is where the reader will be.
+        let bytes = l.group_bytes() + l.scale_bytes() * GROUP / l.block;
+        read_on(self.base.wrapping_add(group * bytes), bytes);
     }
 
     #[inline(always)]

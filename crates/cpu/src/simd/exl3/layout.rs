@@ -101,6 +101,11 @@ impl Strips {
         self.inputs / BLOCK
     }
 
+    /// Bytes of a block.
+    pub(super) fn block_bytes(&self) -> usize {
+        size_of_val(&self.words[..GROUPS * self.rate.twice_bits()])
+    }
+
     /// The half-word vectors of `block` of `strip`: `GROUPS · 2·K` of them.
     pub(super) fn block(&self, strip: usize, block: usize) -> *const u16 {
         let len = GROUPS * self.rate.twice_bits();

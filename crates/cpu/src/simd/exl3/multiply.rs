@@ -9,6 +9,7 @@ use super::isa::{Isa, Job};
 use super::layout::{BLOCK, BLOCK_STATES, STRIP, Strips};
 use super::rotate::{Activations, RECORD, SCALE, START};
 use super::states::States;
+use crate::pool::ahead::read_on;
 use crate::simd::amx::{DEPTH, Part, Tile};
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::{THREE_INST_ADDEND, THREE_INST_MULTIPLIER};
@@ -68,6 +69,7 @@ impl Multiply<'_> {
             }
             for block in 0..self.strips.blocks() {
                 let stored = self.strips.block(self.first_strip + i, block);
+                read_on(stored.cast(), self.strips.block_bytes());
                 let x = self.x[block * RECORD..].as_ptr();
                 let sums = sums.as_mut_ptr();
                 // SAFETY: the buffer holds a block of states, which `states` fills; every row has
@@ -120,6 +122,7 @@ impl Multiply<'_> {
             sums.fill(0.0);
             for block in 0..self.strips.blocks() {
                 let stored = self.strips.block(self.first_strip + i, block);
+                read_on(stored.cast(), self.strips.block_bytes());
                 let x = self.x[block * BLOCK..].as_ptr().cast::<f32>();
                 let sums = sums.as_mut_ptr();
                 // SAFETY: the buffers hold a block of states and of values, which `states` and the
