@@ -1,9 +1,10 @@
 //! Integer kernels: quantized activations times repacked blocks.
 //!
 //! Few rows: a group's columns are unpacked into registers and multiplied with all of them at once. More
-//! rows: a chunk of a band is unpacked into cache, then read as the same kind of [`Source`] by the same
-//! inner loop, rows outermost. That loop knows of a format only whether it has offsets, how many
-//! scales a group has and how large quants are, so it is compiled once for many formats.
+//! rows: chunks of two bands are unpacked into cache, then read as the same kind of [`Source`], rows outermost.
+//! Registers of sixteen lanes multiply both bands with every activation that is loaded, so that products and
+//! not loads are what takes the time. These loops know of a format only whether it has offsets, how many
+//! scales a group has and how large quants are, so they are compiled once for many formats.
 
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
@@ -15,10 +16,12 @@ use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
 use std::ops::Range;
 
-/// Groups unpacked at a time for many rows: 8 kB of quants and their scales.
-const CHUNK: usize = 16;
+/// Groups unpacked at a time for many rows: of two bands 20 kB of quants and 10 of scales, in the first-level cache.
+const CHUNK: usize = 20;
 /// Quantized activations multiplied with all bands before the next ones: half a second-level cache.
 const CACHED_ROW_BYTES: usize = 768 << 10;
+/// Bands multiplied together.
+const PAIR: usize = 2;
 /// Fewest of them, so that unpacking a band stays a small part of the work.
 const FEWEST_ROWS: usize = 64;
 
@@ -82,22 +85,37 @@ pub(crate) fn multiply(
         return weights.few_rows(isa, x, bands, out);
     }
     let block = (CACHED_ROW_BYTES / x.row_bytes()).max(FEWEST_ROWS).next_multiple_of(8);
-    let mut sums = vec![0.0f32; block.min(x.rows()) * BAND];
-    let mut chunk = Unpacked::new();
+    let mut chunks = [Unpacked::new(), Unpacked::new()];
     let groups = weights.groups();
+    // Chunks of about one length.
+    let chunk = groups.div_ceil(groups.div_ceil(CHUNK).max(1)).max(1);
     for first_row in (0..x.rows()).step_by(block) {
         let rows = first_row..x.rows().min(first_row + block);
-        let sums = &mut sums[..rows.len() * BAND];
-        for band in bands.clone() {
-            sums.fill(0.0);
-            for start in (0..groups).step_by(CHUNK) {
-                let range = start..groups.min(start + CHUNK);
-                weights.unpack(isa, band, range.clone(), &mut chunk);
-                chunk.multiply(isa, weights.layout(), range, x, rows.clone(), sums);
-            }
+        for band in bands.clone().step_by(PAIR) {
+            let together = PAIR.min(bands.end - band);
             let at = (band - bands.start) * BAND;
-            for (row, sums) in rows.clone().zip(sums.chunks_exact(BAND)) {
-                write_band(&mut out.row(row)[at..], sums);
+            let width = (out.row(first_row).len() - at).min(together * BAND);
+            // Sums lie where they belong, unless that has no room for whole bands.
+            let mut edge = Vec::new();
+            let (sums, stride) = match width == together * BAND {
+                true => (out.row(first_row)[at..].as_mut_ptr(), out.stride()),
+                false => {
+                    edge.resize(rows.len() * together * BAND, 0.0);
+                    (edge.as_mut_ptr(), together * BAND)
+                }
+            };
+            for start in (0..groups).step_by(chunk) {
+                let range = start..groups.min(start + chunk);
+                for (i, chunk) in chunks[..together].iter_mut().enumerate() {
+                    weights.unpack(isa, band + i, range.clone(), chunk);
+                }
+                let (chunks, rows) = (&chunks[..together], rows.clone());
+                let sums = Sums { at: sums, stride, add: start > 0 };
+                // SAFETY: whole bands of all rows lie there.
+                unsafe { multiply_chunks(isa, chunks, weights.layout(), range, x, rows, sums) };
+            }
+            for (row, edge) in rows.clone().zip(edge.chunks_exact(together * BAND)) {
+                out.row(row)[at..].copy_from_slice(&edge[..width]);
             }
         }
     }
@@ -139,7 +157,8 @@ impl<F: Format> Few<'_, '_, F> {
         let mut sums = [[0.0; BAND]; R];
         // SAFETY: `few_rows` checked the groups, the caller the rows; `sums` holds `R` bands.
         unsafe {
-            let sums = sums.as_flattened_mut();
+            let at = sums.as_flattened_mut().as_mut_ptr();
+            let sums = Sums { at, stride: BAND, add: false };
             match F::LAYOUT.subs() {
                 1 => few_rows::<S, _, 1, R>(s, tile, 0, groups, self.x, row, sums),
                 _ => few_rows::<S, _, 2, R>(s, tile, 0, groups, self.x, row, sums),
@@ -153,13 +172,59 @@ impl<F: Format> Few<'_, '_, F> {
     }
 }
 
+/// Where sums go.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// The first row's, of whole bands.
+    at: *mut f32,
+    /// Elements from one row to the next.
+    stride: usize,
+    /// Whether they are added to what is there.
+    add: bool,
+}
+
+impl Sums {
+    /// Those of a later row and column.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline(always)]
+    unsafe fn from(self, row: usize, column: usize) -> Self {
+        // SAFETY: the caller's.
+        Self { at: unsafe { self.at.add(row * self.stride + column) }, ..self }
+    }
+
+    /// What the sums of a register begin with.
+    ///
+    /// # Safety
+    /// They must be there.
+    #[inline(always)]
+    unsafe fn begin<S: Isa>(self, s: S, row: usize) -> S::F {
+        match self.add {
+            // SAFETY: the caller's.
+            true => unsafe { s.load_f32(self.at.add(row * self.stride)) },
+            false => s.zero(),
+        }
+    }
+
+    /// Puts them there.
+    ///
+    /// # Safety
+    /// There must be room.
+    #[inline(always)]
+    unsafe fn end<S: Isa>(self, s: S, row: usize, sums: S::F) {
+        // SAFETY: the caller's.
+        unsafe { s.store_f32(self.at.add(row * self.stride), sums) };
+    }
+}
+
 /// The inner loop, rows `row .. row + R`, all sums in registers.
 ///
-/// `sums[r] += source · x[row + r]` over `groups` groups from `first` on in `x`.
+/// `sums[r] = source · x[row + r]` over `groups` groups from `first` on in `x`.
 ///
 /// # Safety
 /// `source` must hold `groups` groups, `x` those from `first` on in each of the rows, `sums`
-/// `[R, BAND]`.
+/// a band in each of `R`.
 #[inline(always)]
 unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     s: S,
@@ -168,17 +233,17 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     groups: usize,
     x: &Quantized,
     row: usize,
-    sums: &mut [f32],
+    sums: Sums,
 ) {
     let l = T::LAYOUT;
     for part in 0..BAND / S::LANES {
         // SAFETY: the caller vouches for all ranges.
         unsafe {
-            let out = sums.as_mut_ptr().add(part * S::LANES);
+            let sums = sums.from(0, part * S::LANES);
             let mut acc = [s.zero(); R];
             let mut records = [Record::<SUBS>(std::ptr::null()); R];
             for r in 0..R {
-                acc[r] = s.load_f32(out.add(r * BAND));
+                acc[r] = sums.begin(s, r);
                 records[r] = Record(x.at(row + r, first));
             }
             for group in 0..groups {
@@ -204,7 +269,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
                 }
             }
             for r in 0..R {
-                s.store_f32(out.add(r * BAND), acc[r]);
+                sums.end(s, r, acc[r]);
             }
         }
     }
@@ -222,34 +287,40 @@ impl Unpacked {
     fn new() -> Box<Self> {
         Box::new(Self { quants: [[0; 512]; CHUNK], scales: [[[[0.0; BAND]; 2]; 2]; CHUNK] })
     }
+}
 
-    /// `sums += chunk · x` for groups `groups` and rows `rows` of `x`; `sums: [rows, BAND]`.
-    fn multiply(
-        &self,
-        isa: IntegerIsa,
-        layout: &Layout,
-        groups: Range<usize>,
-        x: &Quantized,
-        rows: Range<usize>,
-        sums: &mut [f32],
-    ) {
-        assert!(groups.len() <= CHUNK && groups.end <= x.groups());
-        assert!(rows.end <= x.rows() && sums.len() == rows.len() * BAND);
-        macro_rules! multiply {
-            ($subs:literal, $offset:literal, $bits:literal) => {{
-                let chunk = Chunk::<$subs, $offset, $bits>(self);
-                isa.enter(MultiplyChunk { chunk, groups, x, rows, sums })
-            }};
-        }
-        // Quants of fewer bits may be treated as having more, at some cost on AVX2.
-        match (layout.subs(), layout.has_offset(), layout.quant_bits) {
-            (1, false, ..=4) => multiply!(1, false, 4),
-            (1, false, ..=6) => multiply!(1, false, 6),
-            (1, false, _) => multiply!(1, false, 8),
-            (1, true, _) => multiply!(1, true, 5),
-            (_, false, _) => multiply!(2, false, 6),
-            (_, true, _) => multiply!(2, true, 4),
-        }
+/// `sums = chunks · x` for groups `groups` and rows `rows` of `x`, one or two bands side by side.
+///
+/// # Safety
+/// There must be room for whole bands of the rows at `sums`.
+unsafe fn multiply_chunks(
+    isa: IntegerIsa,
+    chunks: &[Box<Unpacked>],
+    layout: &Layout,
+    groups: Range<usize>,
+    x: &Quantized,
+    rows: Range<usize>,
+    sums: Sums,
+) {
+    assert!(
+        groups.len() <= CHUNK && groups.end <= x.groups() && (1..=PAIR).contains(&chunks.len())
+    );
+    assert!(rows.end <= x.rows());
+    macro_rules! multiply {
+        ($subs:literal, $offset:literal, $bits:literal) => {{
+            let first = Chunk::<$subs, $offset, $bits>(&chunks[0]);
+            let second = chunks.get(1).map(|chunk| Chunk(chunk));
+            isa.enter(MultiplyChunks { first, second, groups, x, rows, sums })
+        }};
+    }
+    // Quants of fewer bits may be treated as having more, at some cost on AVX2.
+    match (layout.subs(), layout.has_offset(), layout.quant_bits) {
+        (1, false, ..=4) => multiply!(1, false, 4),
+        (1, false, ..=6) => multiply!(1, false, 6),
+        (1, false, _) => multiply!(1, false, 8),
+        (1, true, _) => multiply!(1, true, 5),
+        (_, false, _) => multiply!(2, false, 6),
+        (_, true, _) => multiply!(2, true, 4),
     }
 }
 
@@ -288,51 +359,175 @@ impl<F: Format> Job for Unpack<'_, '_, F> {
     }
 }
 
-/// A chunk times all rows of `x`.
-struct MultiplyChunk<'a, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> {
-    chunk: Chunk<'a, SUBS, OFFSET, QUANT_BITS>,
+/// Chunks of one or two bands times all rows of `x`.
+struct MultiplyChunks<'a, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> {
+    first: Chunk<'a, SUBS, OFFSET, QUANT_BITS>,
+    second: Option<Chunk<'a, SUBS, OFFSET, QUANT_BITS>>,
     groups: Range<usize>,
     x: &'a Quantized,
     rows: Range<usize>,
-    sums: &'a mut [f32],
+    sums: Sums,
 }
 
 impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Job
-    for MultiplyChunk<'_, SUBS, OFFSET, QUANT_BITS>
+    for MultiplyChunks<'_, SUBS, OFFSET, QUANT_BITS>
 {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let (chunk, x) = (self.chunk, self.x);
-        let (first, groups) = (self.groups.start, self.groups.len());
-        let (mut row, mut sums) = (self.rows.start, self.sums);
-        // SAFETY: `multiply` checked the ranges; rows `row .. row + R` are below the end.
+        let (x, first, groups, rows) = (self.x, self.groups.start, self.groups.len(), self.rows);
+        // SAFETY: `multiply_chunks` checked the ranges, its caller vouches for the sums; rows `row .. row + R`
+        // are below the end.
         unsafe {
-            if S::LANES == BAND {
-                while self.rows.end - row >= 8 {
-                    few_rows::<S, _, SUBS, 8>(s, chunk, first, groups, x, row, sums);
-                    (row, sums) = (row + 8, &mut sums[8 * BAND..]);
-                }
+            let Some(second) = self.second else {
+                return one_band(s, self.first, first, groups, x, rows, self.sums);
+            };
+            if S::LANES < BAND {
+                one_band(s, self.first, first, groups, x, rows.clone(), self.sums);
+                return one_band(s, second, first, groups, x, rows, self.sums.from(0, BAND));
             }
-            while self.rows.end - row >= 4 {
-                few_rows::<S, _, SUBS, 4>(s, chunk, first, groups, x, row, sums);
-                (row, sums) = (row + 4, &mut sums[4 * BAND..]);
-            }
-            if self.rows.end - row >= 2 {
-                few_rows::<S, _, SUBS, 2>(s, chunk, first, groups, x, row, sums);
-                (row, sums) = (row + 2, &mut sums[2 * BAND..]);
-            }
-            if self.rows.end - row == 1 {
-                few_rows::<S, _, SUBS, 1>(s, chunk, first, groups, x, row, sums);
+            let chunks = [self.first, second];
+            let mut row = rows.start;
+            while row < rows.end {
+                let sums = self.sums.from(row - rows.start, 0);
+                row += match rows.end - row {
+                    6.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 6>(
+                        s, chunks, first, groups, x, row, sums,
+                    ),
+                    4.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 4>(
+                        s, chunks, first, groups, x, row, sums,
+                    ),
+                    2.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 2>(
+                        s, chunks, first, groups, x, row, sums,
+                    ),
+                    _ => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 1>(
+                        s, chunks, first, groups, x, row, sums,
+                    ),
+                };
             }
         }
     }
 }
 
+/// One band times rows `rows`.
+///
+/// # Safety
+/// As [`few_rows`].
+#[inline(always)]
+unsafe fn one_band<S: Isa, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>(
+    s: S,
+    chunk: Chunk<'_, SUBS, OFFSET, QUANT_BITS>,
+    first: usize,
+    groups: usize,
+    x: &Quantized,
+    rows: Range<usize>,
+    sums: Sums,
+) {
+    let mut row = rows.start;
+    // SAFETY: the caller's.
+    unsafe {
+        while row < rows.end {
+            let sums = sums.from(row - rows.start, 0);
+            match rows.end - row {
+                4.. => few_rows::<S, _, SUBS, 4>(s, chunk, first, groups, x, row, sums),
+                2.. => few_rows::<S, _, SUBS, 2>(s, chunk, first, groups, x, row, sums),
+                _ => few_rows::<S, _, SUBS, 1>(s, chunk, first, groups, x, row, sums),
+            }
+            row += [1, 1, 2, 2, 4][(rows.end - row).min(4)];
+        }
+    }
+}
+
+/// The inner loop for two bands in registers of a whole band each; returns `R`.
+///
+/// # Safety
+/// As [`few_rows`] for either band, whose sums lie side by side.
+#[inline(always)]
+unsafe fn two_bands<
+    S: Isa,
+    const SUBS: usize,
+    const OFFSET: bool,
+    const QUANT_BITS: u32,
+    const R: usize,
+>(
+    s: S,
+    sources: [Chunk<'_, SUBS, OFFSET, QUANT_BITS>; PAIR],
+    first: usize,
+    groups: usize,
+    x: &Quantized,
+    row: usize,
+    sums: Sums,
+) -> usize {
+    let l = Chunk::<SUBS, OFFSET, QUANT_BITS>::LAYOUT;
+    let columns = 8 / SUBS;
+    // SAFETY: the caller vouches for all ranges.
+    unsafe {
+        let mut acc = [[s.zero(); PAIR]; R];
+        let mut records = [Record::<SUBS>(std::ptr::null()); R];
+        for r in 0..R {
+            for b in 0..PAIR {
+                acc[r][b] = sums.from(0, b * BAND).begin(s, r);
+            }
+            records[r] = Record(x.at(row + r, first));
+        }
+        for group in 0..groups {
+            for sub in 0..SUBS {
+                let mut dots = [[s.splat_i32(0); PAIR]; R];
+                for r in 0..R {
+                    dots[r] = [s.splat_i32(records[r].start(sub)); PAIR];
+                }
+                for j in 0..columns {
+                    let w = sources.map(|source| source.column(s, group, sub * columns + j));
+                    for r in 0..R {
+                        let x = records[r].quants(sub).add(4 * j);
+                        for b in 0..PAIR {
+                            dots[r][b] = s.dot(l.quant_bits, dots[r][b], &w[b..b + 1], x);
+                        }
+                    }
+                }
+                let scales = sources.map(|source| source.scales(s, group, sub, 0));
+                for r in 0..R {
+                    let (scale, sum) = (s.splat(records[r].scale()), s.splat(records[r].sum(sub)));
+                    for b in 0..PAIR {
+                        let scale = s.mul(scales[b].0, scale);
+                        acc[r][b] = s.fma(s.to_f32(dots[r][b]), scale, acc[r][b]);
+                        if l.has_offset() {
+                            acc[r][b] = s.fma(scales[b].1, sum, acc[r][b]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                records[r] = records[r].next();
+            }
+        }
+        for r in 0..R {
+            for b in 0..PAIR {
+                sums.from(0, b * BAND).end(s, r, acc[r][b]);
+            }
+        }
+    }
+    R
+}
+
 /// [`Unpacked`] as a [`Source`] of any format with these properties.
 #[derive(Clone, Copy)]
 struct Chunk<'a, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>(&'a Unpacked);
+
+impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>
+    Chunk<'_, SUBS, OFFSET, QUANT_BITS>
+{
+    /// Column `j` of group `group`, in a register that holds all of it.
+    ///
+    /// # Safety
+    /// `group` must be below [`CHUNK`] and `j` below 8.
+    #[inline(always)]
+    unsafe fn column<S: Isa>(self, s: S, group: usize, j: usize) -> S::I {
+        // SAFETY: the caller's.
+        unsafe { s.load(self.0.quants.as_ptr().add(group).cast::<u8>().add(64 * j)) }
+    }
+}
 
 impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
     for Chunk<'_, SUBS, OFFSET, QUANT_BITS>
