@@ -33,7 +33,7 @@ def precedence(context):
         (Path(folder) / "marlin.toml").write_text(FILE)
         shown = show(context, folder, "--parallel", "5", env={"MARLIN_PARALLEL": "4", "MARLIN_QUEUE": "12", "MARLIN_DRAIN": "7"})
         expected = {"parallel": ("5", "command line"), "queue": ("12", "MARLIN_QUEUE"), "drain": ("7", "MARLIN_DRAIN"),
-                    "host": ("127.0.0.1", "default"), "mixed-chunk": ("256", "default")}
+                    "host": ("127.0.0.1", "default"), "mixed-chunk": ("224", "default")}
         for name, pair in expected.items():
             equal((shown[name]["value"], shown[name]["origin"]), pair, name)
         for name, value in (("port", "0"), ("no-page", "true"), ("cors-origin", "https://a.example,https://b.example")):
@@ -96,7 +96,7 @@ def edges(context):
     most, wrong = str((1 << 64) - 1), []
     for options in (("--rate-limit", "0"), ("--max-connections", most), ("--max-connections", "0"), ("--header-timeout", most), ("--body-timeout", most),
                     ("--keep-alive", most), ("--drain", most), ("--parallel", "0"), ("--prefill-chunk", "0"), ("--queue", "0"),
-                    ("--context", "256", "--cache-tokens", "16")):
+                    ("--context", "224", "--cache-tokens", "16")):
         try:
             server = context.start(*options)
         except AssertionError as refused:

@@ -148,7 +148,7 @@ mod absent {
 
 #[cfg(feature = "device")]
 mod found {
-    use super::{GpuDevice, Runtime};
+    use super::GpuDevice;
     use crate::backend::GpuBackend;
     use crate::encoder::GpuEncoder;
     use cubecl::prelude::Client;
@@ -160,7 +160,7 @@ mod found {
     /// The devices among `all` that are described.
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
     pub(super) fn describe(
-        runtime: Runtime,
+        runtime: super::Runtime,
         all: impl IntoIterator<Item = cubecl::Device>,
     ) -> Vec<GpuDevice> {
         let mut found = Vec::new();
@@ -203,14 +203,14 @@ mod found {
     /// When this build has no such runtime, or it does not start; it panics then.
     fn start<T>(device: &GpuDevice, make: impl FnOnce(Client) -> T) -> Result<T, BackendError> {
         let client = || match device.runtime {
-            #[cfg(feature = "cuda")]
-            Runtime::Cuda => super::cuda::client(device),
             #[cfg(feature = "emulated")]
             runtime if super::emulated::is_one(device) => Ok(super::emulated::client(runtime)),
+            #[cfg(feature = "cuda")]
+            super::Runtime::Cuda => super::cuda::client(device),
             #[cfg(feature = "metal")]
-            Runtime::Metal => super::metal::client(device),
+            super::Runtime::Metal => super::metal::client(device),
             #[cfg(feature = "vulkan")]
-            Runtime::Vulkan => super::vulkan::client(device),
+            super::Runtime::Vulkan => super::vulkan::client(device),
             #[allow(unreachable_patterns)]
             other => Err(super::not_built(other)),
         };
