@@ -111,6 +111,12 @@ impl ResponsesRequest {
             "top_p": top_p.map(decimal),
             "truncation": truncation,
         });
+        // What agents say of themselves.
+        if let Some(metadata) = fields.take("client_metadata")
+            && !metadata.is_object()
+        {
+            return Err(fields.wrong("client_metadata", "an object", &metadata));
+        }
         for name in ["user", "safety_identifier", "prompt_cache_key"] {
             // Names for the operator's logs and for routing; answers do not depend on them.
             echo[name] = fields.string(name)?.into();

@@ -88,16 +88,21 @@ pub const AGENTS: &[Agent] = &[
             "model_provider=\"marlin\"",
             "-c",
             "model_providers.marlin={ name = \"Metal Marlin\", base_url = \"{v1}\", env_key = \"MARLIN_API_KEY\", wire_api = \"responses\" }",
+            // Tools of other kinds than functions, which only OpenAI's servers run.
+            "-c",
+            "web_search=\"disabled\"",
+            "-c",
+            "features.multi_agent=false",
             "--model",
             "{model}",
         ],
         file: Some((
             "~/.codex/config.toml",
-            "model = \"{model}\"\nmodel_provider = \"marlin\"\n\n[model_providers.marlin]\nname = \"Metal Marlin\"\n\
+            "model = \"{model}\"\nmodel_provider = \"marlin\"\nweb_search = \"disabled\"\n\n[features]\nmulti_agent = false\n\n[model_providers.marlin]\nname = \"Metal Marlin\"\n\
              base_url = \"{v1}\"\nenv_key = \"MARLIN_API_KEY\"\nwire_api = \"responses\"\n",
         )),
         endpoint: RESPONSES,
-        source: "developers.openai.com/codex/config-advanced, 2026-11; 0.162 takes no wire_api but \"responses\", and model_provider from the user's file only",
+        source: "developers.openai.com/codex/config-advanced and 0.171 itself, 2026-11; it takes no wire_api but \"responses\", and model_provider from the user's file only",
     },
     Agent {
         name: "continue",
