@@ -69,6 +69,7 @@ pub const AGENTS: &[Agent] = &[
             ("ANTHROPIC_DEFAULT_OPUS_MODEL", "{model}"),
             ("ANTHROPIC_DEFAULT_SONNET_MODEL", "{model}"),
             ("ANTHROPIC_DEFAULT_HAIKU_MODEL", "{model}"),
+            ("CLAUDE_CODE_MAX_OUTPUT_TOKENS", "{answer}"),
             ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
         ],
         unset: &["ANTHROPIC_API_KEY"],
