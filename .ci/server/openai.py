@@ -73,7 +73,8 @@ def several(context):
 @check("openai: logprobs")
 def logprobs(context):
     # Without special tokens in the answer, whose text is not shown: the joined tokens are to be the text.
-    body = {**PLAIN, "logprobs": True, "top_logprobs": 4, "max_tokens": 8}
+    # A penalty, which a model may bring, decides what is chosen and not how likely it was.
+    body = {**PLAIN, "logprobs": True, "top_logprobs": 4, "max_tokens": 8, "extra_body": {"repetition_penalty": 1}}
     choice = context.openai.chat.completions.create(**body).choices[0]
     content = choice.logprobs.content
     equal(len(content), 8, "entries")
