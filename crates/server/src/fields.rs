@@ -59,6 +59,11 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// The value of a field, which is still to be read.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
     /// A field of type `T`, called `expected` in errors.
     ///
     /// # Errors

@@ -80,6 +80,69 @@ fn stop_strings_end_an_answer_and_never_show() {
     }
 }
 
+fn words() -> Value {
+    json!({"type": "regex", "value": "(yes|no)"})
+}
+
+fn schema() -> Value {
+    let schema = json!({"name": "a", "schema": {"type": "object"}});
+    json!({"response_format": {"type": "json_schema", "json_schema": schema}})
+}
+
+fn required() -> Value {
+    let function = json!({"name": "f", "parameters": {"type": "object"}});
+    json!({"tools": [{"type": "function", "function": function}], "tool_choice": "required"})
+}
+
+/// A field that the other protocols refuse beside another must not be dropped there either.
+#[test]
+fn no_protocol_drops_a_field_beside_another() {
+    let server = Setup::default().start();
+    let function = json!({"type": "function", "name": "f", "parameters": {"type": "object"}});
+    let format = json!({"format": {"type": "json_schema", "name": "a", "schema": {}}});
+    let responses = json!({"input": "Go", "max_output_tokens": 4});
+    let tool = json!({"name": "f", "input_schema": {"type": "object"}});
+    let output = json!({"format": {"type": "json_schema", "schema": {"type": "object"}}});
+    let obfuscated = json!({"stream": true, "stream_options": {"include_obfuscation": true}});
+    let obfuscation = "stream_options.include_obfuscation";
+    let forced = json!({"tools": [function], "tool_choice": "required"});
+    let any = json!({"tools": [tool], "tool_choice": {"type": "any"}});
+    for (path, body, more, param) in [
+        ("/v1/responses", &responses, json!({"text": format, "grammar": words()}), "grammar"),
+        ("/v1/responses", &responses, with(forced.clone(), json!({"text": format})), "tool_choice"),
+        ("/v1/responses", &responses, with(forced, json!({"grammar": words()})), "tool_choice"),
+        ("/v1/responses", &responses, obfuscated.clone(), obfuscation),
+        (
+            "/v1/responses",
+            &responses,
+            json!({"prompt_cache_retention": "24h"}),
+            "prompt_cache_retention",
+        ),
+        (
+            "/v1/messages",
+            &chat("Go"),
+            with(any.clone(), json!({"output_config": output})),
+            "tool_choice",
+        ),
+        ("/v1/messages", &chat("Go"), with(any, json!({"grammar": words()})), "tool_choice"),
+        (
+            "/v1/messages",
+            &chat("Go"),
+            json!({"output_config": output, "grammar": words()}),
+            "grammar",
+        ),
+        ("/v1/completions", &json!({"prompt": "Go"}), obfuscated, obfuscation),
+    ] {
+        let response = server.post(path, &with(body.clone(), more.clone()));
+        assert_eq!(response.status, 400, "{path} {more}: {}", response.body);
+        let error = &response.json()["error"];
+        assert!(error["message"].as_str().unwrap().contains(param), "{path} {more}: {error}");
+        assert!(path == "/v1/messages" || error["param"] == param, "{path} {more}: {error}");
+    }
+    let kept = with(responses, json!({"prompt_cache_retention": "in_memory"}));
+    assert_eq!(server.post("/v1/responses", &kept).status, 200);
+}
+
 #[test]
 fn every_field_is_honoured_or_refused_by_name() {
     let server = Setup::default().start();
@@ -92,7 +155,7 @@ fn every_field_is_honoured_or_refused_by_name() {
         json!({"response_format": {"type": "text"}, "tools": [], "tool_choice": "auto"}),
         json!({"stream": false, "service_tier": "auto", "modalities": ["text"], "timeout": 60}),
         json!({"messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": "b", "name": "ann"}]}),
-        json!({"model": "default"}),
+        json!({"model": "default", "prompt_cache_retention": "in_memory"}),
         json!({"model": "first", "chat_template_kwargs": {"enable_thinking": false}, "cache_salt": "x"}),
     ];
     for more in accepted {
@@ -151,6 +214,14 @@ fn every_field_is_honoured_or_refused_by_name() {
         (json!({"reasoning_effort": "much"}), "reasoning_effort"),
         (json!({"cache_salt": ""}), "cache_salt"),
         (json!({"timeout": 0}), "timeout"),
+        (with(schema(), json!({"grammar": words()})), "grammar"),
+        (with(schema(), required()), "tool_choice"),
+        (with(json!({"grammar": words()}), required()), "tool_choice"),
+        (
+            json!({"stream": true, "stream_options": {"include_obfuscation": true}}),
+            "stream_options.include_obfuscation",
+        ),
+        (json!({"prompt_cache_retention": "24h"}), "prompt_cache_retention"),
     ];
     for (more, param) in refused {
         let response = server.post("/v1/chat/completions", &with(chat("Hello"), more.clone()));

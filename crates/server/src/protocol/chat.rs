@@ -1,7 +1,7 @@
 //! OpenAI's chat completions.
 
 use super::tools::{
-    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, tools_and_choice,
+    MAX_TOOLS, NamedSchema, arguments, named_schema, offered, tools_and_choice, with_calls,
 };
 use super::{Encoder, Spent, chat_logprobs, event, finish_reason, new_id, now};
 use crate::ApiError;
@@ -62,12 +62,14 @@ impl ChatRequest {
         let tools = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
         let (tools, choice) = tools_and_choice(&mut fields, tools)?;
         let mut shape = response_format(&mut fields)?;
-        shape = shape.or(grammar(&mut fields)?);
+        if let Some(grammar) = grammar(&mut fields)?
+            && shape.replace(grammar).is_some()
+        {
+            return Err(ApiError::invalid("grammar", "grammar: only without response_format"));
+        }
         let (set, tools) = offered(&choice, tools)?;
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
-        if let ToolChoice::Calls(name) = choice {
-            shape = Some(Shape::Calls { name, parallel });
-        }
+        let shape = with_calls(choice, shape, parallel, "response_format")?;
         let mut extra = template_variables(&mut fields)?;
         effort(&mut fields, "reasoning_effort", &mut extra)?;
         harmless(&mut fields)?;
@@ -91,7 +93,7 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
         return Err(ApiError::invalid("stream_options", "stream_options: only with stream: true"));
     }
     let usage = options.flag("include_usage")?.unwrap_or(false);
-    options.refuse("include_obfuscation", &[json!(true)], "chunks have no padding")?;
+    options.refuse("include_obfuscation", &[], "chunks have no padding")?;
     options.finish()?;
     Ok(usage)
 }
@@ -158,7 +160,7 @@ pub fn harmless(fields: &mut Fields) -> Result<(), ApiError> {
         // Names for the operator's logs and for routing; answers do not depend on them.
         fields.string(name)?;
     }
-    fields.string("prompt_cache_retention")?;
+    retention(fields)?;
     if let Some(metadata) = fields.take("metadata")
         && !metadata.is_object()
     {
@@ -177,18 +179,28 @@ pub fn harmless(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// A message as templates read it; `path` is where it stands in the request.
+/// How long a computed prompt is kept: as long as there is room in memory, and not for a time.
 ///
 /// # Errors
-/// Names the field that is wrong.
-pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
-    let mut fields = Fields::of(value, path)?;
+/// When more is asked for.
+pub(super) fn retention(fields: &mut Fields) -> Result<(), ApiError> {
+    let in_memory = ["in_memory", "in-memory"].map(Value::from);
+    let reason = "prefixes are kept in memory as long as there is room";
+    fields.refuse("prompt_cache_retention", &in_memory, reason)
+}
+
     let role = fields.string("role")?;
     let role = role.ok_or_else(|| {
         ApiError::invalid(&fields.path("role"), format!("{path}.role is missing"))
     })?;
     let role = match role.as_str() {
         "developer" | "system" => "system",
+/// A message as templates read it; `path` is where it stands in the request.
+///
+/// # Errors
+/// Names the field that is wrong.
+pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
+    let mut fields = Fields::of(value, path)?;
         "user" | "assistant" | "tool" => role.as_str(),
         _ => {
             let expected = "system, developer, user, assistant or tool";

@@ -8,7 +8,7 @@
 mod tests;
 
 use super::chat::{MAX_MESSAGES, grammar, template_variables};
-use super::tools::{MAX_TOOLS, ToolChoice, check_choice, check_schema, offered};
+use super::tools::{MAX_TOOLS, ToolChoice, check_choice, check_schema, offered, with_calls};
 use super::turns::Turns;
 use super::{Encoder, named_event, new_id};
 use crate::ApiError;
@@ -78,9 +78,7 @@ impl MessagesRequest {
             let message = "grammar: only without output_config.format";
             return Err(ApiError::invalid("grammar", message));
         }
-        if let ToolChoice::Calls(name) = choice {
-            shape = Some(Shape::Calls { name, parallel: !one_call });
-        }
+        let shape = with_calls(choice, shape, !one_call, "output_config.format")?;
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };

@@ -10,9 +10,10 @@ mod tests;
 
 pub use stream::Stream;
 
-use super::chat::{MAX_MESSAGES, content, effort, grammar, template_variables};
+use super::chat::{MAX_MESSAGES, content, effort, grammar, retention, template_variables};
 use super::tools::{
     MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, tools_and_choice,
+    with_calls,
 };
 use super::turns::Turns;
 use super::{Spent, chat_logprobs, new_id, now};
@@ -93,9 +94,7 @@ impl ResponsesRequest {
             ToolChoice::Calls(None) => json!("required"),
             ToolChoice::Calls(Some(name)) => json!({"type": "function", "name": name}),
         };
-        if let ToolChoice::Calls(name) = choice {
-            shape = Some(Shape::Calls { name, parallel });
-        }
+        let shape = with_calls(choice, shape, parallel, "text.format")?;
         let mut echo = json!({
             "instructions": instructions,
             "max_output_tokens": choosing.max_tokens,
@@ -153,7 +152,7 @@ fn unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("context_management", &[], "edit the input you send")?;
     let tiers = ["auto", "default"].map(Value::from);
     fields.refuse("service_tier", &tiers, "there is one tier")?;
-    fields.string("prompt_cache_retention")?;
+    retention(fields)?;
     let implicit = [json!({"mode": "implicit"})];
     fields.refuse(
         "prompt_cache_options",
@@ -181,7 +180,7 @@ fn stream(fields: &mut Fields) -> Result<bool, ApiError> {
             let message = "stream_options: only with stream: true";
             return Err(ApiError::invalid("stream_options", message));
         }
-        options.refuse("include_obfuscation", &[json!(true)], "events have no padding")?;
+        options.refuse("include_obfuscation", &[], "events have no padding")?;
         options.finish()?;
     }
     Ok(stream)

@@ -1,6 +1,7 @@
 //! Functions that answers may call, and schemas, as the requests of all protocols have them.
 
 use crate::ApiError;
+use crate::constraint::Shape;
 use crate::fields::Fields;
 use marlin_text::{Tool, ToolSet};
 use serde_json::{Map, Value};
@@ -75,6 +76,30 @@ pub(super) fn check_choice(choice: &ToolChoice, tools: &[Value]) -> Result<(), A
     match tools.iter().any(named) {
         true => Ok(()),
         false => Err(ApiError::invalid("tool_choice", "tool_choice: tools has no such function")),
+    }
+}
+
+/// What an answer has to look like where `choice` may ask for calls and `shape` for a text; `format` is the protocol's field
+/// for schemas.
+///
+/// # Errors
+/// When both do: an answer that has to call has no text.
+pub(super) fn with_calls(
+    choice: ToolChoice,
+    shape: Option<Shape>,
+    parallel: bool,
+    format: &str,
+) -> Result<Option<Shape>, ApiError> {
+    match (choice, shape) {
+        (ToolChoice::Calls(_), Some(_)) => {
+            let message = format!(
+                "tool_choice: an answer that has to call a function has no text; leave out {format} and grammar, or let \
+                 tool_choice be auto"
+            );
+            Err(ApiError::invalid("tool_choice", message))
+        }
+        (ToolChoice::Calls(name), None) => Ok(Some(Shape::Calls { name, parallel })),
+        (_, shape) => Ok(shape),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Bodies in, streams out.
 
-use super::{Guard, Server};
+use super::{Guard, Server, notes};
 use crate::answer::Answers;
 use crate::protocol::{Encoder, Streaming};
 use crate::{ApiError, Fields, trace};
@@ -52,10 +52,12 @@ impl Server {
                 false => ApiError { param: None, ..ApiError::invalid("", "the body broke off") },
             }
         })?;
-        match bytes.len() {
+        let fields = match bytes.len() {
             ..=SMALL => Fields::parse(&bytes),
             _ => blocking(move || Fields::parse(&bytes)).await,
-        }
+        }?;
+        notes::note(&fields);
+        Ok(fields)
     }
 }
 

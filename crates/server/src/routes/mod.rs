@@ -5,6 +5,7 @@ mod body;
 mod conversations;
 mod information;
 mod listener;
+mod notes;
 mod openapi;
 mod page;
 mod text;
@@ -179,12 +180,13 @@ async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) 
     let tracer = server.config.tracer.as_ref().filter(|_| method == Method::POST);
     let span = tracer.and_then(|tracer| Span::begin(tracer, &path, caller.as_ref(), &id));
     let origin = request.headers().get(ORIGIN).cloned();
+    let notes = notes::Notes::default();
     let mut response = match check_host(&server, &request) {
         Err(error) => error.into_response(),
         Ok(()) if method == Method::OPTIONS && origin.is_some() => {
             StatusCode::NO_CONTENT.into_response()
         }
-        Ok(()) => trace::within(span.clone(), next.run(request)).await,
+        Ok(()) => notes::within(&notes, trace::within(span.clone(), next.run(request))).await,
     };
     let headers = response.headers_mut();
     if let Some(origin) = origin.filter(|origin| server.allows(origin)) {
@@ -210,10 +212,16 @@ async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) 
         }
         None => (caller.map(|caller| caller.trace_id()), None),
     };
+    let notes::Note { user, metadata } = notes::taken(&notes);
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(id, %method, path, status, milliseconds, trace, span_id, user, metadata)
+        };
+    }
     match status {
-        500.. => tracing::error!(id, %method, path, status, milliseconds, trace, span_id),
-        400.. => tracing::info!(id, %method, path, status, milliseconds, trace, span_id),
-        _ => tracing::debug!(id, %method, path, status, milliseconds, trace, span_id),
+        500.. => line!(error),
+        400.. => line!(info),
+        _ => line!(debug),
     }
     response
 }
