@@ -31,17 +31,19 @@ pub enum EngineError {
     EmptyPrompt,
     /// The prompt alone fills the context.
     #[error(
-        "the prompt has {prompt_tokens} tokens, the context holds {max_context} and one must stay free to answer; shorten the prompt or raise the context"
+        "the context holds {max_context} tokens, the prompt has {prompt_tokens} and the answer is to have {max_tokens}; shorten the prompt or raise the context"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt_tokens: usize,
+        /// Tokens asked for; one where nothing was said, which an answer has at least.
+        max_tokens: usize,
         /// Tokens a sequence may hold.
         max_context: usize,
     },
     /// Prompt and answer together do not fit.
     #[error(
-        "the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, the context holds {max_context}; lower max_tokens, shorten the prompt or raise the context"
+        "the context holds {max_context} tokens, the prompt has {prompt_tokens} and the answer is to have {max_tokens}; ask for a shorter answer, shorten the prompt or raise the context"
     )]
     ContextExceeded {
         /// Tokens of the prompt.
@@ -131,6 +133,9 @@ pub enum EngineError {
         /// What is wrong with it.
         error: Box<EngineError>,
     },
+    /// Whoever wanted it has left.
+    #[error("stopped: nobody waits for it any more")]
+    Stopped,
     /// The forward pass failed.
     #[error("forward pass: {0}")]
     Forward(#[source] Box<dyn Error + Send + Sync>),

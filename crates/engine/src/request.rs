@@ -67,7 +67,8 @@ impl Limits {
             return Err(EngineError::EmptyPrompt);
         }
         if prompt_tokens >= max_context {
-            return Err(EngineError::PromptTooLong { prompt_tokens, max_context });
+            let max_tokens = request.max_tokens.unwrap_or(1).max(1);
+            return Err(EngineError::PromptTooLong { prompt_tokens, max_tokens, max_context });
         }
         let room = max_context - prompt_tokens;
         let max_tokens = request.max_tokens.unwrap_or(room);

@@ -7,6 +7,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::time::Duration;
 
+/// The code of what is too long for a context.
+pub const CONTEXT_EXCEEDED: &str = "context_length_exceeded";
+
 /// A refusal or failure.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
@@ -102,19 +105,15 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// What the engine refuses, as the fault of a field.
-    pub fn of_engine(error: &marlin_engine::EngineError) -> Self {
+    /// What the engine refuses, as the fault of a field; `text` is the one that has the text or its tokens.
+    pub fn of_engine(error: &marlin_engine::EngineError, text: &str) -> Self {
         use marlin_engine::EngineError as E;
         let message = error.to_string();
         match error {
-            E::PromptTooLong { .. } | E::ContextExceeded { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
+            E::PromptTooLong { .. } | E::ContextExceeded { .. } | E::TextTooLong { .. } => {
+                Self { code: Some(CONTEXT_EXCEEDED), ..Self::invalid(text, message) }
             }
-            E::TextTooLong { .. } => {
-                Self { code: Some("context_length_exceeded"), ..Self::invalid("input", message) }
-            }
-            E::EmptyPrompt => Self::invalid("prompt", message),
-            E::TooFewTokens { .. } => Self::invalid("text", message),
+            E::EmptyPrompt | E::TooFewTokens { .. } => Self::invalid(text, message),
             E::Parameter { field, .. } | E::UnknownToken { field, .. } => {
                 Self::invalid(field, message)
             }

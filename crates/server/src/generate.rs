@@ -3,6 +3,7 @@
 use crate::ApiError;
 use crate::answer::{AnswerOptions, Answers};
 use crate::constraint::Shape;
+use crate::error::CONTEXT_EXCEEDED;
 use crate::fields::{Fields, token_ids, whole};
 use crate::models::Served;
 use crate::runtime::Refusal;
@@ -131,7 +132,8 @@ impl Choosing {
             logprobs: self.logprobs,
             ..SamplingOptions::default()
         };
-        SamplingParams::new(options).map_err(|error| ApiError::of_engine(&error))
+        // Nothing of it is about the prompt.
+        SamplingParams::new(options).map_err(|error| ApiError::of_engine(&error, "temperature"))
     }
 }
 
@@ -203,8 +205,12 @@ pub struct Generate {
     pub tools: ToolSet,
     /// What the answer has to look like.
     pub shape: Option<Shape>,
+    /// The field that this protocol has for the prompt.
+    pub prompt_field: &'static str,
     /// The field that this protocol has for a schema.
     pub schema_field: &'static str,
+    /// Calls are given out while they are written.
+    pub stream: bool,
     /// An answer ends with its first call.
     pub one_call: bool,
 }
@@ -226,7 +232,8 @@ impl Generate {
         let start = Instant::now();
         let chat = matches!(self.prompt, Prompt::Chat { .. });
         let (mut prompt, text) = self.prompt(served)?;
-        let Self { choosing, tools, shape, schema_field, one_call, .. } = self;
+        let Self { choosing, tools, shape, prompt_field, schema_field, stream, one_call, .. } =
+            self;
         let limits = served.runtime.limits();
         if choosing.truncate_prompt {
             let answer = choosing.max_tokens.unwrap_or(1).max(1);
@@ -256,10 +263,11 @@ impl Generate {
             let room = limits.max_context.saturating_sub(prompt.len());
             request.max_tokens = served.defaults.max_new_tokens.map(|most| most.min(room));
         }
-        let request = limits.validate(request).map_err(|error| ApiError::of_engine(&error))?;
+        let request =
+            limits.validate(request).map_err(|error| ApiError::of_engine(&error, prompt_field))?;
         let deadline = choosing.timeout.map(|timeout| start + timeout);
         let tokens = served.runtime.submit(request, choosing.n, deadline).map_err(refused)?;
-        let parser = ParserOptions { tools, starts_in_reasoning, ..ParserOptions::default() };
+        let parser = ParserOptions { tools, starts_in_reasoning, stream_arguments: stream };
         let options = AnswerOptions {
             one_call,
             stop: choosing.stop,
@@ -280,7 +288,17 @@ impl Generate {
     /// When the model has no template for messages, or cannot take them.
     pub(crate) fn prompt(&self, served: &Served) -> Result<(Vec<u32>, String), ApiError> {
         let truncates = self.choosing.truncate_prompt;
-        let encode = |text: &str, specials| served.encode(text, specials, "prompt", truncates);
+        let asked = self.choosing.max_tokens.unwrap_or(1);
+        let encode = |text: &str, specials| {
+            let ids = served.encode(text, specials, self.prompt_field, truncates);
+            ids.map_err(|error| match error.code {
+                Some(CONTEXT_EXCEEDED) => {
+                    let message = format!("{}; the answer is to have {asked}", error.message);
+                    ApiError { message, ..error }
+                }
+                _ => error,
+            })
+        };
         match &self.prompt {
             Prompt::Chat { messages, tools, extra } => {
                 let text = render(served, messages, tools, extra)?;

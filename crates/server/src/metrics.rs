@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -60,8 +61,13 @@ fn lengths() -> Histogram {
 /// Perplexities that were asked for in this process.
 #[derive(Debug, Default)]
 struct Perplexities {
-    values: Vec<f64>,
+    /// The last of them, for the median.
+    recent: VecDeque<f64>,
+    samples: u64,
     tokens: u64,
+    sum: f64,
+    /// Least and most.
+    range: Option<(f64, f64)>,
 }
 
 /// Statistics of the perplexities asked for.
@@ -73,7 +79,7 @@ pub struct PerplexityStats {
     pub tokens: u64,
     /// Mean.
     pub mean: Option<f64>,
-    /// Median.
+    /// Median of the last ten thousand; everything else is of all.
     pub median: Option<f64>,
     /// Least.
     pub min: Option<f64>,
@@ -287,11 +293,7 @@ impl Metrics {
     pub fn scored(&self, perplexity: f64, tokens: u64) {
         let stats = {
             let mut all = self.perplexities.lock().unwrap_or_else(PoisonError::into_inner);
-            if all.values.len() == REMEMBERED {
-                all.values.remove(0);
-            }
-            all.values.push(perplexity);
-            all.tokens += tokens;
+            all.add(perplexity, tokens);
             all.stats()
         };
         self.perplexity_samples.inc();
@@ -330,8 +332,20 @@ impl Metrics {
 }
 
 impl Perplexities {
+    fn add(&mut self, perplexity: f64, tokens: u64) {
+        if self.recent.len() == REMEMBERED {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(perplexity);
+        self.samples += 1;
+        self.tokens += tokens;
+        self.sum += perplexity;
+        let (least, most) = self.range.unwrap_or((perplexity, perplexity));
+        self.range = Some((least.min(perplexity), most.max(perplexity)));
+    }
+
     fn stats(&self) -> PerplexityStats {
-        let mut sorted = self.values.clone();
+        let mut sorted: Vec<f64> = self.recent.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         let (count, middle) = (sorted.len(), sorted.len() / 2);
         let median = match count {
@@ -340,12 +354,12 @@ impl Perplexities {
             _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
         };
         PerplexityStats {
-            samples: count as u64,
+            samples: self.samples,
             tokens: self.tokens,
-            mean: (count > 0).then(|| sorted.iter().sum::<f64>() / count as f64),
+            mean: (count > 0).then(|| self.sum / self.samples as f64),
             median,
-            min: sorted.first().copied(),
-            max: sorted.last().copied(),
+            min: self.range.map(|(least, _)| least),
+            max: self.range.map(|(_, most)| most),
         }
     }
 }
@@ -412,5 +426,29 @@ impl Meter {
         };
         let model_name = self.labels.model_name.clone();
         self.answers.get_or_create(&OfAnswer { model_name, finished_reason }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Metrics, REMEMBERED};
+
+    #[test]
+    fn statistics_are_of_all_requests_alike() {
+        let metrics = Metrics::new();
+        // The first are the extremes, and are forgotten by the median alone.
+        let all = (0..REMEMBERED + 500).map(|i| [1.0, 1e6].get(i).copied().unwrap_or(i as f64));
+        let all: Vec<f64> = all.collect();
+        all.iter().for_each(|value| metrics.scored(*value, 3));
+        let stats = metrics.perplexity_stats();
+        let count = all.len() as u64;
+        assert_eq!((stats.samples, stats.tokens), (count, 3 * count));
+        assert_eq!((stats.min, stats.max), (Some(1.0), Some(1e6)));
+        let mean = all.iter().sum::<f64>() / count as f64;
+        assert!((stats.mean.unwrap() - mean).abs() < 1e-9 * mean);
+        let last = &all[500..];
+        assert_eq!(stats.median, Some((last[4999] + last[5000]) / 2.0));
+        assert_eq!(metrics.perplexity_samples.get(), count);
+        assert_eq!(Metrics::new().perplexity_stats().mean, None);
     }
 }

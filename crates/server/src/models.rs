@@ -1,6 +1,7 @@
 //! The models of a server: which there are, which are loaded, and what one of them needs to answer.
 
 use crate::ApiError;
+use crate::error::CONTEXT_EXCEEDED;
 use crate::kv_events::KvEvents;
 use crate::runtime::{QueueLimits, Runtime};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
@@ -89,11 +90,12 @@ impl Served {
         let context = self.runtime.limits().max_context;
         if !truncates && text.len() > BYTES_PER_TOKEN * (context + 64) {
             let message = format!(
-                "the text has {} bytes, far more than a context of {context} tokens holds",
-                text.len()
+                "the context holds {context} tokens, the text has {} bytes, which are at least {}",
+                text.len(),
+                text.len() / BYTES_PER_TOKEN
             );
             let error = ApiError::invalid(field, message);
-            return Err(ApiError { code: Some("context_length_exceeded"), ..error });
+            return Err(ApiError { code: Some(CONTEXT_EXCEEDED), ..error });
         }
         let ids = self.tokenizer.encode(text, specials);
         ids.map_err(|error| ApiError::invalid(field, error.to_string()))

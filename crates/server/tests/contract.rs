@@ -277,19 +277,60 @@ fn completions_take_texts_and_tokens() {
     }
 }
 
+/// The model's limit, the tokens of the prompt and those asked for, and the field that is too long.
 #[test]
 fn a_context_that_overflows_is_told_with_its_numbers() {
     let server = Setup::default().start();
-    let response =
-        server.post("/v1/chat/completions", &with(chat("Hi"), json!({"max_tokens": 600})));
-    assert_eq!(response.status, 400);
-    let error = &response.json()["error"];
-    assert_eq!(error["code"], "context_length_exceeded");
-    let message = error["message"].as_str().unwrap();
-    assert!(message.contains("600") && message.contains("512"), "{message}");
-    let long = "word ".repeat(2000);
-    let response = server.post("/v1/chat/completions", &chat(&long));
-    assert_eq!(response.json()["error"]["code"], "context_length_exceeded");
+    let (short, long, huge) = ("Hi".to_owned(), "word ".repeat(2000), "word ".repeat(20_000));
+    let count = |path: &str, text: &str| {
+        let tokens = |body: Value| {
+            server.post("/tokenize", &body).json()["count"].as_u64().unwrap() as usize
+        };
+        match path {
+            "/v1/completions" => tokens(json!({"prompt": text})),
+            _ => {
+                tokens(chat(text).as_object().map(|c| json!({"messages": c["messages"]})).unwrap())
+            }
+        }
+    };
+    for text in [&short, &long, &huge] {
+        for (path, field, most) in [
+            ("/v1/chat/completions", "messages", "max_tokens"),
+            ("/v1/completions", "prompt", "max_tokens"),
+            ("/v1/responses", "input", "max_output_tokens"),
+            ("/v1/messages", "messages", "max_tokens"),
+        ] {
+            let mut body = match field {
+                "messages" => chat(text),
+                field => json!({field: text}),
+            };
+            body[most] = json!(777);
+            let response = server.post(path, &body);
+            assert_eq!(response.status, 400, "{path}");
+            let error = &response.json()["error"];
+            let message = error["message"].as_str().unwrap();
+            // What is far too long is not even made into tokens, and told by what it has at least.
+            let prompt = match text.len() {
+                100_000 => huge.len() / 64,
+                _ => count(path, text),
+            };
+            let numbers: Vec<&str> =
+                message.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty()).collect();
+            let near = |number: &&str| number.parse::<usize>().unwrap().abs_diff(prompt) < 2;
+            assert!(numbers.iter().any(near), "{path}: no {prompt} in {message}");
+            assert!(numbers.contains(&"512") && numbers.contains(&"777"), "{path}: {message}");
+            if path != "/v1/messages" {
+                assert_eq!(error["code"], "context_length_exceeded", "{path}");
+                assert_eq!(error["param"], field, "{path}");
+            }
+        }
+    }
+    let embedded = server.post("/v1/embeddings", &json!({"input": long})).json();
+    let error = &embedded["error"];
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("context_length_exceeded"), &json!("input"))
+    );
     let cut = with(chat(&long), json!({"truncate_prompt": true}));
     let response = server.post("/v1/chat/completions", &cut);
     assert_eq!(response.status, 200, "{}", response.body);

@@ -3,7 +3,10 @@
 mod common;
 
 use common::Setup;
+use marlin_engine::EngineOptions;
+use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use serde_json::{Value, json};
+use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -66,4 +69,61 @@ fn too_many_readers_are_sent_away() {
     assert!(count(200) >= 64 && count(429) > 0, "{statuses:?}");
     assert_eq!(server.post("/v1/embeddings", &body).status, 200);
     assert_eq!(server.behaviour.most_caches.load(Ordering::SeqCst), 2);
+}
+
+/// A long text must not be read to its end for nobody.
+#[test]
+fn a_text_is_put_down_when_its_client_has_left() {
+    let options = EngineOptions {
+        max_context: Some(8192),
+        num_blocks: Some(512),
+        ..EngineOptions::default()
+    };
+    let server = Setup { options, ..Setup::default() }.start();
+    server.behaviour.pass_us.store(40_000, Ordering::Relaxed);
+    let ids: Vec<u32> = (0..7680).map(|i| 300 + i % 1000).collect();
+    for (path, body) in
+        [("/v1/embeddings", json!({"input": ids})), ("/v1/perplexity", json!({"token_ids": ids}))]
+    {
+        let reading = server.open(path, &body);
+        let begun = Instant::now();
+        while server.behaviour.caches.load(Ordering::SeqCst) < 2 {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{path}: it never began");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Fifteen chunks of 40 ms take 600; one is under way.
+        let left = Instant::now();
+        reading.shutdown(Shutdown::Both).unwrap();
+        drop(reading);
+        while server.behaviour.caches.load(Ordering::SeqCst) > 1 {
+            assert!(left.elapsed() < Duration::from_millis(300), "{path}: still at it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let long = json!({"input": vec![300; 8193]});
+    let error = server.post("/v1/embeddings", &long).json()["error"].clone();
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("context_length_exceeded"), &json!("input"))
+    );
+}
+
+/// The figure of the endpoint is that of `marlin eval perplexity`.
+#[test]
+fn a_perplexity_is_that_of_the_library() {
+    let server = Setup::default().start();
+    let served = server.server.models.loaded(0).unwrap();
+    let ids: Vec<u32> = (0..400u32).map(|i| 300 + i * i % 700).collect();
+    for (window, score_from) in [(400, 1), (128, 64), (50, 49), (399, 200)] {
+        let options = PerplexityOptions { window, score_from, ..PerplexityOptions::default() };
+        let model = served.runtime.model().as_ref();
+        let report = perplexity(model, &ids, &options, None, &mut |_| {}).unwrap();
+        let body = json!({"token_ids": ids, "window": window, "score_from": score_from});
+        let scored = server.post("/v1/perplexity", &body).json();
+        assert_eq!(scored["tokens"], report.tokens_scored, "{scored}");
+        assert_eq!(scored["windows"], report.windows);
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs();
+        assert!(close(scored["nll"].as_f64().unwrap(), report.nll), "{scored} {report:?}");
+        assert!(close(scored["perplexity"].as_f64().unwrap(), report.perplexity));
+    }
 }

@@ -1,6 +1,6 @@
 //! Vectors of texts: pooled hidden states.
 
-use super::{BLOCK_SIZE, CHUNK, Reader, check_tokens};
+use super::{BLOCK_SIZE, CHUNK, GoOn, Reader, check_tokens, check_wanted};
 use crate::{EngineError, LanguageModel};
 use marlin_tensor::Batch;
 
@@ -17,11 +17,12 @@ pub enum Pooling {
 /// The pooled states after the final norm of `tokens`, of length 1: `[hidden_size]`.
 ///
 /// # Errors
-/// When there are no tokens, too many, one is unknown, or the model fails or gives NaN.
+/// When there are no tokens, too many, one is unknown, the model fails or gives NaN, or it is not to go on.
 pub fn embed(
     model: &dyn LanguageModel,
     tokens: &[u32],
     pooling: Pooling,
+    go_on: GoOn,
 ) -> Result<Vec<f32>, EngineError> {
     if tokens.is_empty() {
         return Err(EngineError::EmptyPrompt);
@@ -30,6 +31,7 @@ pub fn embed(
     let reader = Reader::new(model, tokens.len())?;
     let mut sum: Vec<f64> = Vec::new();
     for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+        check_wanted(go_on)?;
         let mut batch = Batch::new(BLOCK_SIZE);
         let (table, limit) = (reader.table.blocks(), tokens.len() as u32);
         batch.push(chunk, i * CHUNK, table, limit, 0);

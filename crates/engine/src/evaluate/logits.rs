@@ -1,6 +1,6 @@
 //! Raw logits of given tokens.
 
-use super::{Reader, check_row, check_tokens};
+use super::{GoOn, Reader, check_row, check_tokens};
 use crate::sampler::log_sum_exp;
 use crate::{EngineError, LanguageModel};
 
@@ -39,18 +39,20 @@ pub fn logits(model: &dyn LanguageModel, tokens: &[u32]) -> Result<Vec<f32>, Eng
 /// before it.
 ///
 /// # Errors
-/// When a token is unknown, there are too many, or the model fails or gives NaN.
+/// When a token is unknown, there are too many, the model fails or gives NaN, or it is not to go on.
 pub fn for_each_logprob(
     model: &dyn LanguageModel,
     tokens: &[u32],
     first: usize,
     each: &mut dyn FnMut(f64),
+    go_on: GoOn,
 ) -> Result<(), EngineError> {
     check_tokens("token_ids", tokens, model)?;
     let first = first.max(1);
     let reader = Reader::new(model, tokens.len())?;
     // The last token is predicted and predicts nothing.
     let mut stream = reader.stream(&tokens[..tokens.len().saturating_sub(1)], first - 1);
+    stream.go_on = go_on;
     while let Some((start, rows)) = stream.next()? {
         for (i, row) in rows.chunks_exact(model.vocab_size()).enumerate() {
             check_row(row, start + i)?;

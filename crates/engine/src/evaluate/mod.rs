@@ -59,7 +59,7 @@ impl<'a> Reader<'a> {
     /// Reads `tokens` from an empty cache. Logits are wanted after each position from
     /// `first_output` on.
     fn stream<'r>(&'r self, tokens: &'r [u32], first_output: usize) -> LogitStream<'r> {
-        LogitStream { reader: self, tokens, position: 0, first_output }
+        LogitStream { reader: self, tokens, position: 0, first_output, go_on: &|| true }
     }
 }
 
@@ -69,6 +69,7 @@ struct LogitStream<'r> {
     tokens: &'r [u32],
     position: usize,
     first_output: usize,
+    go_on: GoOn<'r>,
 }
 
 impl LogitStream<'_> {
@@ -76,6 +77,7 @@ impl LogitStream<'_> {
     fn next(&mut self) -> Result<Option<(usize, Vec<f32>)>, EngineError> {
         let Reader { model, cache, table, capacity } = self.reader;
         while self.position < self.tokens.len() {
+            check_wanted(self.go_on)?;
             let start = self.position;
             let silent = self.first_output.saturating_sub(start);
             let size = if silent > 0 { silent.min(CHUNK) } else { output_rows(*model) };
@@ -97,6 +99,13 @@ impl LogitStream<'_> {
 /// Rows of logits that fit [`LOGIT_BYTES`].
 fn output_rows(model: &dyn LanguageModel) -> usize {
     (LOGIT_BYTES / (4 * model.vocab_size())).clamp(1, CHUNK)
+}
+
+/// Asked before each forward pass: false ends the work with [`EngineError::Stopped`].
+pub type GoOn<'a> = &'a dyn Fn() -> bool;
+
+fn check_wanted(go_on: GoOn) -> Result<(), EngineError> {
+    if go_on() { Ok(()) } else { Err(EngineError::Stopped) }
 }
 
 /// Checks that a sequence of `tokens` fits the model's context.

@@ -84,7 +84,9 @@ impl ChatRequest {
             one_call: !parallel,
         };
         Ok(Self { model, generate, wants: Wants { stream, usage } })
+            prompt_field: "messages",
     }
+            stream,
 }
 
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {

@@ -77,7 +77,9 @@ impl CompletionRequest {
             choosing: choosing.clone(),
             tools: ToolSet::None,
             shape: shape.clone(),
+            prompt_field: "prompt",
             schema_field: "response_format",
+            stream,
             one_call: false,
         });
         let wants = Wants { stream, usage };

@@ -87,7 +87,9 @@ impl MessagesRequest {
             choosing,
             tools: set,
             shape,
+            prompt_field: "messages",
             schema_field: "output_config.format",
+            stream,
             one_call,
         };
         Ok(Self { model, generate, stream, one_call })

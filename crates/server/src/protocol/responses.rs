@@ -133,7 +133,9 @@ impl ResponsesRequest {
             choosing,
             tools: set,
             shape,
+            prompt_field: "input",
             schema_field: "text.format",
+            stream,
             one_call: false,
         };
         Ok(Self { model, generate, stream, echo })

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use marlin_engine::EngineError;
 use marlin_engine::evaluate::{Pooling, embed, for_each_logprob};
 use marlin_text::Specials;
 use serde_json::{Map, Value, json};
@@ -78,15 +79,16 @@ pub(super) async fn embeddings(
                 Input::Text(text) => served.encode(&text, Specials::PROMPT, "input", false)?,
                 Input::Tokens(ids) => ids,
             };
+            // The cache of a text is its own, and as large as an answer's at most.
+            let max_context = served.runtime.limits().max_context;
+            if ids.len() > max_context {
+                let error = EngineError::TextTooLong { tokens: ids.len(), max_context };
+                return Err(ApiError::of_engine(&error, "input"));
+            }
             tokens += ids.len();
             let model = served.runtime.model();
-            let vector = embed(model.as_ref(), &ids, pooling);
-            let vector = vector.map_err(|error| match error {
-                marlin_engine::EngineError::EmptyPrompt => {
-                    ApiError::invalid("input", error.to_string())
-                }
-                error => ApiError::of_engine(&error),
-            })?;
+            let vector = embed(model.as_ref(), &ids, pooling, &|| go_on().is_ok());
+            let vector = vector.map_err(|error| ApiError::of_engine(&error, "input"))?;
             if dimensions.is_some_and(|wanted| wanted as usize != vector.len()) {
                 let message = format!("dimensions: this model's vectors have {}", vector.len());
                 return Err(ApiError::unsupported("dimensions", message));
@@ -179,8 +181,9 @@ pub(super) async fn perplexity(
         for tokens in tokens.chunks_exact(window) {
             go_on()?;
             let mut each = |logprob: f64| logprobs.push(logprob);
-            for_each_logprob(served.runtime.model().as_ref(), tokens, from, &mut each)
-                .map_err(|error| ApiError::of_engine(&error))?;
+            let model = served.runtime.model().as_ref();
+            for_each_logprob(model, tokens, from, &mut each, &|| go_on().is_ok())
+                .map_err(|error| ApiError::of_engine(&error, "text"))?;
         }
         let nll = -logprobs.iter().sum::<f64>() / logprobs.len() as f64;
         let perplexity = nll.exp();

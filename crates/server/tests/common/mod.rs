@@ -161,6 +161,7 @@ struct Fake {
     options: EngineOptions,
     load_time: Duration,
 }
+        std::thread::sleep(Duration::from_micros(self.behaviour.pass_us.load(Ordering::Relaxed)));
 
 impl Loader for Fake {
     fn load(&self, index: usize) -> Result<Loaded, String> {
