@@ -93,7 +93,12 @@ struct Choice {
     parser: Option<OutputParser>,
     tokens: usize,
     stopped_by: Option<usize>,
+    /// A call has begun.
     calls: bool,
+    /// A call is whole.
+    called: bool,
+    /// A call that was given out while it was written has broken off.
+    broken: bool,
     one_call: bool,
     ended: bool,
     /// Bytes of the tokens so far, and of the text given out.
@@ -135,6 +140,8 @@ impl Answers {
             tokens: 0,
             stopped_by: None,
             calls: false,
+            called: false,
+            broken: false,
             one_call: options.one_call,
             ended: false,
             bytes: (0, 0),
@@ -253,10 +260,10 @@ impl Answers {
         while let Some((_, chance)) = choice.held.pop_front_if(|(end, _)| *end <= given) {
             chances.push(chance);
         }
-        let had_calls = choice.calls;
+        let had_called = choice.called;
         let deltas = choice.deltas(emitted.text);
-        if choice.one_call && choice.calls && had_calls {
-            // Whatever follows the first call is not wanted.
+        if choice.broken || choice.one_call && had_called {
+            // Whatever follows the first call is not wanted, and half a call has failed already.
             self.tokens.cancel(index);
         }
         self.give(Piece { choice: index, deltas, chances, tokens: vec![token], finish: None });
@@ -268,12 +275,12 @@ impl Answers {
             return;
         }
         self.open -= 1;
+        let broke_off = choice.broken;
         let rest = choice.stream.finish().text;
         let mut deltas = choice.deltas(rest);
         if let Some(parser) = &mut choice.parser {
             let events = parser.finish();
-            choice.calls |= collect(events, &mut deltas);
-            choice.keep_one(&mut deltas);
+            choice.collect(events, &mut deltas);
         }
         // What a stop string has taken away is gone.
         let held = std::mem::take(&mut choice.held).into_iter().map(|(_, chance)| chance);
@@ -281,7 +288,11 @@ impl Answers {
             if choice.stopped_by.is_some() { Vec::new() } else { held.collect::<Vec<_>>() };
         let mut usage = usage;
         let finish = match finish {
-            Finish::Failed(_) if choice.calls && choice.one_call => Finish::ToolCalls,
+            Finish::Length => Finish::Length,
+            // Arguments that a client has put together are a JSON object, or it is told that they are not.
+            Finish::Failed(_) if broke_off => broken_call(),
+            Finish::Stop { .. } if choice.broken => broken_call(),
+            Finish::Failed(_) if choice.called && choice.one_call => Finish::ToolCalls,
             Finish::Stop { .. } if choice.calls => Finish::ToolCalls,
             Finish::Stop { .. } => {
                 Finish::Stop { by: choice.stopped_by.map(|i| self.stop[i].clone()) }
@@ -297,14 +308,29 @@ impl Answers {
 }
 
 impl Choice {
-    /// Drops calls after the first, where one is wanted.
-    fn keep_one(&self, deltas: &mut Vec<Delta>) {
-        let first = |delta: &Delta| match delta {
-            Delta::Call { index, .. } | Delta::Arguments { index, .. } => *index == 0,
-            _ => true,
-        };
-        if self.one_call {
-            deltas.retain(first);
+    /// Appends what a parser found, without calls after the first where one is wanted.
+    fn collect(&mut self, events: Vec<OutputEvent>, deltas: &mut Vec<Delta>) {
+        let one_call = self.one_call;
+        let wanted = |index: usize| index == 0 || !one_call;
+        for event in events {
+            match event {
+                // The rest of half a call is neither.
+                _ if self.broken => {}
+                OutputEvent::Reasoning(text) => deltas.push(Delta::Reasoning(text)),
+                OutputEvent::Content(text) => deltas.push(Delta::Content(text)),
+                OutputEvent::ToolCallStart { index, name } if wanted(index) => {
+                    self.calls = true;
+                    deltas.push(Delta::Call { index, name });
+                }
+                OutputEvent::ToolCallArguments { index, delta } if wanted(index) => {
+                    deltas.push(Delta::Arguments { index, text: delta });
+                }
+                OutputEvent::ToolCallEnd { index, complete } if wanted(index) => {
+                    self.called |= complete;
+                    self.broken |= !complete;
+                }
+                _ => {}
+            }
         }
     }
 
@@ -314,8 +340,7 @@ impl Choice {
             _ if text.is_empty() => {}
             Some(parser) => {
                 let events = parser.push(&text);
-                self.calls |= collect(events, &mut deltas);
-                self.keep_one(&mut deltas);
+                self.collect(events, &mut deltas);
             }
             None => deltas.push(Delta::Content(text)),
         }
@@ -323,24 +348,9 @@ impl Choice {
     }
 }
 
-/// Appends what a parser found; whether there was a call.
-fn collect(events: Vec<OutputEvent>, deltas: &mut Vec<Delta>) -> bool {
-    let mut calls = false;
-    for event in events {
-        match event {
-            OutputEvent::Reasoning(text) => deltas.push(Delta::Reasoning(text)),
-            OutputEvent::Content(text) => deltas.push(Delta::Content(text)),
-            OutputEvent::ToolCallStart { index, name } => {
-                calls = true;
-                deltas.push(Delta::Call { index, name });
-            }
-            OutputEvent::ToolCallArguments { index, delta } => {
-                deltas.push(Delta::Arguments { index, text: delta });
-            }
-            OutputEvent::ToolCallEnd { .. } => {}
-        }
-    }
-    calls
+fn broken_call() -> Finish {
+    let message = "the model broke off a call in its arguments; send the request again";
+    Finish::Failed(ApiError::internal(message))
 }
 
 /// A part of an answer.

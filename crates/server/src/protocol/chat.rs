@@ -1,5 +1,8 @@
 //! OpenAI's chat completions.
 
+#[cfg(test)]
+mod tests;
+
 use super::tools::{
     MAX_TOOLS, NamedSchema, arguments, named_schema, offered, tools_and_choice, with_calls,
 };
@@ -10,6 +13,7 @@ use crate::constraint::Shape;
 use crate::fields::Fields;
 use crate::generate::{Choosing, Generate, MAX_TOP_LOGPROBS, Prompt};
 use crate::models::Served;
+use marlin_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -80,13 +84,13 @@ impl ChatRequest {
             choosing,
             tools: set,
             shape,
+            prompt_field: "messages",
             schema_field: "response_format",
+            stream,
             one_call: !parallel,
         };
         Ok(Self { model, generate, wants: Wants { stream, usage } })
-            prompt_field: "messages",
     }
-            stream,
 }
 
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
@@ -191,18 +195,18 @@ pub(super) fn retention(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse("prompt_cache_retention", &in_memory, reason)
 }
 
-    let role = fields.string("role")?;
-    let role = role.ok_or_else(|| {
-        ApiError::invalid(&fields.path("role"), format!("{path}.role is missing"))
-    })?;
-    let role = match role.as_str() {
-        "developer" | "system" => "system",
 /// A message as templates read it; `path` is where it stands in the request.
 ///
 /// # Errors
 /// Names the field that is wrong.
 pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
     let mut fields = Fields::of(value, path)?;
+    let role = fields.string("role")?;
+    let role = role.ok_or_else(|| {
+        ApiError::invalid(&fields.path("role"), format!("{path}.role is missing"))
+    })?;
+    let role = match role.as_str() {
+        "developer" | "system" => "system",
         "user" | "assistant" | "tool" => role.as_str(),
         _ => {
             let expected = "system, developer, user, assistant or tool";
@@ -358,6 +362,11 @@ pub fn grammar(fields: &mut Fields) -> Result<Option<Shape>, ApiError> {
 
 /// The response to a request whose answers are whole.
 pub fn response(served: &Served, answers: &[Whole], logprobs: bool) -> Value {
+    response_of(&served.id, logprobs.then_some(&*served.tokenizer), answers)
+}
+
+/// [`response`] of a model, with tokens where there is a tokenizer.
+fn response_of(model: &str, tokenizer: Option<&Tokenizer>, answers: &[Whole]) -> Value {
     let mut spent = Spent::default();
     let choice = |(index, answer): (usize, &Whole)| {
         if let Some((_, usage)) = &answer.finish {
@@ -381,7 +390,7 @@ pub fn response(served: &Served, answers: &[Whole], logprobs: bool) -> Value {
             message.insert("tool_calls".into(), answer.calls.iter().map(call).collect());
         }
         let reason = answer.finish.as_ref().map(|(finish, _)| finish_reason(finish));
-        let chances = logprobs.then(|| chat_logprobs(&served.tokenizer, &answer.chances));
+        let chances = tokenizer.map(|tokenizer| chat_logprobs(tokenizer, &answer.chances));
         json!({"index": index, "message": message, "logprobs": chances, "finish_reason": reason})
     };
     let choices: Vec<Value> = answers.iter().enumerate().map(choice).collect();
@@ -389,7 +398,7 @@ pub fn response(served: &Served, answers: &[Whole], logprobs: bool) -> Value {
         "id": new_id("chatcmpl-"),
         "object": "chat.completion",
         "created": now(),
-        "model": served.id,
+        "model": model,
         "choices": choices,
         "usage": spent.json(),
         "system_fingerprint": crate::FINGERPRINT,
@@ -400,9 +409,10 @@ pub fn response(served: &Served, answers: &[Whole], logprobs: bool) -> Value {
 pub struct Stream {
     id: String,
     created: u64,
-    served: Arc<Served>,
+    model: String,
+    /// Present when tokens are given out.
+    tokenizer: Option<Arc<Tokenizer>>,
     usage: bool,
-    logprobs: bool,
     begun: Vec<bool>,
     tallies: Vec<Tally>,
     spent: Spent,
@@ -442,10 +452,15 @@ struct ChunkDelta {
 
 impl Stream {
     /// Of `n` answers.
-    pub fn new(served: Arc<Served>, n: usize, usage: bool, logprobs: bool) -> Self {
+    pub fn new(served: &Served, n: usize, usage: bool, logprobs: bool) -> Self {
+        Self::of(&served.id, logprobs.then(|| served.tokenizer.clone()), n, usage)
+    }
+
+    fn of(model: &str, tokenizer: Option<Arc<Tokenizer>>, n: usize, usage: bool) -> Self {
         let (id, created, begun) = (new_id("chatcmpl-"), now(), vec![false; n]);
         let tallies = (0..n).map(|_| Tally::default()).collect();
-        Self { id, created, served, usage, logprobs, begun, tallies, spent: Spent::default() }
+        let (model, spent) = (model.to_owned(), Spent::default());
+        Self { id, created, model, tokenizer, usage, begun, tallies, spent }
     }
 
     fn chunk(
@@ -465,7 +480,7 @@ impl Stream {
                 id: &self.id,
                 object: "chat.completion.chunk",
                 created: self.created,
-                model: &self.served.id,
+                model: &self.model,
                 system_fingerprint: crate::FINGERPRINT,
                 choices: [choice],
                 usage,
@@ -506,8 +521,8 @@ impl Encoder for Stream {
             };
             self.chunk(index, delta, None, None, out);
         }
-        let mut chances = (self.logprobs && !piece.chances.is_empty())
-            .then(|| chat_logprobs(&self.served.tokenizer, &piece.chances));
+        let tokenizer = self.tokenizer.as_ref().filter(|_| !piece.chances.is_empty());
+        let mut chances = tokenizer.map(|tokenizer| chat_logprobs(tokenizer, &piece.chances));
         for delta in piece.deltas {
             self.chunk(index, Self::delta(delta), chances.take(), None, out);
         }
@@ -534,7 +549,7 @@ impl Encoder for Stream {
                     "id": self.id,
                     "object": "chat.completion.chunk",
                     "created": self.created,
-                    "model": self.served.id,
+                    "model": self.model,
                     "system_fingerprint": crate::FINGERPRINT,
                     "choices": [],
                     "usage": self.spent.json(),

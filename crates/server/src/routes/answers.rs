@@ -63,7 +63,7 @@ pub(super) async fn chat(
     let (n, logprobs) = (generate.choosing.n, generate.choosing.logprobs.is_some());
     let Running { answers, .. } = server.submit(&served, generate, start).await?;
     if wants.stream {
-        let encoder = Box::new(chat::Stream::new(served, n, wants.usage, logprobs));
+        let encoder = Box::new(chat::Stream::new(&served, n, wants.usage, logprobs));
         let guard = guard.map(|Extension(guard)| guard);
         return Ok(stream(server, guard, Streaming { answers, encoder }));
     }

@@ -8,7 +8,7 @@ use marlin_server::{
     Config, Key, Keys, KvEvents, Listening, Loaded, Loader, Models, QueueLimits, Quota, Server,
 };
 use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
-use marlin_text::{ChatTemplate, Tokenizer};
+use marlin_text::{ChatTemplate, Specials, Tokenizer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,10 +33,33 @@ pub struct Behaviour {
     pub fails: AtomicBool,
     /// Rows computed.
     pub rows: AtomicUsize,
+    /// What the model writes instead, if anything.
+    pub script: Mutex<Script>,
     /// Caches that there are, and the most there ever were.
     pub caches: AtomicUsize,
     pub most_caches: AtomicUsize,
 }
+
+/// Tokens of an answer.
+#[derive(Default)]
+pub struct Script {
+    tokens: Vec<u32>,
+    /// Tokens between the last beginning of a turn and the answer.
+    header: usize,
+}
+
+impl Script {
+    /// What follows `tokens`, if they end in an answer.
+    fn next(&self, tokens: &[u32]) -> Option<u32> {
+        let begun = tokens.iter().rposition(|token| *token == TURN)?;
+        let written = (tokens.len() - begun - 1).checked_sub(self.header)?;
+        Some(self.tokens.get(written).copied().unwrap_or(END))
+    }
+}
+
+/// Token ids of `<|im_start|>` and `<|im_end|>`.
+const TURN: u32 = 1;
+const END: u32 = 2;
 
 struct Model {
     vocab_size: usize,
@@ -123,8 +146,13 @@ impl LanguageModel for Model {
                     slots[s.block_table[p / batch.block_size] as usize * batch.block_size
                         + p % batch.block_size]
                 };
-                let state = (0..=position).fold(7, |h, p| mix(h, u64::from(token(p))));
-                let chosen = WORDS.start + (state % u64::from(WORDS.end - WORDS.start)) as u32;
+                let script = self.behaviour.script.lock().unwrap();
+                let chosen = if script.tokens.is_empty() {
+                    let state = (0..=position).fold(7, |h, p| mix(h, u64::from(token(p))));
+                    WORDS.start + (state % u64::from(WORDS.end - WORDS.start)) as u32
+                } else {
+                    script.next(&(0..=position).map(token).collect::<Vec<_>>()).unwrap_or(END)
+                };
                 rows.next().unwrap()[chosen as usize] = 8.0;
             }
         }
@@ -133,6 +161,7 @@ impl LanguageModel for Model {
     }
 
     fn hidden(&self, batch: &Batch, _: &Cache) -> Result<Tensor, EngineError> {
+        std::thread::sleep(Duration::from_micros(self.behaviour.pass_us.load(Ordering::Relaxed)));
         let states: Vec<f32> = batch.tokens.iter().flat_map(|t| [*t as f32, 1.0]).collect();
         Ok(Tensor { rows: batch.rows(), decode_rows: 0, columns: 2, handle: Arc::new(states) })
     }
@@ -142,12 +171,30 @@ impl LanguageModel for Model {
     }
 }
 
-/// The tokenizer and template of the story model, in the fixtures of the text crate.
-fn text() -> (Tokenizer, ChatTemplate) {
+/// A template whose model calls functions as Qwen and Hermes do, and thinks.
+const TOOLS: &str = "{% if tools %}<|im_start|>system
+Call a function with <tool_call></tool_call>:{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>
+{{ m.reasoning_content }}
+</think>
+{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}
+<tool_call>
+{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}";
+
+/// The tokenizer and template of the story model, in the fixtures of the text crate; or with [`TOOLS`].
+fn text(tools: bool) -> (Tokenizer, ChatTemplate) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../text/fixtures/glm-stories");
     let names = ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"];
-    let sidecars: BTreeMap<_, _> =
+    let mut sidecars: BTreeMap<_, _> =
         names.map(|n| (n.to_owned(), std::fs::read(folder.join(n)).unwrap().into())).into();
+    if tools {
+        sidecars.insert(names[0].to_owned(), TOOLS.as_bytes().to_vec().into());
+    }
     let container =
         Container::HuggingFace { config: serde_json::json!({}), generation_config: None };
     let checkpoint = Checkpoint::from_parts(folder, container, [], sidecars);
@@ -160,8 +207,8 @@ struct Fake {
     behaviour: Arc<Behaviour>,
     options: EngineOptions,
     load_time: Duration,
+    tools: bool,
 }
-        std::thread::sleep(Duration::from_micros(self.behaviour.pass_us.load(Ordering::Relaxed)));
 
 impl Loader for Fake {
     fn load(&self, index: usize) -> Result<Loaded, String> {
@@ -169,7 +216,7 @@ impl Loader for Fake {
         if index == 2 {
             return Err("the file is damaged".into());
         }
-        let (tokenizer, template) = text();
+        let (tokenizer, template) = text(self.tools);
         let max_context = self.options.max_context.unwrap();
         let vocab_size = tokenizer.vocab_size();
         let model = Arc::new(Model { vocab_size, max_context, behaviour: self.behaviour.clone() });
@@ -201,6 +248,8 @@ pub struct Setup {
     pub budget: Option<u64>,
     pub load_time: Duration,
     pub wait: bool,
+    /// The model knows how to call functions.
+    pub tools: bool,
     /// Topic of what is told of the caches, if it is.
     pub kv_events: Option<&'static str>,
 }
@@ -224,6 +273,7 @@ impl Default for Setup {
             budget: None,
             load_time: Duration::ZERO,
             wait: true,
+            tools: false,
             kv_events: None,
         }
     }
@@ -248,8 +298,12 @@ impl Setup {
             .build()
             .unwrap();
         let behaviour = Arc::new(Behaviour::default());
-        let loader =
-            Fake { behaviour: behaviour.clone(), options: self.options, load_time: self.load_time };
+        let loader = Fake {
+            behaviour: behaviour.clone(),
+            options: self.options,
+            load_time: self.load_time,
+            tools: self.tools,
+        };
         let names = ["first", "second", "broken"].map(str::to_owned).to_vec();
         let models = Models::new(names, Box::new(loader), self.budget, self.queue);
         let bound = self.kv_events.map(|topic| KvEvents::bind(LOCAL.parse().unwrap(), topic));
@@ -319,6 +373,14 @@ impl Response {
 }
 
 impl Running {
+    /// Has the model write `answer` from now on.
+    pub fn says(&self, answer: &str) {
+        let (tokenizer, _) = text(true);
+        let ids = |text: &str| tokenizer.encode(text, Specials::NONE).unwrap();
+        let script = Script { tokens: ids(answer), header: ids("assistant\n").len() };
+        *self.behaviour.script.lock().unwrap() = script;
+    }
+
     /// Sends bytes as they are and reads whatever comes until the end.
     pub fn raw(&self, bytes: &[u8]) -> Response {
         let mut stream = self.connect();
