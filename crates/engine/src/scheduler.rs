@@ -3,17 +3,29 @@
 //! Every step runs the next token of each sequence that is decoding, first come first, and up to a budget of
 //! prompt tokens, given first to the prompts that waited longest: a long prompt delays the others by one
 //! chunk, never by its whole length. The budget is smaller while answers are under way, which
-//! bounds the time between their tokens; while there are none, a step ends with the first prompt that does. A sequence is admitted only when its tokens fit the pool with a
-//! block to spare for each running one, and owns their blocks from then on, so only decoding can run out. Then the
-//! last one in rank loses its blocks and later recomputes; the first always advances, so every request
-//! ends. Rank is priority, then age.
+//! bounds the time between their tokens; while there are none, a step ends with the first prompt that does.
+//!
+//! A sequence is admitted when its tokens fit the pool with a block to spare for each running one, and owns their blocks from
+//! then on. One that is large for the pool gets its blocks with the parts in which it is read, and one such at a time: it neither
+//! waits for the whole of its room nor keeps room from others before it needs it. When it has waited for blocks for
+//! some steps, nobody else is admitted until it has them. Another one that does not fit lets those behind it, of the same
+//! priority, pass so many times and no more. Decoding can run out of blocks: then the last one in rank loses its own and
+//! later recomputes; the first always advances, so every request ends. Rank is priority, then age.
 
 use crate::sequence::Sequence;
 use crate::{BlockManager, BlockTable, SequenceId, Usage};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 
 /// Tokens of prompts that are worth a step: few cost almost as much as these, since every weight is read.
 const ENOUGH: usize = 128;
+
+/// Steps that a prompt waits for blocks, and admissions that it lets pass, before nobody else is admitted.
+const PATIENCE: usize = 16;
+/// A sequence of more than this part of the pool is large.
+const LARGE: usize = 8;
+/// Those that do not fit before the search for one that does ends: each costs a look at the prefix cache.
+const CANDIDATES: usize = 8;
 
 /// Consecutive tokens of one sequence to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +161,7 @@ impl Scheduler {
         if self.preemptions == before {
             self.admit(blocks, &mut plan);
         }
-        self.plan_prefill(&mut plan);
+        self.plan_prefill(blocks, &mut plan);
         plan.chunks.sort_by_key(|chunk| !chunk.decode);
         plan
     }
@@ -198,41 +210,86 @@ impl Scheduler {
     }
 
     fn admit(&mut self, blocks: &mut BlockManager, plan: &mut Plan) {
-        while let Some((&rank, sequence)) = self.waiting.first_key_value() {
+        if self.running.values().any(|s| s.passed >= PATIENCE) {
+            return;
+        }
+        let mut blocked: Vec<Rank> = Vec::new();
+        while blocked.len() < CANDIDATES
+            && (self.running.is_empty() || self.answers() < self.max_batch)
+            && let Some((&rank, sequence)) = self.after(blocked.last())
+            && blocked.first().is_none_or(|first| first.0 == rank.0)
+        {
             let is_alone = self.running.is_empty();
+            let passed = sequence.passed;
             let fits = is_alone || self.answers() + sequence.answers() <= self.max_batch;
-            if !fits || !self.start(rank, blocks, plan) {
-                break;
+            if !(fits && self.start(rank, blocks, plan)) {
+                blocked.push(rank);
+                if passed >= PATIENCE {
+                    return;
+                }
+            } else if !self.reads_in_parts(blocks) {
+                // While another one is read in parts, it is not those behind them that they wait for.
+                for rank in &blocked {
+                    self.waiting.get_mut(rank).expect("it waits").passed += 1;
+                }
+                if blocked.iter().any(|rank| self.waiting[rank].passed >= PATIENCE) {
+                    return;
+                }
             }
         }
     }
 
-    /// Lets the sequence at `rank` run if there is room for it.
+    /// Whether a prompt is being read that has not got all its blocks.
+    fn reads_in_parts(&self, blocks: &BlockManager) -> bool {
+        self.running.values().any(|s| s.is_partial(blocks))
+    }
+
+    /// Lets the sequence at `rank` run if there is room for it, or for its first part if it is large and no other one is read so.
     fn start(&mut self, rank: Rank, blocks: &mut BlockManager, plan: &mut Plan) -> bool {
         let mut sequence = self.waiting.remove(&rank).expect("it waits");
-        let tokens = sequence.tokens.len();
         let mut table = blocks.prefix(sequence.request.cache_name.as_ref(), &sequence.tokens);
         let found = table.blocks().len() * blocks.block_size();
-        let needed = blocks.blocks_for(tokens) - table.blocks().len() + self.running.len();
-        if needed > blocks.num_free() {
-            blocks.release(table);
-            self.waiting.insert(rank, sequence);
-            return false;
-        }
+        let room = blocks.num_free() + table.blocks().len();
+        let fits = |tokens| blocks.blocks_for(tokens) + self.running.len() <= room;
+        let first_part = found + self.budget.alone;
+        let is_large = |tokens| LARGE * blocks.blocks_for(tokens) > blocks.num_blocks();
+        let tokens = match sequence.tokens.len() {
+            all if all <= first_part || !is_large(all) => Some(all),
+            _ if self.reads_in_parts(blocks) => None,
+            _ => Some(first_part),
+        };
+        let tokens = match tokens {
+            Some(tokens) if fits(tokens) => tokens,
+            _ => {
+                blocks.release(table);
+                self.waiting.insert(rank, sequence);
+                return false;
+            }
+        };
         let reserved = blocks.reserve(&mut table, found, tokens, &mut plan.copies);
         reserved.expect("free blocks were counted");
         sequence.table = table;
         sequence.cached = found;
         sequence.found.get_or_insert(found);
         sequence.last_step = 0;
+        sequence.passed = 0;
         self.running.insert(rank, sequence);
         true
     }
 
-    fn plan_prefill(&mut self, plan: &mut Plan) {
+    /// The first of those that wait, or the next one behind `last`.
+    fn after(&self, last: Option<&Rank>) -> Option<(&Rank, &Sequence)> {
+        match last {
+            None => self.waiting.first_key_value(),
+            Some(last) => self.waiting.range((Excluded(*last), Unbounded)).next(),
+        }
+    }
+
+    fn plan_prefill(&mut self, blocks: &mut BlockManager, plan: &mut Plan) {
         let Budget { alone, beside_answers } = self.budget;
         let is_alone = plan.chunks.is_empty();
         let mut budget = if is_alone { alone } else { beside_answers };
+        let others = self.running.len().saturating_sub(1);
         let mut reading: Vec<_> =
             self.running.iter_mut().filter(|(_, s)| !s.is_decoding()).collect();
         reading.sort_by_key(|(rank, s)| (s.last_step, **rank));
@@ -242,6 +299,17 @@ impl Scheduler {
             let tokens = left.min(budget);
             if tokens == 0 {
                 break;
+            }
+            let (read, end) = (s.cached, s.cached + tokens);
+            let missing = blocks.blocks_for(end).saturating_sub(s.table.blocks().len());
+            if missing > 0 {
+                if missing + others > blocks.num_free()
+                    || blocks.reserve(&mut s.table, read, end, &mut plan.copies).is_err()
+                {
+                    s.passed += 1;
+                    continue;
+                }
+                s.passed = 0;
             }
             budget -= tokens;
             s.last_step = self.step;

@@ -1,6 +1,8 @@
 //! One request on its way through the engine.
 
-use crate::{BlockTable, Constraint, SampleContext, SamplingParams, TokenCounts, ValidRequest};
+use crate::{
+    BlockManager, BlockTable, Constraint, SampleContext, SamplingParams, TokenCounts, ValidRequest,
+};
 use std::fmt;
 
 /// Names a request; later requests have larger ids.
@@ -24,6 +26,8 @@ pub(crate) struct Sequence {
     pub table: BlockTable,
     /// Scheduler step that last read a chunk of this prompt.
     pub last_step: u64,
+    /// How often others were admitted before it while it waited, or steps that it has waited for blocks since.
+    pub passed: usize,
     /// Further answers to the same prompt, which begin where it ends: who, and how tokens are chosen.
     pub forks: Vec<(SequenceId, SamplingParams)>,
     /// Tokens of the prompt that were found in the cache when it was read first.
@@ -41,6 +45,7 @@ impl Sequence {
             cached: 0,
             table: BlockTable::new(),
             last_step: 0,
+            passed: 0,
             forks: Vec::new(),
             found: None,
             counts,
@@ -82,6 +87,11 @@ impl Sequence {
     /// Whether one more token of the answer is all there is to run.
     pub fn is_decoding(&self) -> bool {
         self.past_prompt() && self.uncached() == 1
+    }
+
+    /// Whether it gets its blocks part by part, and has not got all.
+    pub fn is_partial(&self, blocks: &BlockManager) -> bool {
+        !self.is_decoding() && self.table.blocks().len() < blocks.blocks_for(self.tokens.len())
     }
 
     /// Most tokens it can ever hold.

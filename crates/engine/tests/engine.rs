@@ -210,9 +210,9 @@ fn requests_that_do_not_fit_are_refused_with_the_numbers() {
     let bias = SamplingOptions { logit_bias: vec![(50, 1.0)], ..SamplingOptions::greedy() };
     for (request, words) in [
         (greedy(vec![], 1), &["no tokens"][..]),
-        (greedy(prompt(0, 400), 1), &["400 tokens", "holds 400"]),
-        (greedy(prompt(0, 1000), 1), &["1000 tokens", "holds 400"]),
-        (greedy(prompt(0, 300), 101), &["300 tokens", "max_tokens is 101", "holds 400"]),
+        (greedy(prompt(0, 400), 1), &["prompt has 400", "have 1;", "holds 400"]),
+        (greedy(prompt(0, 1000), 1), &["prompt has 1000", "have 1;", "holds 400"]),
+        (greedy(prompt(0, 300), 101), &["prompt has 300", "have 101;", "holds 400"]),
         (greedy(prompt(0, 300), 0), &["max_tokens", "at least 1"]),
         (Request { min_tokens: 3, ..greedy(prompt(0, 3), 2) }, &["min_tokens", "3", "2"]),
         (greedy(vec![1, 50], 1), &["prompt", "token 50", "50 tokens"]),

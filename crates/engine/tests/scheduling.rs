@@ -210,3 +210,106 @@ fn a_constraint_is_kept_by_every_fork_and_ends_the_answer() {
     assert!(error.to_string().contains("nothing may follow"));
     assert_eq!(engine.free_blocks(), 400);
 }
+
+/// A prompt of 32 k tokens and a pool that holds little more: the others' first tokens, and the time between their tokens, wait
+/// for a chunk of it and not for its room or its end.
+#[test]
+fn a_long_prompt_in_a_short_pool_holds_nobody_up() {
+    const LONG: usize = 32 * 1024;
+    let options = EngineOptions {
+        block_size: 16,
+        max_context: Some(LONG + 64),
+        num_blocks: Some((LONG + 64) / 16 + 40),
+        mixed_chunk: 256,
+        ..options(8, 512)
+    };
+    // Alone, behind a second one like it, and behind answers that are under way.
+    for (longs, early) in [(1, 0), (2, 0), (1, 3)] {
+        let model = HashModel { max_context: LONG + 64, ..HashModel::default() };
+        let mut engine = engine(model, options.clone());
+        let submit = |engine: &mut Engine, request| {
+            let request = engine.limits().validate(request).unwrap();
+            engine.submit(request)
+        };
+        let mut outcome = Outcome::default();
+        let talking: Vec<_> =
+            (0..early).map(|i| submit(&mut engine, request(prompt(50 + i, 40), 200, i))).collect();
+        outcome.take(engine.step());
+        let long: Vec<_> =
+            (0..longs).map(|i| submit(&mut engine, request(prompt(90 + i, LONG), 4, i))).collect();
+        outcome.take(engine.step());
+        let (mut short, mut waits, mut ended) = (Vec::new(), Vec::new(), None);
+        for step in 0.. {
+            if step % 4 == 0 && step < 120 {
+                let seed = step as u64;
+                short.push((step, submit(&mut engine, request(prompt(seed, 30), 6, seed)), None));
+            }
+            let before = outcome.tokens.clone();
+            outcome.take(engine.step());
+            for id in talking.iter().filter(|id| !outcome.finished.contains_key(*id)) {
+                assert_ne!(
+                    before.get(id),
+                    outcome.tokens.get(id),
+                    "an answer waits at step {step}"
+                );
+            }
+            for (begun, id, first) in &mut short {
+                if first.is_none() && outcome.tokens.contains_key(id) {
+                    *first = Some(step);
+                    waits.push(step - *begun);
+                }
+            }
+            if long.iter().all(|id| outcome.finished.contains_key(id)) {
+                ended.get_or_insert(step);
+            }
+            if engine.is_idle() {
+                break;
+            }
+        }
+        assert_eq!(waits.len(), 30);
+        let longest = waits.iter().max().unwrap();
+        assert!(*longest <= 2, "{longs} long, {early} early: a first token waits {waits:?} steps");
+        let steps = ended.unwrap();
+        // As many chunks as it has, and not many more for those who passed.
+        assert!(steps < longs as usize * (LONG / 256 + 40), "it took {steps} steps");
+        assert_eq!(engine.free_blocks(), engine.stats().num_blocks);
+    }
+}
+
+/// Small ones pass a large one that does not fit, but not for ever.
+#[test]
+fn those_who_pass_do_not_starve_those_who_wait() {
+    for large in [60, 150] {
+        let options = EngineOptions {
+            num_blocks: Some(50),
+            max_context: Some(200),
+            prefix_cache: false,
+            ..options(8, 64)
+        };
+        let mut engine = engine(HashModel::default(), options);
+        let submit = |engine: &mut Engine, request| {
+            let request = engine.limits().validate(request).unwrap();
+            engine.submit(request)
+        };
+        let mut outcome = Outcome::default();
+        // Small ones keep coming, so that the pool is never empty.
+        for seed in 0..4 {
+            submit(&mut engine, request(prompt(seed, 20), 20, seed));
+        }
+        outcome.take(engine.step());
+        let waits = submit(&mut engine, request(prompt(99, large), 8, 99));
+        let mut passed = 0;
+        while !outcome.finished.contains_key(&waits) {
+            passed += 1;
+            assert!(passed < 400, "a prompt of {large} starves");
+            submit(&mut engine, request(prompt(passed, 20), 20, passed));
+            outcome.take(engine.step());
+        }
+        let alone = [request(prompt(99, large), 8, 99)];
+        let alone =
+            answers(&mut common::engine(HashModel::default(), common::options(1, 64)), &alone);
+        assert_eq!(outcome.tokens[&waits], alone[0]);
+        drain(&mut engine);
+        assert_eq!(engine.free_blocks(), 50);
+    }
+}
