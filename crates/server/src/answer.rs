@@ -226,6 +226,11 @@ impl Answers {
                         Finish::Failed(ApiError::internal("the answer was cancelled"))
                     }
                     End::Deadline => Finish::Failed(ApiError::deadline()),
+                    // The grammar or schema is the client's.
+                    End::Unfit(reason) => {
+                        let error = ApiError::invalid("", reason);
+                        Finish::Failed(ApiError { param: None, ..error })
+                    }
                     End::Failed(reason) => Finish::Failed(ApiError::internal(reason)),
                 };
                 self.end(choice, finish, usage);

@@ -53,6 +53,8 @@ pub enum End {
     Cancelled,
     /// Its deadline has passed.
     Deadline,
+    /// What it has to look like cannot be kept to: leaves nothing to choose, or takes too long.
+    Unfit(String),
     /// A step failed.
     Failed(String),
 }
@@ -416,7 +418,10 @@ impl Worker {
                     FinishReason::Length => End::Length,
                     FinishReason::Cancelled if expired => End::Deadline,
                     FinishReason::Cancelled => End::Cancelled,
-                    FinishReason::Error(error) => End::Failed(error.to_string()),
+                    FinishReason::Error(error) => match *error {
+                        EngineError::Constraint { .. } => End::Unfit(error.to_string()),
+                        _ => End::Failed(error.to_string()),
+                    },
                 };
                 self.end(id, end, usage);
             }

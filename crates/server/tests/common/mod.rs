@@ -175,7 +175,8 @@ impl LanguageModel for Model {
 const TOOLS: &str = "{% if tools %}<|im_start|>system
 Call a function with <tool_call></tool_call>:{% for tool in tools %}
 {{ tool | tojson }}{% endfor %}<|im_end|>
-{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% endif %}{% for i in range(bomb or 0) %}{% for j in range(bomb) %}x{% endfor %}{% endfor %}{#
+#}{% for m in messages %}<|im_start|>{{ m.role }}
 {% if m.reasoning_content %}<think>
 {{ m.reasoning_content }}
 </think>
