@@ -95,8 +95,9 @@ async fn serve(
         _ = early.wait_for(|told| *told > 0) => return Ok(ExitCode::SUCCESS),
     };
     let context = served.runtime.limits().max_context;
-    console::note(&format!("{} on {}, {context} tokens of context", served.id, served.device));
-    console::note(&format!("ready: {scheme}://{address}"));
+    let (id, device) = (&served.id, &served.device);
+    let about = format!("{id} on {device}, {context} tokens of context");
+    console::note(&format!("ready: {scheme}://{address} ({about})"));
     drop(served);
     running.await?;
     if let Some(exporting) = exporting {
