@@ -319,8 +319,8 @@ impl Choice {
         let wanted = |index: usize| index == 0 || !one_call;
         for event in events {
             match event {
-                // The rest of half a call is neither.
-                _ if self.broken => {}
+                // The rest of half a call is neither, and the end of the only one wanted may have been cut off.
+                _ if self.broken || one_call && self.called => {}
                 OutputEvent::Reasoning(text) => deltas.push(Delta::Reasoning(text)),
                 OutputEvent::Content(text) => deltas.push(Delta::Content(text)),
                 OutputEvent::ToolCallStart { index, name } if wanted(index) => {

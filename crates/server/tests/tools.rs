@@ -139,7 +139,9 @@ fn one_call_where_parallel_ones_are_not_wanted() {
     let choice = whole(&server, one.clone());
     assert_eq!(functions(&choice), [("look".to_owned(), ARGUMENTS.to_owned())]);
     assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["content"], "I will look.", "no part of a marker leaks");
     let all = streamed(&server, one);
+    assert_eq!(all.content, "I will look.");
     assert_eq!((all.calls.len(), &*all.calls[0].1), (1, ARGUMENTS), "{all:?}");
     assert_eq!(all.finish.as_deref(), Some("tool_calls"));
 }
