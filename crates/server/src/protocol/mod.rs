@@ -164,6 +164,7 @@ pub fn read_body(path: &str, body: &[u8]) -> Result<(), ApiError> {
         "/v1/responses" => responses::ResponsesRequest::parse(fields).map(drop),
         "/v1/messages" => messages::MessagesRequest::parse(fields).map(drop),
         "/v1/messages/count_tokens" => messages::MessagesRequest::parse_for_count(fields).map(drop),
-        _ => Err(ApiError::not_found("no such path")),
+        _ => crate::routes::read_fields(path, fields)
+            .unwrap_or_else(|| Err(ApiError::not_found("no such path"))),
     }
 }

@@ -11,6 +11,7 @@ mod page;
 mod text;
 
 pub use listener::Listening;
+pub(crate) use text::read_fields;
 
 use crate::auth::Keys;
 use crate::metrics::Metrics;

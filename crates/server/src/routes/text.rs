@@ -28,47 +28,140 @@ enum Input {
     Tokens(Vec<u32>),
 }
 
+/// A request for vectors.
+struct Embeddings {
+    model: Option<String>,
+    inputs: Vec<Input>,
+    base64: bool,
+    pooling: Pooling,
+    dimensions: Option<u64>,
+}
+
+impl Embeddings {
+    fn parse(mut fields: Fields) -> Result<Self, ApiError> {
+        let model = fields.string("model")?;
+        let expected = format!("a string, token ids, or a list of up to {MAX_INPUTS} of either");
+        let missing = || ApiError::invalid("input", "input is missing");
+        let value = fields.take("input").ok_or_else(missing)?;
+        let one = |value: &Value| match value {
+            Value::String(text) => Ok(Input::Text(text.clone())),
+            Value::Array(list) if !list.is_empty() => {
+                Ok(Input::Tokens(token_ids(&fields, "input", value)?))
+            }
+            _ => Err(fields.wrong("input", &expected, value)),
+        };
+        let inputs = match &value {
+            Value::Array(list)
+                if list.len() <= MAX_INPUTS && !list.is_empty() && !list[0].is_number() =>
+            {
+                list.iter().map(one).collect::<Result<Vec<_>, _>>()?
+            }
+            _ => vec![one(&value)?],
+        };
+        let base64 = match fields.string("encoding_format")?.as_deref() {
+            None | Some("float") => false,
+            Some("base64") => true,
+            Some(other) => {
+                return Err(fields.wrong("encoding_format", "float or base64", &json!(other)));
+            }
+        };
+        let pooling = match fields.string("pooling")?.as_deref() {
+            None | Some("mean") => Pooling::Mean,
+            Some("last") => Pooling::Last,
+            Some(other) => return Err(fields.wrong("pooling", "mean or last", &json!(other))),
+        };
+        let dimensions = fields.count("dimensions", 1..=1 << 20)?;
+        fields.string("user")?;
+        fields.finish()?;
+        Ok(Self { model, inputs, base64, pooling, dimensions })
+    }
+}
+
+/// A request for a perplexity.
+struct Perplexity {
+    model: Option<String>,
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+    window: Option<usize>,
+    score_from: Option<usize>,
+    with_logprobs: bool,
+}
+
+impl Perplexity {
+    fn parse(mut fields: Fields) -> Result<Self, ApiError> {
+        let model = fields.string("model")?;
+        let text = fields.string("text")?;
+        let tokens = match fields.take("token_ids") {
+            None => None,
+            Some(value) => Some(token_ids(&fields, "token_ids", &value)?),
+        };
+        let window = fields.count("window", 2..=1 << 24)?.map(|n| n as usize);
+        let score_from = fields.count("score_from", 1..=1 << 24)?.map(|n| n as usize);
+        let with_logprobs = fields.flag("include_token_logprobs")?.unwrap_or(false);
+        fields.finish()?;
+        Ok(Self { model, text, tokens, window, score_from, with_logprobs })
+    }
+}
+
+/// A request for token ids.
+struct Tokenize {
+    model: Option<String>,
+    text: Option<String>,
+    special: Option<bool>,
+    parse: Option<bool>,
+    with_texts: bool,
+    messages: Option<Messages>,
+}
+
+impl Tokenize {
+    fn parse(mut fields: Fields) -> Result<Self, ApiError> {
+        let model = fields.string("model")?;
+        let text = fields.string("prompt")?.or(fields.string("content")?);
+        let special = fields.flag("add_special_tokens")?.or(fields.flag("add_special")?);
+        let parse = fields.flag("parse_special")?;
+        let with_texts =
+            fields.flag("return_token_strs")?.or(fields.flag("with_pieces")?).unwrap_or(false);
+        let messages = messages(&mut fields)?;
+        fields.finish()?;
+        Ok(Self { model, text, special, parse, with_texts, messages })
+    }
+}
+
+fn parse_detokenize(mut fields: Fields) -> Result<(Option<String>, Vec<u32>), ApiError> {
+    let model = fields.string("model")?;
+    let tokens = fields.take("tokens").ok_or_else(|| fields.missing("tokens"))?;
+    let tokens = token_ids(&fields, "tokens", &tokens)?;
+    fields.finish()?;
+    Ok((model, tokens))
+}
+
+fn parse_template(mut fields: Fields) -> Result<(Option<String>, Messages), ApiError> {
+    let model = fields.string("model")?;
+    let messages = messages(&mut fields)?.ok_or_else(|| fields.missing("messages"))?;
+    fields.finish()?;
+    Ok((model, messages))
+}
+
+/// Reads the fields of a request to one of these paths and forgets them; `None` for another path.
+pub(crate) fn read_fields(path: &str, fields: Fields) -> Option<Result<(), ApiError>> {
+    Some(match path {
+        "/v1/embeddings" => Embeddings::parse(fields).map(drop),
+        "/v1/perplexity" => Perplexity::parse(fields).map(drop),
+        "/tokenize" => Tokenize::parse(fields).map(drop),
+        "/detokenize" => parse_detokenize(fields).map(drop),
+        "/apply-template" => parse_template(fields).map(drop),
+        _ => return None,
+    })
+}
+
 /// `POST /v1/embeddings`.
 pub(super) async fn embeddings(
     State(server): State<Arc<Server>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = server.fields(&headers, body).await?;
-    let model = fields.string("model")?;
-    let expected = format!("a string, token ids, or a list of up to {MAX_INPUTS} of either");
-    let missing = || ApiError::invalid("input", "input is missing");
-    let value = fields.take("input").ok_or_else(missing)?;
-    let one = |value: &Value| match value {
-        Value::String(text) => Ok(Input::Text(text.clone())),
-        Value::Array(list) if !list.is_empty() => {
-            Ok(Input::Tokens(token_ids(&fields, "input", value)?))
-        }
-        _ => Err(fields.wrong("input", &expected, value)),
-    };
-    let inputs = match &value {
-        Value::Array(list)
-            if list.len() <= MAX_INPUTS && !list.is_empty() && !list[0].is_number() =>
-        {
-            list.iter().map(one).collect::<Result<Vec<_>, _>>()?
-        }
-        _ => vec![one(&value)?],
-    };
-    let base64 = match fields.string("encoding_format")?.as_deref() {
-        None | Some("float") => false,
-        Some("base64") => true,
-        Some(other) => {
-            return Err(fields.wrong("encoding_format", "float or base64", &json!(other)));
-        }
-    };
-    let pooling = match fields.string("pooling")?.as_deref() {
-        None | Some("mean") => Pooling::Mean,
-        Some("last") => Pooling::Last,
-        Some(other) => return Err(fields.wrong("pooling", "mean or last", &json!(other))),
-    };
-    let dimensions = fields.count("dimensions", 1..=1 << 20)?;
-    fields.string("user")?;
-    fields.finish()?;
+    let request = Embeddings::parse(server.fields(&headers, body).await?)?;
+    let Embeddings { model, inputs, base64, pooling, dimensions } = request;
     let served = server.models.get(model.as_deref()).await?;
     let id = served.id.clone();
     let read = server.readers.read(move |go_on| {
@@ -133,17 +226,8 @@ pub(super) async fn perplexity(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = server.fields(&headers, body).await?;
-    let model = fields.string("model")?;
-    let text = fields.string("text")?;
-    let tokens = match fields.take("token_ids") {
-        None => None,
-        Some(value) => Some(token_ids(&fields, "token_ids", &value)?),
-    };
-    let window = fields.count("window", 2..=1 << 24)?.map(|n| n as usize);
-    let score_from = fields.count("score_from", 1..=1 << 24)?.map(|n| n as usize);
-    let with_logprobs = fields.flag("include_token_logprobs")?.unwrap_or(false);
-    fields.finish()?;
+    let request = Perplexity::parse(server.fields(&headers, body).await?)?;
+    let Perplexity { model, text, tokens, window, score_from, with_logprobs } = request;
     let served = server.models.get(model.as_deref()).await?;
     let read = server.readers.read(move |go_on| {
         let tokens = match (text, tokens) {
@@ -216,15 +300,8 @@ pub(super) async fn tokenize(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = server.fields(&headers, body).await?;
-    let model = fields.string("model")?;
-    let text = fields.string("prompt")?.or(fields.string("content")?);
-    let special = fields.flag("add_special_tokens")?.or(fields.flag("add_special")?);
-    let parse = fields.flag("parse_special")?;
-    let with_texts =
-        fields.flag("return_token_strs")?.or(fields.flag("with_pieces")?).unwrap_or(false);
-    let messages = messages(&mut fields)?;
-    fields.finish()?;
+    let request = Tokenize::parse(server.fields(&headers, body).await?)?;
+    let Tokenize { model, text, special, parse, with_texts, messages } = request;
     let served = server.models.get(model.as_deref()).await?;
     let body = blocking(move || {
         let ids = match (text, messages) {
@@ -279,12 +356,7 @@ pub(super) async fn detokenize(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = server.fields(&headers, body).await?;
-    let model = fields.string("model")?;
-    let missing = || ApiError::invalid("tokens", "tokens is missing");
-    let tokens = fields.take("tokens").ok_or_else(missing)?;
-    let tokens = token_ids(&fields, "tokens", &tokens)?;
-    fields.finish()?;
+    let (model, tokens) = parse_detokenize(server.fields(&headers, body).await?)?;
     let served = server.models.get(model.as_deref()).await?;
     let text = blocking(move || crate::protocol::detokenize(&served.tokenizer, &tokens)).await?;
     Ok(Json(json!({"prompt": text, "content": text})))
@@ -296,12 +368,7 @@ pub(super) async fn apply_template(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let mut fields = server.fields(&headers, body).await?;
-    let model = fields.string("model")?;
-    let messages = messages(&mut fields)?;
-    let (messages, tools, extra) =
-        messages.ok_or_else(|| ApiError::invalid("messages", "messages is missing"))?;
-    fields.finish()?;
+    let (model, (messages, tools, extra)) = parse_template(server.fields(&headers, body).await?)?;
     let served = server.models.get(model.as_deref()).await?;
     let prompt = blocking(move || render(&served, &messages, &tools, &extra)).await?;
     Ok(Json(json!({"prompt": prompt})))

@@ -3,12 +3,17 @@
 use marlin_server::read_body;
 
 /// Paths that read JSON bodies.
-const PATHS: [&str; 5] = [
+const PATHS: [&str; 10] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/responses",
+    "/v1/embeddings",
+    "/v1/perplexity",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
 ];
 
 /// A body is read, or refused with a 4xx that says why.
