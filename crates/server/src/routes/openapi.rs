@@ -1,5 +1,7 @@
 //! The description of the paths for programs, and a page that lists it for people.
 
+mod conversations;
+
 use crate::FINGERPRINT;
 use axum::Json;
 use axum::response::Html;
@@ -246,7 +248,7 @@ fn choosing() -> Vec<(&'static str, Value)> {
         (
             "cache_salt",
             with(
-                json!({"type": "string", "minLength": 1, "maxLength": 64}),
+                json!({"type": "string", "minLength": 1, "maxLength": 256}),
                 "Prompts are computed once for requests of one salt.",
             ),
         ),
@@ -258,8 +260,19 @@ fn choosing() -> Vec<(&'static str, Value)> {
                 "Leaves out the beginning of a prompt that is too long, instead of an error.",
             ),
         ),
-        ("user", with(string(), "Kept for the operator; changes nothing.")),
-        ("metadata", with(json!({"type": "object"}), "Kept for the operator; changes nothing.")),
+        ("user", with(string(), "Kept in the log for the operator; changes nothing.")),
+        ("safety_identifier", with(string(), "The same by its newer name.")),
+        ("prompt_cache_key", with(string(), "Accepted; changes nothing.")),
+        (
+            "prompt_cache_retention",
+            with(one_of(&["in_memory"]), "Prompts are kept in memory as long as there is room."),
+        ),
+        ("service_tier", with(one_of(&["auto", "default"]), "There is one.")),
+        ("verbosity", with(one_of(&["medium"]), "Nothing to choose.")),
+        (
+            "metadata",
+            with(json!({"type": "object"}), "Kept in the log for the operator; changes nothing."),
+        ),
     ]
 }
 
@@ -302,7 +315,7 @@ fn chat() -> Value {
         (
             "reasoning_effort",
             with(
-                one_of(&["none", "minimal", "low", "medium", "high", "xhigh"]),
+                one_of(&["none", "minimal", "low", "medium", "high", "xhigh", "max"]),
                 "For the model's template; none and minimal ask for no reasoning.",
             ),
         ),
@@ -458,9 +471,9 @@ fn description() -> Value {
         "paths": {
             "/v1/chat/completions": post(operation("Answers a conversation.", Some(chat()), as_json_or_stream(answers.clone()))),
             "/v1/completions": post(operation("Goes on with a text.", Some(completion()), as_json_or_stream(answers))),
-            "/v1/responses": post(operation("OpenAI's responses, text only; fields as there.", Some(at_least(&[("input", json!({}))])), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
-            "/v1/messages": post(of_anthropic(operation("Anthropic's messages; fields and errors as there.", Some(at_least(&[("messages", json!({"type": "array"})), ("max_tokens", count(1, 1 << 32))])), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))]))))),
-            "/v1/messages/count_tokens": post(of_anthropic(operation("Tokens of such a request.", Some(at_least(&[("messages", json!({"type": "array"}))])), as_json(at_least(&[("input_tokens", count(0, 1 << 40))]))))),
+            "/v1/responses": post(operation("OpenAI's responses, text only.", Some(conversations::responses()), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
+            "/v1/messages": post(of_anthropic(operation("Anthropic's messages, with its errors.", Some(conversations::messages(false)), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))]))))),
+            "/v1/messages/count_tokens": post(of_anthropic(operation("Tokens of such a request.", Some(conversations::messages(true)), as_json(at_least(&[("input_tokens", count(0, 1 << 40))]))))),
             "/v1/embeddings": post(operation("Vectors of texts: pooled hidden states of length 1.", Some(embeddings), as_json(at_least(&[("data", json!({"type": "array"}))])))),
             "/v1/models": get(operation("The models.", None, as_json(cards))),
             "/v1/models/{id}": get(one),
@@ -481,6 +494,8 @@ fn description() -> Value {
 mod tests {
     use super::*;
     use crate::Fields;
+    use crate::protocol::messages::MessagesRequest;
+    use crate::protocol::responses::ResponsesRequest;
     use crate::protocol::{chat::ChatRequest, completion::CompletionRequest};
     use std::collections::BTreeSet;
 
@@ -502,5 +517,15 @@ mod tests {
             described("/v1/completions").into_iter().map(|k| (k, Value::Null)).collect();
         text.insert("prompt".into(), "hello".into());
         assert!(CompletionRequest::parse(Fields::of(text.into(), "").unwrap()).is_ok());
+        let nulls = |path: &str| described(path).into_iter().map(|k| (k, Value::Null)).collect();
+        let mut responses: Map<String, Value> = nulls("/v1/responses");
+        responses.insert("input".into(), "hello".into());
+        assert!(ResponsesRequest::parse(Fields::of(responses.into(), "").unwrap()).is_ok());
+        let mut messages: Map<String, Value> = nulls("/v1/messages");
+        messages.insert("messages".into(), json!([{"role": "user", "content": "hello"}]));
+        let counted = messages.clone();
+        messages.insert("max_tokens".into(), 5.into());
+        assert!(MessagesRequest::parse(Fields::of(messages.into(), "").unwrap()).is_ok());
+        assert!(MessagesRequest::parse_for_count(Fields::of(counted.into(), "").unwrap()).is_ok());
     }
 }

@@ -1,0 +1,143 @@
+//! Fields of OpenAI's responses and of Anthropic's messages.
+
+use super::{count, flag, grammar, list, number, object, one_of, stop, string, token_ids, with};
+use serde_json::{Value, json};
+
+fn any_object() -> Value {
+    json!({"type": "object"})
+}
+
+/// Those of our extensions that every protocol has.
+fn extensions() -> Vec<(&'static str, Value)> {
+    let mut ids = token_ids();
+    ids["maxItems"] = 64.into();
+    vec![
+        (
+            "top_k",
+            with(
+                count(0, u64::from(u32::MAX)),
+                "Keep this many of the likeliest tokens; 0 keeps all.",
+            ),
+        ),
+        (
+            "min_p",
+            with(number(0.0, 1.0), "Keep tokens with this fraction of the best one's probability."),
+        ),
+        ("repetition_penalty", with(number(0.01, 100.0), "Divides logits of tokens already seen.")),
+        ("min_tokens", with(count(0, 1 << 32), "Tokens before which the model may not end.")),
+        ("stop_token_ids", with(ids, "Tokens that end an answer.")),
+        ("ignore_eos", with(flag(), "Goes on where the model would end.")),
+        (
+            "priority",
+            with(
+                json!({"type": "integer", "minimum": i32::MIN, "maximum": i32::MAX}),
+                "Lower numbers go first.",
+            ),
+        ),
+        (
+            "cache_salt",
+            with(
+                json!({"type": "string", "minLength": 1, "maxLength": 256}),
+                "Prompts are computed once for requests of one salt.",
+            ),
+        ),
+        ("timeout", with(number(0.001, 86_400.0), "Seconds after which the request fails.")),
+        (
+            "truncate_prompt",
+            with(
+                flag(),
+                "Leaves out the beginning of a prompt that is too long, instead of an error.",
+            ),
+        ),
+        ("grammar", with(grammar(), "What the answer has to look like; only without a format.")),
+        ("chat_template_kwargs", with(any_object(), "Variables for the model's template.")),
+    ]
+}
+
+/// `POST /v1/responses`.
+pub(super) fn responses() -> Value {
+    let input = json!({"anyOf": [string(), list(any_object(), 4096)]});
+    let include = one_of(&["message.output_text.logprobs", "reasoning.encrypted_content"]);
+    let metadata = json!({"type": "object", "maxProperties": 16, "propertyNames": {"maxLength": 64},
+        "additionalProperties": {"type": "string", "maxLength": 512}});
+    let efforts = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+    let reasoning = object(
+        &[("effort", one_of(&efforts)), ("summary", one_of(&["auto", "concise", "detailed"]))],
+        &[],
+    );
+    let choice = json!({"anyOf": [one_of(&["none", "auto", "required"]), any_object()]});
+    let mut fields = vec![
+        ("model", with(string(), "Model, by its name in /v1/models.")),
+        (
+            "input",
+            with(input, "Text, or the conversation: messages, calls and their results, thoughts."),
+        ),
+        ("instructions", with(string(), "What the model is told before everything else.")),
+        ("max_output_tokens", with(count(1, 1 << 32), "Most tokens of the answer.")),
+        ("temperature", with(number(0.0, 100.0), "Divides logits; 0 takes the likeliest token.")),
+        (
+            "top_p",
+            with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
+        ),
+        ("include", with(list(include, 32), "Whether to say how likely each token was.")),
+        ("top_logprobs", with(count(0, 20), "And this many of the likeliest.")),
+        ("text", with(any_object(), "`format`: text, json_object or json_schema.")),
+        ("tools", with(list(any_object(), 128), "Functions that the model may call.")),
+        ("tool_choice", with(choice, "Whether it may, or must.")),
+        ("parallel_tool_calls", with(flag(), "Whether an answer may hold several calls.")),
+        (
+            "max_tool_calls",
+            with(count(1, 1 << 32), "Calls of a server's own tools, of which there are none."),
+        ),
+        ("reasoning", with(reasoning, "How much to think.")),
+        ("truncation", with(one_of(&["auto", "disabled"]), "`auto` is truncate_prompt.")),
+        ("stream", with(flag(), "Sends the answer as it comes.")),
+        (
+            "stream_options",
+            with(
+                object(&[("include_obfuscation", json!({"const": false}))], &[]),
+                "Nothing to choose.",
+            ),
+        ),
+        ("metadata", with(metadata, "Kept in the log, and repeated.")),
+        ("user", with(string(), "Kept in the log, and repeated.")),
+        ("safety_identifier", with(string(), "The same by its newer name.")),
+        ("prompt_cache_key", with(string(), "Repeated; changes nothing.")),
+    ];
+    fields.extend(extensions());
+    object(&fields, &["input"])
+}
+
+/// `POST /v1/messages`, and for the number of tokens where `max_tokens` may be left out.
+pub(super) fn messages(counts: bool) -> Value {
+    let mut turns = list(any_object(), 4096);
+    turns["minItems"] = 1.into();
+    let system = json!({"anyOf": [string(), list(any_object(), 4096)]});
+    let mut fields = vec![
+        ("model", with(string(), "Model, by its name in /v1/models.")),
+        (
+            "messages",
+            with(
+                turns,
+                "The conversation, which ends with the user: text, thoughts, calls and their results.",
+            ),
+        ),
+        ("system", with(system, "What the model is told before everything else.")),
+        ("max_tokens", with(count(1, 1 << 32), "Most tokens of the answer.")),
+        ("temperature", with(number(0.0, 1.0), "Divides logits; 0 takes the likeliest token.")),
+        (
+            "top_p",
+            with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
+        ),
+        ("stop_sequences", with(stop(), "Texts that end an answer, which does not hold them.")),
+        ("tools", with(list(any_object(), 128), "Tools that the model may use.")),
+        ("tool_choice", with(any_object(), "`auto`, `any`, `tool` with its name, or `none`.")),
+        ("thinking", with(any_object(), "Whether to think.")),
+        ("output_config", with(any_object(), "`format`: JSON of a schema; `effort`.")),
+        ("stream", with(flag(), "Sends the answer as it comes.")),
+        ("metadata", with(object(&[("user_id", string())], &[]), "Kept in the log.")),
+    ];
+    fields.extend(extensions());
+    let required: &[&str] = if counts { &["messages"] } else { &["messages", "max_tokens"] };
+    object(&fields, required)
+}
