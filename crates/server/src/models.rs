@@ -41,7 +41,7 @@ pub trait Loader: Send + Sync {
     /// Says why it cannot be loaded.
     fn load(&self, index: usize) -> Result<Loaded, String>;
 
-    /// About how many bytes model `index` will take.
+    /// How many bytes the weights and the cache of model `index` will take.
     fn bytes(&self, index: usize) -> u64;
 }
 
@@ -254,13 +254,16 @@ impl Models {
             return Err(ApiError::internal(message));
         }
         loop {
-            let used: u64 = self.all_loaded().iter().map(|served| served.bytes).sum();
+            // A dead one of the same name makes way for the new one.
+            let loaded = (0..self.entries.len()).filter(|&i| i != index);
+            let used: u64 = loaded.filter_map(|i| self.loaded(i)).map(|served| served.bytes).sum();
             if used + needed <= budget {
                 return Ok(());
             }
             let others = (0..self.entries.len()).filter(|&i| i != index);
-            let idle =
-                others.filter(|&i| self.loaded(i).is_some_and(|s| s.runtime.unfinished() == 0));
+            // Whoever still tokenizes for it or reads a text with it holds it, as this function does while it looks.
+            let free = |s: Arc<Served>| s.runtime.unfinished() == 0 && Arc::strong_count(&s) <= 2;
+            let idle = others.filter(|&i| self.loaded(i).is_some_and(free));
             let oldest = idle.min_by_key(|&i| self.entries[i].used.load(Ordering::Relaxed));
             let Some(oldest) = oldest else {
                 return Err(ApiError::too_many(

@@ -127,3 +127,27 @@ fn a_perplexity_is_that_of_the_library() {
         assert!(close(scored["perplexity"].as_f64().unwrap(), report.perplexity));
     }
 }
+
+/// A model that reads a text is not idle: it must not be unloaded under it, nor its bytes be counted as free.
+#[test]
+fn a_model_that_reads_is_not_unloaded() {
+    let server = Setup { budget: Some(1500), ..Setup::default() }.start();
+    server.behaviour.pass_us.store(300_000, Ordering::Relaxed);
+    let ask = json!({"model": "second", "input": "a"});
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| server.post("/v1/embeddings", &json!({"input": "a mouse"})));
+        let begun = Instant::now();
+        while server.behaviour.caches.load(Ordering::SeqCst) < 2 {
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let refused = server.post("/v1/embeddings", &ask);
+        assert_eq!(refused.status, 429, "{}", refused.body);
+        assert!(refused.headers.contains_key("retry-after"));
+        assert_eq!(reading.join().unwrap().status, 200);
+    });
+    server.behaviour.pass_us.store(0, Ordering::Relaxed);
+    let response = server.post("/v1/embeddings", &ask);
+    assert_eq!(response.status, 200, "{}", response.body);
+    assert!(server.server.models.loaded(0).is_none(), "now it was");
+}

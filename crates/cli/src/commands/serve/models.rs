@@ -6,7 +6,7 @@ use crate::{exit, locate};
 use anyhow::Result;
 use marlin_engine::EngineOptions;
 use marlin_server::{Loaded, Loader};
-use marlin_tensor::Backend;
+use marlin_tensor::{Backend, CacheSpec};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,18 +34,32 @@ pub fn of(args: &Serve) -> Result<(Vec<String>, ModelLoader)> {
         sources.push((!source.is_empty()).then(|| source.to_owned()));
     }
     // A model that is not there is to be told now and not when it is first asked for.
-    let mut bytes = Vec::new();
-    for source in &sources {
-        bytes.push(locate::open(source.as_deref())?.tensor_bytes());
-    }
-    if let (Some(budget), Some(first)) =
-        (args.model_memory, bytes.first().filter(|b| Some(**b) > args.model_memory))
-    {
-        let message = format!("{} takes {first} bytes, --model-memory is {budget}", names[0]);
-        return Err(exit::coded(exit::DOES_NOT_FIT, message));
+    let (mut bytes, mut weights_of) = (Vec::new(), Vec::new());
+    for (source, name) in sources.iter().zip(&names) {
+        let checkpoint = locate::open(source.as_deref())?;
+        let spec = marlin_models::spec(&checkpoint)?;
+        let mut layers = spec.cache_layers();
+        layers.extend(spec.mtp.as_ref().map(|mtp| mtp.block.mixer.cache_layer()));
+        let cache_type = args.cache_type.into();
+        let cache = CacheSpec { layers, block_size: BLOCK_SIZE, num_blocks: 1, cache_type };
+        let token = cache.bytes_per_token() as u64;
+        let weights = checkpoint.tensor_bytes();
+        let max_context = parts_context(args.context, spec.max_position_embeddings);
+        let tokens = cache_tokens(args, max_context, weights, token)?;
+        let cache = token * tokens as u64;
+        if let Some(budget) = args.model_memory.filter(|budget| weights + cache > *budget) {
+            // It could never be loaded, and whoever asks for it would be the first to learn so.
+            let message = format!(
+                "{name} takes {weights} bytes of weights and {cache} of cache for {tokens} tokens, --model-memory is {budget}"
+            );
+            return Err(exit::coded(exit::DOES_NOT_FIT, message));
+        }
+        bytes.push(weights + cache);
+        weights_of.push(weights);
     }
     let backend = loaded::backend(&args.device, crate::args::ActivationsArg::Auto)?;
-    Ok((names, ModelLoader { sources, bytes, args: args.clone(), backend }))
+    let weights = weights_of;
+    Ok((names, ModelLoader { sources, bytes, weights, args: args.clone(), backend }))
 }
 
 /// What a file or directory is called in requests.
@@ -61,7 +75,9 @@ fn name_of(model: &str) -> String {
 /// Loads models onto one backend.
 pub struct ModelLoader {
     sources: Vec<Option<String>>,
+    /// Of weights and cache.
     bytes: Vec<u64>,
+    weights: Vec<u64>,
     args: Serve,
     backend: Arc<dyn Backend>,
 }
@@ -84,21 +100,7 @@ impl ModelLoader {
         let max_context = parts_context(args.context, model.spec().max_position_embeddings);
         let cache_type = args.cache_type.into();
         let token = model.cache_spec(1, BLOCK_SIZE, cache_type).bytes_per_token() as u64;
-        let tokens = match args.cache_tokens {
-            Some(tokens) if tokens >= max_context => tokens,
-            Some(tokens) => {
-                let message = format!(
-                    "--cache-tokens {tokens} holds no answer of {max_context} tokens of context; raise it or lower --context"
-                );
-                return Err(exit::usage(message));
-            }
-            None => {
-                let fits =
-                    loaded::available_memory().map_or(u64::MAX, |free| free / 2 / token.max(1));
-                let wanted = CONTEXTS * max_context;
-                wanted.min(usize::try_from(fits).unwrap_or(wanted)).max(max_context)
-            }
-        };
+        let tokens = cache_tokens(args, max_context, self.weights[index], token)?;
         let options = EngineOptions {
             block_size: BLOCK_SIZE,
             max_context: Some(max_context),
@@ -110,7 +112,7 @@ impl ModelLoader {
             prefix_cache: !args.no_prefix_cache,
             ..EngineOptions::default()
         };
-        let bytes = self.bytes[index] + token * tokens as u64;
+        let bytes = self.weights[index] + token * tokens as u64;
         let model = Arc::new(model);
         Ok(Loaded {
             model,
@@ -123,6 +125,24 @@ impl ModelLoader {
             bytes,
             device,
         })
+    }
+}
+
+/// Tokens that a cache of `token` bytes for each holds: those asked for, or some contexts if they fit half of the free
+/// memory and what the budget leaves beside the weights, but one context at least.
+fn cache_tokens(args: &Serve, max_context: usize, weights: u64, token: u64) -> Result<usize> {
+    match args.cache_tokens {
+        Some(tokens) if tokens >= max_context => Ok(tokens),
+        Some(tokens) => Err(exit::usage(format!(
+            "--cache-tokens {tokens} holds no answer of {max_context} tokens of context; raise it or lower --context"
+        ))),
+        None => {
+            let free = loaded::available_memory().map_or(u64::MAX, |free| free / 2);
+            let left = args.model_memory.map_or(u64::MAX, |most| most.saturating_sub(weights));
+            let fits = free.min(left) / token.max(1);
+            let wanted = CONTEXTS * max_context;
+            Ok(wanted.min(usize::try_from(fits).unwrap_or(wanted)).max(max_context))
+        }
     }
 }
 
