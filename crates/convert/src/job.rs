@@ -15,7 +15,7 @@ use crate::quantizer::{TensorReport, quantize_linear};
 use crate::report::{JobReport, fingerprint, fnv, hash};
 use crate::store::{Store, named};
 use crate::stream::Stream;
-use marlin_checkpoint::{Checkpoint, write_file};
+use marlin_checkpoint::{Checkpoint, Container, write_file};
 use marlin_tensor::Backend;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -76,8 +76,10 @@ pub enum Event {
     },
     /// A matrix is finished and kept; this is how it fared.
     Matrix(TensorReport),
-    /// The directory is being written and read back.
+    /// The directory is being written.
     Writing,
+    /// All but its configuration is written and now read back.
+    Verifying,
 }
 
 /// Everything a running job refers to.
@@ -424,7 +426,6 @@ impl Job<'_> {
         for (name, bytes) in &self.options.files {
             write_file(&output.join(name), bytes)?;
         }
-        // Last: a directory with a configuration is a finished model.
         let mut config = self.origin.config.clone();
         config["tie_word_embeddings"] = json!(self.options.tied);
         if config.get("architectures").is_none()
@@ -440,8 +441,14 @@ impl Job<'_> {
             config["original_quantization_config"] = original;
         }
         config["quantization_config"] = quantization;
-        write("config.json", &config)?;
-        if let Err(fault) = self.verify(output, &modules) {
+        (self.events)(Event::Verifying);
+        // Last, and only when all else is right: a directory with a configuration is a finished model.
+        let done = self.verify(output, &config, &modules).and_then(|()| {
+            write("config.json", &config)?;
+            Checkpoint::open(output)?;
+            Ok(())
+        });
+        if let Err(fault) = done {
             output::clear(output)?;
             return Err(fault);
         }
@@ -466,9 +473,12 @@ impl Job<'_> {
         })
     }
 
-    /// Opens the directory as any reader would and compares every byte with what was meant.
-    fn verify(&self, output: &Path, modules: &[Module]) -> Result<()> {
-        let written = Checkpoint::open(output)?;
+    /// Reads the directory as any reader would that has `config`, and compares every byte with what was meant.
+    fn verify(&self, output: &Path, config: &Value, modules: &[Module]) -> Result<()> {
+        let container = Container::HuggingFace { config: config.clone(), generation_config: None };
+        let tensors = output::read_tensors(output)?;
+        let written =
+            Checkpoint::from_parts(output.to_owned(), container, tensors, BTreeMap::new());
         let fault = |key: &str, reason: &str| ConvertError::Tensor {
             key: key.to_owned(),
             reason: format!(

@@ -2,9 +2,10 @@
 
 use crate::error::ConvertError;
 use crate::origin::Named;
-use marlin_checkpoint::{write_file, write_safetensors};
+use marlin_checkpoint::{StoredTensor, read_safetensors, write_file, write_safetensors};
 use marlin_tensor::DType;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 type Result<T> = std::result::Result<T, ConvertError>;
@@ -57,6 +58,28 @@ pub fn write_tensors(directory: &Path, modules: &[Module], shard_bytes: u64) -> 
         write_file(&path, format!("{index:#}\n").as_bytes())?;
     }
     Ok(written)
+}
+
+/// Reads back what [`write_tensors`] wrote, as any reader would: through the index where there is one.
+///
+/// # Errors
+/// When a file is missing or damaged.
+pub fn read_tensors(directory: &Path) -> Result<Vec<StoredTensor>> {
+    let path = directory.join("model.safetensors.index.json");
+    if !path.exists() {
+        return Ok(read_safetensors(&directory.join("model.safetensors"))?.tensors);
+    }
+    let damaged = |reason: String| ConvertError::Job { path: path.clone(), reason };
+    let bytes = std::fs::read(&path).map_err(|e| damaged(e.to_string()))?;
+    let index: Value = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let map = index["weight_map"].as_object().ok_or_else(|| damaged("no weight_map".to_owned()))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    let mut tensors = Vec::new();
+    for name in names {
+        let of_file = read_safetensors(&directory.join(name))?.tensors.into_iter();
+        tensors.extend(of_file.filter(|t| map.get(&t.name).is_some_and(|file| file == name)));
+    }
+    Ok(tensors)
 }
 
 /// Removes the configuration and the weights of an earlier model, the configuration first: without it a

@@ -4,11 +4,15 @@ mod common;
 
 use common::{convert, load, options};
 use marlin_checkpoint::Checkpoint;
-use marlin_convert::output::{Module, clear, copy_sidecars, tensor_storage, write_tensors};
+use marlin_convert::Event;
+use marlin_convert::output::{
+    Module, clear, copy_sidecars, read_tensors, tensor_storage, write_tensors,
+};
 use marlin_tensor::{DType, HostTensor};
 use marlin_testkit::tiny_model;
 use serde_json::{Value, json};
 use std::fs;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 fn module(key: &str, bytes: usize) -> Module {
@@ -28,6 +32,12 @@ fn shards_are_cut_between_modules_and_indexed() {
         |key: &str| index["weight_map"][format!("{key}.weight")].as_str().unwrap().to_owned();
     assert_eq!(file("a"), "model-00001-of-00003.safetensors");
     assert_eq!((file("b"), file("d")), (file("c"), "model-00003-of-00003.safetensors".to_owned()));
+
+    let read = read_tensors(directory.path()).unwrap();
+    let names: Vec<&str> = read.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["a.weight", "b.weight", "c.weight", "d.weight"]);
+    fs::remove_file(directory.path().join("model-00002-of-00003.safetensors")).unwrap();
+    assert!(read_tensors(directory.path()).is_err());
 
     fs::write(directory.path().join("config.json"), "{}").unwrap();
     fs::write(directory.path().join("tokenizer.json"), "{}").unwrap();
@@ -91,4 +101,37 @@ fn configurations_say_what_other_readers_expect() {
 
 fn module_of_one(key: &str) -> Module {
     module(key, 8)
+}
+
+/// The configuration was written before the weights were read back: killed in between, a job left a directory
+/// that looked finished and was not verified.
+#[test]
+fn a_directory_has_no_configuration_until_it_is_verified() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model("llama")).unwrap();
+    let output = directory.path().join("out");
+    let options = options(&source, "llama", &output, 2.5);
+    let never = AtomicBool::new(false);
+    let weights = output.join("model.safetensors");
+    let damage = |event: Event| {
+        if matches!(event, Event::Verifying) {
+            assert!(!output.join("config.json").exists());
+            // Another file of the same size: the last byte of the last tensor is another one.
+            let mut bytes = fs::read(&weights).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            fs::remove_file(&weights).unwrap();
+            fs::write(&weights, bytes).unwrap();
+        }
+    };
+    let error = convert(&source, &options, &damage, &never).unwrap_err().to_string();
+    assert!(error.contains("differs after writing"), "{error}");
+    assert!(!output.join("config.json").exists() && !weights.exists());
+
+    // Nothing was lost: the next run only writes.
+    let seen = Mutex::new(Vec::new());
+    let note = |event: Event| seen.lock().unwrap().push(event);
+    convert(&source, &options, &note, &never).unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert!(!seen.iter().any(|e| matches!(e, Event::Matrix(_))), "{seen:?}");
+    assert!(output.join("config.json").exists() && !output.join(".quantize").exists());
 }

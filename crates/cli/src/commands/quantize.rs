@@ -320,6 +320,7 @@ fn show(bar: &Mutex<ProgressBar>, event: &Event) {
             );
             bar.suspend(|| console::detail(&line));
         }
-        Event::Writing => bar.set_message("writing and reading back"),
+        Event::Writing => bar.set_message("writing"),
+        Event::Verifying => bar.set_message("reading back"),
     }
 }
