@@ -2,34 +2,13 @@
 
 mod common;
 
+use common::quantize::{command, files, run, started};
 use common::{source, stderr};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
-
-fn command(model: &Path, text: &Path, output: &Path, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_marlin"));
-    command.arg("quantize").arg(model).arg("-o").arg(output).arg("--calibration").arg(text);
-    command.args(["--bits", "2.5", "--calibration-columns", "64"]).args(more);
-    command.stdin(Stdio::null()).env("NO_COLOR", "1");
-    command
-}
-
-fn run(model: &Path, text: &Path, output: &Path, more: &[&str]) -> Output {
-    command(model, text, output, more).output().unwrap()
-}
-
-fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let entries = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path());
-    entries.map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap())).collect()
-}
-
-fn started(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
 
 #[test]
 fn killed_at_twenty_points_and_resumed_gives_the_same_bytes() {

@@ -3,7 +3,8 @@
 //!
 //! The source is held in memory for this; a probe is short (a few thousand tokens), and a group in
 //! layer `l` only makes the layers from `l` on run again. Groups of the prediction layer do not reach the
-//! logits and are not measured.
+//! logits and are not measured. Every measurement is handed out as soon as it is made, and what an earlier run
+//! handed out is not made again.
 
 use crate::allocate::Sensitivity;
 use crate::calibration::Calibration;
@@ -20,6 +21,7 @@ use marlin_tensor::{Backend, HostTensor, Tensor};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 type Result<T> = std::result::Result<T, ConvertError>;
 
@@ -45,8 +47,30 @@ pub struct Probe<'a> {
     pub seed: u64,
     /// Threads in all.
     pub threads: usize,
+    /// What an earlier run of the same probe found; hidden states that it left in `directory` are gone on from.
+    pub known: Vec<Sensitivity>,
+    /// Shown all that is known after every measurement, to be kept for the next run.
+    pub keep: &'a (dyn Fn(&[Sensitivity]) -> Result<()> + Sync),
     /// Told how many of how many measurements are done; fails when the user stops.
     pub tick: &'a (dyn Fn(usize, usize) -> Result<()> + Sync),
+}
+
+/// Groups of `plan` that are measured: those that reach the logits, the head apart.
+pub fn measured_groups(plan: &Plan) -> Vec<usize> {
+    let reaches = |g: &usize| !matches!(plan.groups[*g].role, Role::Head | Role::Prediction);
+    (0..plan.groups.len()).filter(reaches).collect()
+}
+
+/// Whether `known` has every group of `plan` at each of `rates`.
+pub fn is_complete(plan: &Plan, rates: &[f64], known: &[Sensitivity]) -> bool {
+    measured_groups(plan)
+        .iter()
+        .all(|&g| rates.iter().all(|r| has(known, &plan.groups[g].name, *r)))
+}
+
+fn has(known: &[Sensitivity], group: &str, rate: f64) -> bool {
+    let of_group = known.iter().filter(|s| s.group == group);
+    of_group.flat_map(|s| &s.divergence).any(|d| d.0 == rate)
 }
 
 impl Probe<'_> {
@@ -59,46 +83,73 @@ impl Probe<'_> {
     }
 
     fn groups(&self) -> Result<Vec<Sensitivity>> {
+        let mut found = self.known.clone();
         let groups = &self.plan.groups;
-        let reaches = |g: &usize| !matches!(groups[*g].role, Role::Head | Role::Prediction);
-        let total = (0..groups.len()).filter(reaches).count() * self.rates.len();
+        let is_open = |found: &[Sensitivity], g: usize| {
+            self.rates.iter().any(|r| !has(found, &groups[g].name, *r))
+        };
+        let wanted = measured_groups(self.plan);
+        let Some(first) = wanted.iter().find(|g| is_open(&found, **g)).map(|g| groups[*g].layer)
+        else {
+            return Ok(found);
+        };
+        let total = wanted.len() * self.rates.len();
+        let done = AtomicUsize::new(found.iter().map(|s| s.divergence.len()).sum());
+        let tick = || (self.tick)(done.load(Ordering::Relaxed), total);
         let source = self.load()?;
         let embed = |tokens: &Vec<u32>| Ok(source.embed(&batch(tokens, self.columns()))?);
         let mut inputs = self.rows.iter().map(embed).collect::<Result<Vec<Tensor>>>()?;
         let reference = self.logits_from(&source, 0, &inputs)?;
-        let silent = |_| (self.tick)(0, total);
+        let of_row = |_| tick();
         let stream = Stream {
             origin: self.origin,
             backend: self.backend.clone(),
             calibration: self.calibration,
             directory: self.directory,
-            tick: &silent,
+            tick: &of_row,
         };
-        stream.embed(None)?;
-        let mut found = Vec::new();
+        let start = match (0..=first).rev().find(|layer| stream.has(*layer)) {
+            Some(kept) => kept,
+            None => {
+                stream.embed(None)?;
+                0
+            }
+        };
         for layer in 0..self.plan.layers {
             let targets = self.plan.targets_of(layer);
-            let labels = targets.iter().map(|t| t.spec.label.clone()).collect();
-            let mut hessians = stream.capture(layer, labels)?;
-            pool_starved(&mut hessians);
             let mut of_layer: Vec<usize> = targets.iter().map(|t| t.group).collect();
             of_layer.dedup();
-            for group in of_layer {
-                let mut divergence = Vec::new();
-                for &rate in self.rates {
-                    (self.tick)(found.len() * self.rates.len() + divergence.len(), total)?;
-                    let block = self.with_group(layer, group, rate, &hessians)?;
-                    let outputs = self.pass(layer, &block, &inputs)?;
-                    let logits = self.logits_from(&source, layer + 1, &outputs)?;
-                    divergence.push((rate, mean_divergence(&reference, &logits, self.vocab())));
+            of_layer.retain(|g| is_open(&found, *g));
+            if !of_layer.is_empty() {
+                let labels = targets.iter().map(|t| t.spec.label.clone()).collect();
+                let mut hessians = stream.capture(layer, labels)?;
+                pool_starved(&mut hessians);
+                for group in of_layer {
+                    for &rate in self.rates {
+                        let name = &groups[group].name;
+                        if has(&found, name, rate) {
+                            continue;
+                        }
+                        tick()?;
+                        let block = self.with_group(layer, group, rate, &hessians)?;
+                        let outputs = self.pass(layer, &block, &inputs)?;
+                        let logits = self.logits_from(&source, layer + 1, &outputs)?;
+                        let divergence = mean_divergence(&reference, &logits, self.vocab());
+                        add(&mut found, name, rate, divergence);
+                        (self.keep)(&found)?;
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-                found.push(Sensitivity { group: groups[group].name.clone(), divergence });
             }
             inputs = self.pass(layer, source.block(layer), &inputs)?;
-            stream.advance(layer, self.tensors(layer, None)?)?;
-            stream.states(layer).remove();
+            // Nothing is measured after the last block: no states are needed there.
+            if layer >= start && layer + 1 < self.plan.layers {
+                stream.advance(layer, self.tensors(layer, None)?)?;
+            }
+            if layer >= start {
+                stream.states(layer).remove();
+            }
         }
-        stream.states(self.plan.layers).remove();
         Ok(found)
     }
 
@@ -196,6 +247,18 @@ impl Probe<'_> {
         }
         tensors.extend(replaced.into_iter().flat_map(|r| r.1));
         Ok(tensors)
+    }
+}
+
+/// Adds a measurement, as a value that survives being written as text and read back.
+fn add(found: &mut Vec<Sensitivity>, group: &str, rate: f64, divergence: f64) {
+    let measured = (rate, f64::from(divergence as f32));
+    match found.iter_mut().find(|s| s.group == group) {
+        Some(of_group) => of_group.divergence.push(measured),
+        None => {
+            let group = group.to_owned();
+            found.push(Sensitivity { group, divergence: vec![measured] });
+        }
     }
 }
 

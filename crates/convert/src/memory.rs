@@ -63,16 +63,11 @@ fn least(targets: &[&Target], origin: &Origin, options: &JobOptions) -> u64 {
     base(origin, options) + one(moments) + one(quantizing).max(running(targets, options))
 }
 
-/// Refuses a job that cannot stay under its limit.
+/// What has to be in memory at once, part by part of the job, at the least.
 ///
 /// # Errors
-/// When the largest block or matrix, or the embedding, does not fit.
-pub fn check(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
-    let Some(allowed_bytes) = options.max_memory else { return Ok(()) };
-    let fits = |what: &str, needed_bytes: u64| match needed_bytes > allowed_bytes {
-        true => Err(ConvertError::Memory { what: what.to_owned(), needed_bytes, allowed_bytes }),
-        false => Ok(()),
-    };
+/// When the source has no embedding.
+pub fn needs(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<Vec<(String, u64)>> {
     let spec = &origin.output;
     let columns = spec.hidden_size as u64;
     let table = match options.embedding_bits {
@@ -82,47 +77,46 @@ pub fn check(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
             spec.vocab_size as u64 * padded(spec.hidden_size + 128) * (bits as u64 + 1) / 4
         }
     };
-    fits("the embedding", base(origin, options) + table + 3 * 4 * PANEL as u64 * columns)?;
+    let table = base(origin, options) + table + 3 * 4 * PANEL as u64 * columns;
+    let mut needs = vec![("the embedding".to_owned(), table)];
     for layer in 0..plan.layers {
-        fits(&format!("layer {layer}"), least(&plan.targets_of(layer), origin, options))?;
+        needs.push((format!("layer {layer}"), least(&plan.targets_of(layer), origin, options)));
     }
     for (role, what) in [(Role::Head, "the head"), (Role::Prediction, "the prediction layer")] {
         let targets = plan.targets_with(role);
         if !targets.is_empty() {
-            fits(what, least(&targets, origin, options))?;
+            needs.push((what.to_owned(), least(&targets, origin, options)));
         }
     }
-    Ok(())
+    Ok(needs)
 }
 
-/// Refuses to measure sensitivities within `max_memory` when the source, the probe's logits (`probe_bytes`)
-/// and a block at work do not fit together.
+/// Refuses a job that cannot stay under its limit.
 ///
 /// # Errors
-/// When they do not fit.
-pub fn check_measure(
-    plan: &Plan,
-    origin: &Origin,
-    probe_bytes: u64,
-    max_memory: Option<u64>,
-) -> Result<()> {
-    let Some(allowed_bytes) = max_memory else { return Ok(()) };
+/// When the largest block or matrix, or the embedding, does not fit.
+pub fn check(plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
+    let Some(allowed_bytes) = options.max_memory else { return Ok(()) };
+    let needs = needs(plan, origin, options)?;
+    match needs.into_iter().max_by_key(|n| n.1).filter(|n| n.1 > allowed_bytes) {
+        Some((what, needed_bytes)) => {
+            Err(ConvertError::Memory { what, needed_bytes, allowed_bytes })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Bytes that measuring sensitivities takes: the source, the probe's logits (`probe_bytes`) and a block at
+/// work.
+pub fn measure_bytes(plan: &Plan, origin: &Origin, probe_bytes: u64) -> u64 {
     let source = origin.source.checkpoint().tensor_bytes();
     let block = (0..plan.layers).map(|layer| {
         let targets = plan.targets_of(layer);
         let weights: u64 = targets.iter().map(|t| 4 * t.weights()).sum();
         weights + targets.iter().map(|t| quantizing(t) + moments(t)).sum::<u64>()
     });
-    let needed_bytes = BASE
-        + TOKEN * origin.output.vocab_size as u64
-        + source
-        + probe_bytes
-        + block.max().unwrap_or(0);
-    if needed_bytes > allowed_bytes {
-        let what = "--measure, which holds the whole source,".to_owned();
-        return Err(ConvertError::Memory { what, needed_bytes, allowed_bytes });
-    }
-    Ok(())
+    let tokenizer = TOKEN * origin.output.vocab_size as u64;
+    BASE + tokenizer + source + probe_bytes + block.max().unwrap_or(0)
 }
 
 /// Labels whose moments are gathered together, in passes that fit.
@@ -172,9 +166,7 @@ pub fn jobs(targets: &[&Target], origin: &Origin, options: &JobOptions) -> usize
 /// When it does not fit, or the file system does not say.
 pub fn check_disk(output: &Path, plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
     let needed_bytes = disk_bytes(plan, origin, options);
-    let about = rustix::fs::statvfs(output)
-        .map_err(|e| ConvertError::Io { path: output.to_owned(), source: e.into() })?;
-    let free_bytes = about.f_bavail.saturating_mul(about.f_frsize);
+    let free_bytes = free_disk(output)?;
     // What an earlier run wrote is part of the need.
     let written = folder_bytes(output);
     if free_bytes + written < needed_bytes {
@@ -182,6 +174,18 @@ pub fn check_disk(output: &Path, plan: &Plan, origin: &Origin, options: &JobOpti
         return Err(ConvertError::DiskFull { path: output.to_owned(), needed_bytes, free_bytes });
     }
     Ok(())
+}
+
+/// Bytes free where `output` is, or will be made.
+///
+/// # Errors
+/// When the file system does not say.
+pub fn free_disk(output: &Path) -> Result<u64> {
+    let io = |source| ConvertError::Io { path: output.to_owned(), source };
+    let whole = std::path::absolute(output).map_err(io)?;
+    let there = whole.ancestors().find(|p| p.exists()).unwrap_or(&whole);
+    let about = rustix::fs::statvfs(there).map_err(|e| io(e.into()))?;
+    Ok(about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 /// Most bytes the job has on disk at once.

@@ -51,15 +51,8 @@ impl Store {
                     return Err(ConvertError::Job { path: file, reason });
                 }
             }
-            Err(_) if output.join("config.json").exists() && !fresh => {
-                let reason =
-                    "holds a finished model; choose another -o, or add --fresh to replace it";
-                return Err(ConvertError::Job {
-                    path: output.to_owned(),
-                    reason: reason.to_owned(),
-                });
-            }
             Err(_) => {
+                refuse_finished(output, fresh)?;
                 let tensors = path.join("tensors");
                 std::fs::create_dir_all(&tensors).map_err(io(&tensors))?;
                 write_file(&file, format!("{settings:#}\n").as_bytes())?;
@@ -111,6 +104,19 @@ impl Store {
         std::fs::remove_dir_all(&self.path)
             .map_err(|source| ConvertError::Io { path: self.path, source })
     }
+}
+
+/// Refuses a directory that holds a finished model, unless it is to be replaced.
+///
+/// # Errors
+/// When it does.
+pub fn refuse_finished(output: &Path, fresh: bool) -> Result<()> {
+    let unfinished = output.join(FOLDER).join(SETTINGS).exists();
+    if fresh || unfinished || !output.join("config.json").exists() {
+        return Ok(());
+    }
+    let reason = "holds a finished model; choose another -o, or add --fresh to replace it";
+    Err(ConvertError::Job { path: output.to_owned(), reason: reason.to_owned() })
 }
 
 /// The first field in which two objects differ.

@@ -1,5 +1,6 @@
 //! `marlin quantize`: a full-precision model to EXL3.
 
+mod measure;
 mod present;
 mod recipe;
 mod text;
@@ -10,26 +11,19 @@ use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use marlin_checkpoint::Checkpoint;
-use marlin_convert::allocate::{self, Sensitivity};
-use marlin_convert::measure::Probe;
+use marlin_convert::allocate::Sensitivity;
 use marlin_convert::{
-    ConvertError, Event, Exl3Options, Exl3Quantizer, JobOptions, Origin, Plan, memory,
+    ConvertError, Event, Exl3Quantizer, JobOptions, Origin, Plan, allocate, memory, store,
 };
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
 use marlin_tensor::Backend;
 use marlin_text::Tokenizer;
-use serde_json::{Value, json};
+use measure::Measuring;
+use serde_json::json;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-
-/// Tokens per row of the probe that groups are measured on, and rows.
-const PROBE: (usize, usize) = (256, 24);
-/// Most bytes of the probe's log-probabilities.
-const PROBE_BYTES: usize = 1 << 30;
-/// Tokens that the probe's Hessians are made from, at most.
-const PROBE_CALIBRATION: usize = 32_768;
 
 /// Plans, quantizes and reports.
 pub fn run(args: &Quantize) -> Result<ExitCode> {
@@ -82,21 +76,32 @@ fn quantize(args: &Quantize) -> Result<()> {
         threads,
         stop: interrupt::begin(),
     };
-    let options = JobOptions {
+    let rates = allocate::rates(codebook);
+    let measuring = args.measure.then(|| Measuring::new(&work, &text, &rates));
+    let mut options = JobOptions {
         output: args.output.clone(),
-        bits: work.bits(&text)?,
+        bits: work.bits(&rates, None)?,
         embedding_bits: (args.embedding_bits < 16).then_some(args.embedding_bits),
         tied: args.tied,
         calibration: text.calibration,
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),
         threads,
-        max_memory: args.max_memory,
+        max_memory: args.max_memory.or_else(loaded::available_memory),
         fresh: args.fresh,
         files,
     };
     if args.plan_only {
-        return present::plan(args, &plan, &origin, &options);
+        let known = measuring.as_ref().filter(|m| m.is_done()).map(Measuring::known);
+        options.bits = work.bits(&rates, known.as_deref())?;
+        return present::plan(args, &plan, &origin, &options, measuring.as_ref());
+    }
+    // All that can be refused is, before hours are spent.
+    store::refuse_finished(&options.output, options.fresh)?;
+    check_room(&plan, &origin, &options, measuring.as_ref())
+        .map_err(|e| about_memory(e, args.max_memory))?;
+    if let Some(measuring) = &measuring {
+        options.bits = work.bits(&rates, Some(&measuring.run()?))?;
     }
     let bar = Mutex::new(console::bar(plan.weights(), "quantizing", false));
     let report = marlin_convert::run(
@@ -108,7 +113,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         work.stop,
     );
     bar.lock().unwrap_or_else(|e| e.into_inner()).finish_and_clear();
-    let report = report?;
+    let report = report.map_err(|e| about_memory(e, args.max_memory))?;
     // The measurements are only worth keeping for a job that is not finished.
     let _ = std::fs::remove_dir_all(args.output.join(MEASURED));
     let quality = match args.report.is_some() || args.evaluate.is_some() {
@@ -120,6 +125,38 @@ fn quantize(args: &Quantize) -> Result<()> {
         present::page(path, args, bytes, &plan, &report, quality.as_ref())?;
     }
     present::report(args, &plan, &options, &report, quality.as_ref())
+}
+
+/// Refuses what disk or memory has no room for.
+fn check_room(
+    plan: &Plan,
+    origin: &Origin,
+    options: &JobOptions,
+    measuring: Option<&Measuring>,
+) -> Result<(), ConvertError> {
+    memory::check_disk(&options.output, plan, origin, options)?;
+    if let (Some(measuring), Some(allowed_bytes)) = (measuring, options.max_memory) {
+        let needed_bytes = measuring.memory();
+        if needed_bytes > allowed_bytes && !measuring.is_done() {
+            let what = "--measure, which holds the whole source,".to_owned();
+            return Err(ConvertError::Memory { what, needed_bytes, allowed_bytes });
+        }
+    }
+    memory::check(plan, origin, options)
+}
+
+/// A limit that the user did not set is what the system had to give: says so, and how to insist.
+fn about_memory(error: ConvertError, max_memory: Option<u64>) -> anyhow::Error {
+    match (error, max_memory) {
+        (ConvertError::Memory { what, needed_bytes, allowed_bytes }, None) => exit::coded(
+            exit::DOES_NOT_FIT,
+            format!(
+                "{what} needs {needed_bytes} bytes of memory, {allowed_bytes} are available now; close \
+                 other programs, or insist with --max-memory {needed_bytes}"
+            ),
+        ),
+        (error, _) => error.into(),
+    }
 }
 
 /// Files that a GGUF's vocabulary becomes; its end tokens are more than those files can name.
@@ -146,15 +183,13 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Rates of every group: by rule or by measurement, then by recipe.
-    fn bits(&self, text: &text::Text) -> Result<Vec<f64>> {
+    /// Rates of every group: by rule or by what was measured, then by recipe.
+    fn bits(&self, rates: &[f64], found: Option<&[Sensitivity]>) -> Result<Vec<f64>> {
         let Quantize { bits, head_bits, .. } = *self.args;
-        let rates = allocate::rates(self.quantizer.codebook);
-        let mut chosen = allocate::rule(self.plan, &rates, bits, head_bits)?;
-        if self.args.measure {
-            let found = self.sensitivities(text, &rates)?;
-            chosen = allocate::measured(self.plan, &rates, bits, head_bits, &found)?;
-        }
+        let mut chosen = match found {
+            None => allocate::rule(self.plan, rates, bits, head_bits)?,
+            Some(found) => allocate::measured(self.plan, rates, bits, head_bits, found)?,
+        };
         if let Some(path) = &self.args.recipe {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             recipe::apply_recipe(&text, self.plan, &mut chosen)
@@ -167,81 +202,6 @@ impl Work<'_> {
             return Err(exit::usage(format!("{name} has no rate {bad}; it has {known}")));
         }
         Ok(chosen)
-    }
-
-    /// Measured on rows of the calibration text, or read back from an earlier run of the same job.
-    fn sensitivities(&self, text: &text::Text, rates: &[f64]) -> Result<Vec<Sensitivity>> {
-        let directory = self.args.output.join(MEASURED);
-        let file = directory.join("sensitivities.json");
-        let floor = rates.iter().rev().find(|r| **r <= self.args.bits).copied().unwrap_or(1.0);
-        let around: Vec<f64> =
-            rates.iter().copied().filter(|r| *r == floor - 1.0 || *r == floor + 1.0).collect();
-        let measured = if around.is_empty() { vec![floor] } else { around };
-        let settings = json!({
-            "source": marlin_convert::report::fingerprint(self.checkpoint),
-            "rates": measured,
-            "codebook": self.quantizer.codebook.name(),
-            "text": marlin_convert::report::hash(&json!(text.calibration.rows)),
-            "seed": self.args.seed,
-            "quantizer": self.quantizer.options,
-            "version": env!("CARGO_PKG_VERSION"),
-        });
-        let kept: Option<Value> =
-            std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if let Some(kept) = kept.filter(|k| k["settings"] == settings && !self.args.fresh) {
-            return Ok(serde_json::from_value(kept["sensitivities"].clone())?);
-        }
-        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-        let columns = PROBE.0;
-        let vocab_size = self.origin.output.vocab_size;
-        let fit = PROBE_BYTES / (vocab_size * 4 * columns / 2);
-        let all: Vec<&[u32]> =
-            text.calibration.rows.iter().flat_map(|r| r.chunks_exact(columns)).collect();
-        let rows = PROBE.1.min(fit.max(1)).min(all.len().max(1));
-        let rows: Vec<Vec<u32>> =
-            (0..rows.min(all.len())).map(|i| all[i * all.len() / rows].to_vec()).collect();
-        let positions: usize = rows.iter().map(|r| r.len().div_ceil(2)).sum();
-        // Log-probabilities of the source and of what is measured.
-        let probe_bytes = 3 * 4 * (positions * vocab_size) as u64;
-        memory::check_measure(self.plan, self.origin, probe_bytes, self.args.max_memory)?;
-        let mut calibration = text.calibration.clone();
-        let keep = (PROBE_CALIBRATION / calibration.columns().max(1)).max(1);
-        calibration.rows.truncate(keep);
-        let bar = console::bar(1, "measuring", false);
-        let tick = |done: usize, total: usize| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-            match self.stop.load(Ordering::SeqCst) {
-                true => Err(ConvertError::Stopped),
-                false => Ok(()),
-            }
-        };
-        let quick = Exl3Options { passes: 0, ..self.quantizer.options.clone() };
-        let quantizer = Exl3Quantizer {
-            encoder: self.quantizer.encoder.clone(),
-            codebook: self.quantizer.codebook,
-            options: quick,
-        };
-        let probe = Probe {
-            origin: self.origin,
-            plan: self.plan,
-            backend: self.backend.clone(),
-            quantizer: &quantizer,
-            calibration: &calibration,
-            rows: &rows,
-            rates: &measured,
-            directory: &directory,
-            seed: self.args.seed,
-            threads: self.threads,
-            tick: &tick,
-        };
-        let found = probe.run();
-        bar.finish_and_clear();
-        let found = found?;
-        let document = json!({ "settings": settings, "sensitivities": found });
-        std::fs::write(&file, format!("{document:#}\n"))
-            .with_context(|| file.display().to_string())?;
-        Ok(found)
     }
 
     /// Source and output on the held-out text; `None` when there is none.

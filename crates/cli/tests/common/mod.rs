@@ -1,6 +1,8 @@
 //! What the tests of the command line share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod quantize;
+
 use marlin_testkit::tiny_model;
 use serde_json::{Value, json};
 use std::fs;

@@ -1,17 +1,29 @@
 //! What the verb prints and writes about a plan and a finished job.
 
+use super::measure::Measuring;
 use crate::args::quantize::Quantize;
-use crate::console;
 use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
+use crate::{console, loaded};
 use anyhow::{Context, Result};
 use marlin_convert::{JobOptions, JobReport, Origin, Plan, TensorReport, memory};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Prints what would be done.
-pub fn plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions) -> Result<()> {
+/// Prints what would be done, and what it needs beside what there is.
+pub fn plan(
+    args: &Quantize,
+    plan: &Plan,
+    origin: &Origin,
+    options: &JobOptions,
+    measuring: Option<&Measuring>,
+) -> Result<()> {
     let weights: u64 = plan.groups.iter().map(|g| g.weights).sum();
     let disk = memory::disk_bytes(plan, origin, options);
+    let free_disk = memory::free_disk(&options.output)?;
+    let left = measuring.filter(|m| !m.is_done());
+    let needs = memory::needs(plan, origin, options)?.into_iter().map(|n| n.1);
+    let memory = needs.chain(left.map(Measuring::memory)).max().unwrap_or(0);
+    let available = loaded::available_memory();
     if args.json {
         let groups: Vec<Value> = plan
             .groups
@@ -25,6 +37,10 @@ pub fn plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions)
             "weights": weights,
             "calibration_tokens": options.calibration.tokens(),
             "disk_bytes": disk,
+            "free_disk_bytes": free_disk,
+            "memory_bytes": memory,
+            "available_memory_bytes": available,
+            "to_measure": left.map(|m| json!({"groups": m.groups(), "rates": m.rates})),
             "groups": groups,
         }));
     }
@@ -36,13 +52,26 @@ pub fn plan(args: &Quantize, plan: &Plan, origin: &Origin, options: &JobOptions)
             group.name
         ))?;
     }
+    if let Some(measuring) = left {
+        console::line(&format!(
+            "bits by the fixed rule; first --measure would take {} groups at {} bits each, and spend them anew",
+            measuring.groups(),
+            measuring.rates.iter().map(f64::to_string).collect::<Vec<_>>().join(" and ")
+        ))?;
+    }
     console::line(&format!(
-        "{} matrices, {} weights, {} calibration tokens; at most {} of disk while it runs",
+        "{} matrices, {} weights, {} calibration tokens",
         plan.targets.len(),
         console::count(weights),
         options.calibration.tokens(),
-        console::bytes(disk)
     ))?;
+    console::line(&format!(
+        "disk: at most {} while it runs, {} free",
+        console::bytes(disk),
+        console::bytes(free_disk)
+    ))?;
+    let there = available.map_or("unknown".to_owned(), console::bytes);
+    console::line(&format!("memory: at least {}, {there} available now", console::bytes(memory)))?;
     Ok(())
 }
 
