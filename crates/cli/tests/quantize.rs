@@ -3,55 +3,78 @@
 mod common;
 
 use common::quantize::{command, files, run, started};
-use common::{source, stderr};
+use common::{source, source_of, stderr};
+use marlin_testkit::Noise;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-#[test]
-fn killed_at_twenty_points_and_resumed_gives_the_same_bytes() {
-    let directory = tempfile::tempdir().unwrap();
-    let (model, text) = source(directory.path());
-    let whole = directory.path().join("whole");
+/// Kills runs at `kills` random points; every run that ends, at once or resumed, gives the same files.
+fn kill_at_random_points(model: &Path, text: &Path, directory: &Path, kills: usize, seed: u64) {
+    let whole = directory.join("whole");
     let start = Instant::now();
-    let output = run(&model, &text, &whole, &["--json"]);
+    let made = run(model, text, &whole, &["--threads", "1"]);
     let took = start.elapsed();
-    assert!(output.status.success(), "{}", stderr(&output));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(report["bits"].as_f64().unwrap() <= 2.5, "{report}");
-    assert_eq!(fs::read(whole.join("notes.txt")).unwrap(), b"kept");
-
-    let pieces = directory.path().join("pieces");
-    let mut killed = 0;
-    for i in 0..20u32 {
-        let mut child = started(&mut command(&model, &text, &pieces, &["--threads", "1"]));
-        // Spread over a run, not in order.
-        std::thread::sleep(took * (i * 7 % 20 + 1) / 24);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let whole = files(&whole);
+    let pieces = directory.join("pieces");
+    // A run that is killed after its last file has its name is a finished one.
+    let is_finished = || pieces.join("config.json").exists() && !pieces.join(".quantize").exists();
+    let compare = |when: &str| {
+        let made = files(&pieces);
+        assert_eq!(whole.keys().collect::<Vec<_>>(), made.keys().collect::<Vec<_>>(), "{when}");
+        for (name, bytes) in &whole {
+            assert!(made[name] == *bytes, "{when}: {} differs", name.display());
+        }
+        fs::remove_dir_all(&pieces).unwrap();
+    };
+    let (mut noise, mut killed, mut finished) = (Noise(seed), 0, 0);
+    while killed < kills {
+        let wait = took.mul_f64(0.6 * (noise.bits() >> 11) as f64 / (1u64 << 53) as f64);
+        let mut child = started(&mut command(model, text, &pieces, &["--threads", "1"]));
+        std::thread::sleep(wait);
+        let when =
+            format!("seed {seed}, {killed} kills, {finished} finished, {wait:?} of {took:?}");
+        println!("{when}");
         match child.try_wait().unwrap() {
-            Some(ended) => {
-                assert!(ended.success(), "run {i}");
-                fs::remove_dir_all(&pieces).unwrap();
-            }
+            Some(ended) => assert!(ended.success(), "{when}"),
             None => {
                 child.kill().unwrap();
                 child.wait().unwrap();
                 killed += 1;
             }
         }
+        if is_finished() {
+            compare(&when);
+            finished += 1;
+            assert!(finished < 3 * kills, "the machine is too uneven to kill anything: {when}");
+        }
     }
-    assert!(killed > 3, "killed {killed} times");
-    // A run that was killed after the last file was written left a finished model.
-    if !pieces.join("config.json").exists() || pieces.join(".quantize").exists() {
-        let output = run(&model, &text, &pieces, &[]);
-        assert!(output.status.success(), "{}", stderr(&output));
-    }
-    let (a, b) = (files(&whole), files(&pieces));
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    for (name, bytes) in &a {
-        assert!(b[name] == *bytes, "{} differs", name.display());
-    }
+    let made = run(model, text, &pieces, &["--threads", "3"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    compare("the last");
+}
+
+#[test]
+fn killed_at_twenty_random_points_and_resumed_gives_the_same_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    kill_at_random_points(&model, &text, directory.path(), 20, 1);
+    let made = run(&model, &text, &directory.path().join("told"), &["--json"]);
+    let report: Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert!(report["bits"].as_f64().unwrap() <= 2.5, "{report}");
+    assert_eq!(fs::read(directory.path().join("told/notes.txt")).unwrap(), b"kept");
+}
+
+/// Routed experts, latent attention and a prediction layer.
+#[test]
+fn a_mixture_killed_at_random_points_and_resumed_gives_the_same_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source_of("glm4_moe_lite", directory.path());
+    kill_at_random_points(&model, &text, directory.path(), 6, 2);
 }
 
 #[cfg(unix)]
@@ -59,8 +82,9 @@ fn killed_at_twenty_points_and_resumed_gives_the_same_bytes() {
 fn ctrl_c_keeps_what_is_finished_and_says_how_to_go_on() {
     let directory = tempfile::tempdir().unwrap();
     let (model, text) = source(directory.path());
-    let output = directory.path().join("out");
-    let child = started(&mut command(&model, &text, &output, &["-v"]));
+    // A name that a shell would take apart.
+    let output = directory.path().join("it's $HOME & a;b *(c)");
+    let child = started(&mut command(&model, &text, &output, &["-v", "--threads", "1"]));
     let tensors = output.join(".quantize/tensors");
     let deadline = Instant::now() + Duration::from_secs(60);
     let finished = || {
@@ -76,12 +100,16 @@ fn ctrl_c_keeps_what_is_finished_and_says_how_to_go_on() {
     assert_eq!(ended.status.code(), Some(130), "{}", stderr(&ended));
     assert!(stderr(&ended).contains("run the same command"), "{}", stderr(&ended));
     assert!(finished() > 0);
-    let resumed = run(&model, &text, &output, &[]);
+    // What was printed is what goes on, as it stands.
+    let said = stderr(&ended);
+    let line = said.lines().skip_while(|l| !l.contains("run the same command")).nth(1).unwrap();
+    let resumed = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(
         resumed.status.success() && stderr(&resumed).contains("resuming"),
-        "{}",
+        "{line}: {}",
         stderr(&resumed)
     );
+    assert!(output.join("config.json").exists() && !output.join(".quantize").exists());
 }
 
 /// A disk that fills while the job runs: an error that names the file, and nothing is lost.
@@ -113,11 +141,17 @@ fn a_full_disk_is_an_error_and_the_job_goes_on_when_there_is_room() {
     let message = stderr(&failed);
     fs::remove_file(&filler).unwrap();
     let resumed = run(&model, &text, &output, &[]);
+    let whole = directory.path().join("whole");
+    assert!(run(&model, &text, &whole, &[]).status.success());
+    let same = resumed.status.success() && files(&whole) == files(&output);
     let small = run(&model, &text, &disk.join("large"), &["--calibration-tokens", "100000000"]);
     let unmounted = Command::new("umount").arg("-l").arg(&disk).status();
     assert!(unmounted.is_ok_and(|s| s.success()));
     assert!(!failed.status.success() && message.contains("No space left"), "{message}");
     assert!(message.contains(".quantize"), "{message}");
+    assert!(message.trim_end().ends_with("make room and run the same command again"), "{message}");
+    assert_eq!(failed.status.code(), Some(4), "{message}");
+    assert!(same, "what was resumed differs from what was made at once");
     assert!(resumed.status.success(), "{}", stderr(&resumed));
     assert!(small.status.success(), "a short text needs little: {}", stderr(&small));
 }
@@ -224,5 +258,30 @@ fn quality_is_measured_on_windows_that_the_model_can_read() {
     let report: Value = serde_json::from_slice(&made.stdout).unwrap();
     assert!(report["quality"]["tokens_scored"].as_u64().unwrap() > 0, "{report}");
     assert!(report["encoder_seconds"].as_f64().unwrap() > 0.0, "{report}");
-    assert!(page.exists());
+
+    // The page says what the document says: it had the square of the relative error, and the tokens asked for.
+    let page = fs::read_to_string(&page).unwrap();
+    let small = |v: f64| match v != 0.0 && v.abs() < 1e-3 {
+        true => format!("{v:.2e}"),
+        false => format!("{v:.4}"),
+    };
+    let cells = |key: &str| -> Vec<String> {
+        let mut rows = page.split("<tr>").skip(1).filter_map(|row| row.split("</tr>").next());
+        let row = rows.find(|row| row.contains(&format!(">{key}</t"))).unwrap();
+        let cells = row.split("</t").filter_map(|cell| Some(cell.rsplit_once('>')?.1.to_owned()));
+        cells.collect()
+    };
+    for tensor in report["tensors"].as_array().unwrap() {
+        let (proxy, relative) = (&tensor["proxy_error"], &tensor["relative_output_error"]);
+        let (proxy, relative) = (proxy.as_f64().unwrap(), relative.as_f64().unwrap());
+        assert!((relative * relative - proxy).abs() < 1e-9, "{tensor}");
+        let cells = cells(tensor["key"].as_str().unwrap());
+        assert_eq!(cells[3..5], [small(proxy), small(relative)], "{tensor}");
+    }
+    let tokens = stderr(&made).split("the text gives ").nth(1).unwrap().to_owned();
+    let used = tokens.split(' ').next().unwrap();
+    assert!(page.contains(&format!(">{used}<")) && !page.contains(">131072<"), "{used}");
+    // The source is bf16: sixteen bits a weight of the matrices that were quantized, as for the result.
+    assert_eq!(cells("source")[1], "16.000");
+    assert_eq!(cells("EXL3")[1], format!("{:.3}", report["all_stored_bits"].as_f64().unwrap()));
 }

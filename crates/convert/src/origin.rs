@@ -13,7 +13,7 @@ use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_models::{
     BlockSpec, FeedForwardSpec, GqaSpec, LinearSpec, MixerSpec, ModelSpec, NormSpec, Source,
 };
-use marlin_tensor::{DType, HostTensor, RopeStyle};
+use marlin_tensor::{DType, HostTensor, RopeStyle, Weight};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -110,12 +110,7 @@ impl<'a> Origin<'a> {
     /// # Errors
     /// When it is missing or does not decode.
     pub fn rows(&self, spec: &LinearSpec, rows: Range<usize>) -> Result<Matrix> {
-        let head = &self.output.head;
-        let tied = head.tied && spec.key == head.linear.key && !self.source.has(&spec.key);
-        let weight = match tied {
-            true => self.source.linear(&self.embedding_spec())?,
-            false => self.source.linear(spec)?,
-        };
+        let weight = self.weight(spec)?;
         let decode = |rows: Range<usize>| -> Result<Matrix> {
             let mut out = Matrix::zeros(rows.len(), spec.in_features);
             let format = marlin_quant::format(weight.format);
@@ -128,6 +123,24 @@ impl<'a> Origin<'a> {
         let (first, last) = (rows.start / d * d, rows.end.div_ceil(d) * d);
         let whole = unpermute(&decode(first..last)?, (last - first) / d);
         Ok(whole.part(rows.start - first..rows.end - first))
+    }
+
+    /// The stored matrix of `spec`; the embedding for a head that has none of its own.
+    fn weight(&self, spec: &LinearSpec) -> Result<Weight> {
+        let head = &self.output.head;
+        let tied = head.tied && spec.key == head.linear.key && !self.source.has(&spec.key);
+        Ok(match tied {
+            true => self.source.linear(&self.embedding_spec())?,
+            false => self.source.linear(spec)?,
+        })
+    }
+
+    /// Bytes that the source stores the matrix of `spec` in.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn stored_bytes(&self, spec: &LinearSpec) -> Result<u64> {
+        Ok(self.weight(spec)?.parts.iter().map(|(_, t)| t.bytes().len() as u64).sum())
     }
 
     /// The bias of `spec`, in the output's order, if it has one.

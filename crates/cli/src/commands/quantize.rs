@@ -10,7 +10,7 @@ use crate::args::{ActivationsArg, DeviceArgs};
 use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use marlin_checkpoint::Checkpoint;
+use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
 use marlin_convert::{
     ConvertError, Event, Exl3Quantizer, JobOptions, Origin, Plan, allocate, memory, store,
@@ -35,8 +35,24 @@ pub fn run(args: &Quantize) -> Result<ExitCode> {
             console::note(&format!("  {}", command_line()));
             Ok(ExitCode::from(exit::INTERRUPTED))
         }
+        Err(e) if is_disk_full(&e) => Err(exit::coded(
+            exit::DOES_NOT_FIT,
+            format!("{e:#}; nothing finished is lost: make room and run the same command again"),
+        )),
         result => result.map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Whether `error` is that the disk filled while something was written.
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    let said = error.chain().find_map(|cause| match cause.downcast_ref::<ConvertError>() {
+        Some(ConvertError::Io { source, .. }) => Some(source),
+        Some(ConvertError::Checkpoint(CheckpointError::Io { source, .. })) => Some(source),
+        _ => cause.downcast_ref::<std::io::Error>(),
+    });
+    said.is_some_and(|e| {
+        matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    })
 }
 
 fn quantize(args: &Quantize) -> Result<()> {
@@ -116,13 +132,15 @@ fn quantize(args: &Quantize) -> Result<()> {
     let report = report.map_err(|e| about_memory(e, args.max_memory))?;
     // The measurements are only worth keeping for a job that is not finished.
     let _ = std::fs::remove_dir_all(args.output.join(MEASURED));
+    // Nothing is left to finish: the next Ctrl-C ends the program.
+    interrupt::end();
+    interrupt::say("stopped; the model is finished, its quality is not measured");
     let quality = match args.report.is_some() || args.evaluate.is_some() {
         true => work.quality(&text.held_out, text.window)?,
         false => None,
     };
     if let Some(path) = &args.report {
-        let bytes = checkpoint.tensor_bytes();
-        present::page(path, args, bytes, &plan, &report, quality.as_ref())?;
+        present::page(path, args, &origin, &plan, &options, &report, quality.as_ref())?;
     }
     present::report(args, &plan, &options, &report, quality.as_ref())
 }
@@ -250,12 +268,18 @@ impl Work<'_> {
 
 /// What the user typed, without what would start over.
 fn command_line() -> String {
-    let quoted = |arg: String| match arg.contains([' ', '"', '\'']) {
-        true => format!("'{}'", arg.replace('\'', "'\\''")),
-        false => arg,
-    };
-    let arguments: Vec<String> = std::env::args().filter(|a| a != "--fresh").map(quoted).collect();
+    let arguments = std::env::args_os().filter(|a| a != "--fresh");
+    let arguments: Vec<String> = arguments.map(|a| quoted(&a.to_string_lossy())).collect();
     arguments.join(" ")
+}
+
+/// `argument` such that a shell reads it as it is.
+fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.to_owned(),
+        false => format!("'{}'", argument.replace('\'', "'\\''")),
+    }
 }
 
 fn show(bar: &Mutex<ProgressBar>, event: &Event) {
@@ -282,5 +306,44 @@ fn show(bar: &Mutex<ProgressBar>, event: &Event) {
         }
         Event::Writing => bar.set_message("writing"),
         Event::Verifying => bar.set_message("reading back"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_shell_reads_quoted_arguments_as_they_were() {
+        let arguments = [
+            "",
+            " ",
+            "plain-1.0/a_b",
+            "a b",
+            "$HOME",
+            "a&b",
+            "a;b",
+            "*",
+            "(x)",
+            "it's",
+            "\"q\"",
+            "`id`",
+            "\\",
+            "a\nb",
+            "~",
+            "#x",
+            "!",
+            "{a,b}",
+            "<>|",
+            "ü",
+            "[a-z]?",
+        ];
+        for argument in arguments {
+            let script = format!("printf %s {}", quoted(argument));
+            let said = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), argument, "{script}");
+        }
+        assert_eq!(quoted("./models/a-3.0"), "./models/a-3.0");
     }
 }

@@ -30,10 +30,15 @@ pub fn text(path: &Path, lines: usize) {
 
 /// The tiny model with that tokenizer, and a text.
 pub fn source(directory: &Path) -> (PathBuf, PathBuf) {
+    source_of("llama", directory)
+}
+
+/// The tiny model `family` with that tokenizer, and a text.
+pub fn source_of(family: &str, directory: &Path) -> (PathBuf, PathBuf) {
     let model = directory.join("model");
     fs::create_dir(&model).unwrap();
     for name in ["config.json", "model.safetensors"] {
-        fs::copy(tiny_model("llama").join(name), model.join(name)).unwrap();
+        fs::copy(tiny_model(family).join(name), model.join(name)).unwrap();
     }
     fs::write(model.join("tokenizer.json"), tokenizer().to_string()).unwrap();
     fs::write(model.join("notes.txt"), "kept").unwrap();

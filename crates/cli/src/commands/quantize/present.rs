@@ -160,8 +160,9 @@ pub fn report(
 pub fn page(
     path: &Path,
     args: &Quantize,
-    source_bytes: u64,
+    origin: &Origin,
     plan: &Plan,
+    options: &JobOptions,
     report: &JobReport,
     quality: Option<&Quality>,
 ) -> Result<()> {
@@ -173,8 +174,11 @@ pub fn page(
         perplexity,
         kl_divergence: kl,
     };
+    let source_bytes = origin.source.checkpoint().tensor_bytes();
+    // As for the result: the matrices that are quantized, by what is stored of them.
     let weights: u64 = report.tensors.iter().map(TensorReport::weights).sum();
-    let source_bits = source_bytes as f64 * 8.0 / weights as f64;
+    let stored = plan.targets.iter().map(|t| origin.stored_bytes(&t.spec));
+    let source_bits = stored.sum::<Result<u64, _>>()? as f64 * 8.0 / weights as f64;
     let quality = quality.map_or(Vec::new(), |q| {
         vec![
             row("source", source_bits, source_bytes, q.before, None),
@@ -186,7 +190,7 @@ pub fn page(
         bits: t.bits,
         shape: t.shape,
         proxy_error: t.proxy_error,
-        relative_output_error: t.proxy_error,
+        relative_output_error: t.relative_output_error,
         cosine: t.cosine,
         seconds: t.seconds,
         tokens: t.calibration_rows,
@@ -203,7 +207,7 @@ pub fn page(
             ("stored, with scales and padding".to_owned(), rounded(report.stored_bits)),
             ("stored, output projection".to_owned(), rounded(report.head_stored_bits)),
             ("files".to_owned(), console::bytes(report.file_bytes)),
-            ("calibration tokens".to_owned(), args.calibration_tokens.to_string()),
+            ("calibration tokens".to_owned(), options.calibration.tokens().to_string()),
             ("seconds".to_owned(), format!("{:.0}", report.seconds)),
             ("encoder".to_owned(), report.encoder.clone()),
             (
