@@ -337,8 +337,13 @@ impl Job<'_> {
         let mut modules: Vec<Module> = Vec::new();
         let plain = |modules: &mut Vec<Module>, tensors: Vec<Named>| {
             for (name, tensor) in tensors {
-                let key = name.strip_suffix(".weight").unwrap_or(&name).to_owned();
-                modules.push((key, vec![(name, tensor)]));
+                // A router and its correction bias are one module.
+                let parts = [".weight", ".e_score_correction_bias"];
+                let key = parts.iter().find_map(|part| name.strip_suffix(part)).unwrap_or(&name);
+                match modules.last_mut().filter(|m| m.0 == key) {
+                    Some(module) => module.1.push((name, tensor)),
+                    None => modules.push((key.to_owned(), vec![(name, tensor)])),
+                }
             }
         };
         let table = self.origin.output_key(&self.origin.embedding_spec());
@@ -459,7 +464,7 @@ impl Job<'_> {
     fn quantization_config(&self, report: &JobReport) -> Value {
         let head = (0..self.plan.groups.len()).find(|&g| self.plan.groups[g].role == Role::Head);
         let whole = |bits: f64| if bits.fract() == 0.0 { json!(bits as u64) } else { json!(bits) };
-        json!({
+        let mut config = json!({
             "quant_method": "exl3",
             "version": concat!("marlin-", env!("CARGO_PKG_VERSION")),
             "bits": (report.bits * 100.0).round() / 100.0,
@@ -470,7 +475,15 @@ impl Job<'_> {
             },
             "out_scales": "always",
             "codebook": self.quantizer.codebook.name(),
-        })
+        });
+        let ahead = self.plan.groups.iter().zip(&self.options.bits);
+        let ahead: Vec<_> = ahead.filter(|(g, _)| g.role == Role::Prediction).collect();
+        if !ahead.is_empty() {
+            let weights: f64 = ahead.iter().map(|(g, _)| g.weights as f64).sum();
+            let spent: f64 = ahead.iter().map(|(g, bits)| g.weights as f64 * **bits).sum();
+            config["mtp_bits"] = whole((spent / weights * 100.0).round() / 100.0);
+        }
+        config
     }
 
     /// Reads the directory as any reader would that has `config`, and compares every byte with what was meant.

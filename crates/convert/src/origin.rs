@@ -7,6 +7,7 @@
 use crate::error::ConvertError;
 use crate::exl3::panels::PANEL;
 use crate::matrix::Matrix;
+use crate::plan::Plan;
 use bytes::Bytes;
 use half::{bf16, f16};
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
@@ -50,6 +51,14 @@ impl<'a> Origin<'a> {
         let source = Source::new(checkpoint);
         let spec = marlin_models::spec(checkpoint)?;
         let config = marlin_models::config(checkpoint)?;
+        for field in ["vision_config", "audio_config"] {
+            if config.get(field).is_some_and(Value::is_object) {
+                let reason = "the model reads more than text, and what is made would lose that; convert a \
+                              text-only version of it";
+                let key = format!("{}: {field}", checkpoint.path.display());
+                return Err(ConvertError::Tensor { key, reason: reason.to_owned() });
+            }
+        }
         let output = marlin_models::spec(&view(&checkpoint.path, &config, Vec::new()))?;
         let mtp = spec.mtp.as_ref().is_some_and(|m| source.has(&m.projection.key));
         let plain_bf16 = |t: &StoredTensor| t.encoding == Encoding::Plain(DType::BF16);
@@ -141,6 +150,41 @@ impl<'a> Origin<'a> {
     /// When it is missing.
     pub fn stored_bytes(&self, spec: &LinearSpec) -> Result<u64> {
         Ok(self.weight(spec)?.parts.iter().map(|(_, t)| t.bytes().len() as u64).sum())
+    }
+
+    /// Stored tensors for which the output has no place: what is made says no word of them.
+    ///
+    /// # Errors
+    /// When a tensor that is needed is missing.
+    pub fn dropped(&self, plan: &Plan) -> Result<Vec<String>> {
+        for target in &plan.targets {
+            self.weight(&target.spec)?;
+            self.source.bias(&target.spec)?;
+        }
+        self.source.linear(&self.embedding_spec())?;
+        let mtp = self.spec.mtp.as_ref().filter(|_| self.mtp);
+        let ahead = mtp.into_iter().flat_map(|m| [&m.embedding_norm, &m.hidden_norm, &m.norm]);
+        let blocks = || self.spec.blocks.iter().chain(mtp.map(|m| &m.block));
+        let norms = blocks().flat_map(BlockSpec::norms).chain([&self.spec.norm]).chain(ahead);
+        norms.map(|norm| Ok(self.source.norm(norm)?)).collect::<Result<Vec<_>>>()?;
+        for block in blocks() {
+            if let MixerSpec::Mla(mla) = &block.mixer {
+                let (heads, rank) = (mla.num_heads, mla.kv_lora_rank);
+                if let Some((k, v)) = self.source.split_kv_b(&mla.kv_b) {
+                    self.source.matrix(&k, heads * rank, mla.qk_nope_head_dim)?;
+                    self.source.matrix(&v, heads * mla.v_head_dim, rank)?;
+                } else {
+                    self.source.linear(&mla.kv_b)?;
+                }
+            }
+            if let FeedForwardSpec::Moe(moe) = &block.feed_forward {
+                self.source.linear(&moe.gate)?;
+                if let Some(key) = &moe.correction_bias {
+                    self.source.vector(key, moe.router.num_experts)?;
+                }
+            }
+        }
+        Ok(self.source.unused(usize::MAX))
     }
 
     /// The bias of `spec`, in the output's order, if it has one.

@@ -3,15 +3,17 @@
 mod common;
 
 use common::{convert, load, options};
-use marlin_checkpoint::Checkpoint;
-use marlin_convert::Event;
+use marlin_checkpoint::{Checkpoint, Container, StoredTensor};
 use marlin_convert::output::{
     Module, clear, copy_sidecars, read_tensors, tensor_storage, write_tensors,
 };
+use marlin_convert::{Event, Origin, Plan, Role};
 use marlin_tensor::{DType, HostTensor};
-use marlin_testkit::tiny_model;
+use marlin_testkit::{FAMILIES, tiny_model};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
@@ -134,4 +136,78 @@ fn a_directory_has_no_configuration_until_it_is_verified() {
     let seen = seen.into_inner().unwrap();
     assert!(!seen.iter().any(|e| matches!(e, Event::Matrix(_))), "{seen:?}");
     assert!(output.join("config.json").exists() && !output.join(".quantize").exists());
+}
+
+/// As exllamav3 1.6.5 writes them for GLM-4.7-Flash's kind: the bits of the prediction layer, and the correction
+/// bias among what the router's module stores.
+#[test]
+fn routers_and_prediction_layers_are_described_as_exllamav3_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model("glm4_moe_lite")).unwrap();
+    let output = directory.path().join("out");
+    let mut options = options(&source, "glm4_moe_lite", &output, 2.0);
+    let origin = Origin::open(&source).unwrap();
+    let plan = Plan::new(&origin.output, origin.mtp);
+    for (group, bits) in plan.groups.iter().zip(&mut options.bits) {
+        if group.role == Role::Prediction {
+            *bits = 4.0;
+        }
+    }
+    convert(&source, &options, &|_| {}, &AtomicBool::new(false)).unwrap();
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(output.join(name)).unwrap()).unwrap()
+    };
+    let (config, table) = (read("config.json"), read("quantization_config.json"));
+    assert_eq!(config["quantization_config"]["mtp_bits"], 4);
+    assert_eq!(table["mtp_bits"], 4);
+    let storage = table["tensor_storage"].as_object().unwrap();
+    let gates: Vec<_> = storage.iter().filter(|(key, _)| key.ends_with(".mlp.gate")).collect();
+    assert!(!gates.is_empty());
+    for (key, module) in gates {
+        let stored = &module["stored_tensors"];
+        let bias = &stored[format!("{key}.e_score_correction_bias")];
+        let experts = bias["shape"][0].as_u64().unwrap();
+        let about = json!({"shape": [experts], "n_bytes": 4 * experts, "dtype": "torch.float32"});
+        assert_eq!(*bias, about, "{key}");
+        assert_eq!(stored[format!("{key}.weight")]["dtype"], "torch.float16", "{key}");
+    }
+    assert!(!storage.keys().any(|key| key.ends_with("e_score_correction_bias")));
+}
+
+/// Tensors without a place in the output were dropped without a word.
+#[test]
+fn what_has_no_place_in_the_output_is_told() {
+    let dropped = |source: &Checkpoint| {
+        let origin = Origin::open(source).unwrap();
+        origin.dropped(&Plan::new(&origin.output, origin.mtp)).unwrap()
+    };
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fixtures/gguf");
+    let gguf = ["llama_bias", "mixtral", "qwen3moe", "deepseek2_v3", "deepseek2_glm"]
+        .map(|name| gguf.join(format!("{name}.gguf")));
+    for path in FAMILIES.map(tiny_model).into_iter().chain(gguf) {
+        let source = Checkpoint::open(&path).unwrap();
+        let mut dropped = dropped(&source);
+        // Copies of the trunk's tables in the prediction layer, which shares them in what is made.
+        let copies = [".embed_tokens.weight", ".shared_head.head.weight"];
+        dropped.retain(|name| !copies.iter().any(|copy| name.ends_with(copy)));
+        assert_eq!(dropped, [""; 0], "{}", path.display());
+    }
+    let source = Checkpoint::open(&tiny_model("llama")).unwrap();
+    let Container::HuggingFace { config, .. } = &source.container else { unreachable!() };
+    let with = |names: &[&str], config: &Value| {
+        let mut tensors: Vec<StoredTensor> = source.tensors().cloned().collect();
+        for name in names {
+            tensors.push(StoredTensor { name: (*name).to_owned(), ..tensors[0].clone() });
+        }
+        let container = Container::HuggingFace { config: config.clone(), generation_config: None };
+        Checkpoint::from_parts(source.path.clone(), container, tensors, BTreeMap::new())
+    };
+    let names = ["model.layers.0.self_attn.sinks", "model.layers.7.mlp.up_proj.weight"];
+    assert_eq!(dropped(&with(&names, config)), names);
+
+    let mut seeing = config.clone();
+    seeing["vision_config"] = json!({"hidden_size": 8});
+    let source = with(&[], &seeing);
+    let refused = Origin::open(&source).err().unwrap().to_string();
+    assert!(refused.contains("vision_config") && refused.contains("text-only"), "{refused}");
 }

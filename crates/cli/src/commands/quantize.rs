@@ -61,6 +61,11 @@ fn quantize(args: &Quantize) -> Result<()> {
     let tokenizer = Tokenizer::open(&checkpoint)?;
     let origin = Origin::open(&checkpoint)?;
     let plan = Plan::new(&origin.output, origin.mtp);
+    let dropped = origin.dropped(&plan)?;
+    if !dropped.is_empty() {
+        let (count, first) = (dropped.len(), dropped[..dropped.len().min(3)].join(", "));
+        console::note(&format!("note: {count} tensors of the source are left out: {first}"));
+    }
     let codebook = args.codebook.codebook();
     let text = text::read(args, &tokenizer, &origin.output)?;
     let threads = loaded::threads(&args.device);
