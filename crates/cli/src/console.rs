@@ -1,6 +1,6 @@
 //! Everything that reaches the terminal: results on stdout, the rest on stderr.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicI8, Ordering};
@@ -68,17 +68,31 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(line(&serde_json::to_string_pretty(value)?)?)
 }
 
+/// Whether stderr is a terminal.
+pub fn is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Where bars are drawn: nowhere when quiet or not on a terminal.
+fn target() -> ProgressDrawTarget {
+    let shown = VERBOSITY.load(Ordering::Relaxed) >= 0 && is_terminal();
+    if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+/// Several bars on stderr, one below the other; hidden as [`bar`] is.
+pub fn bars() -> MultiProgress {
+    MultiProgress::with_draw_target(target())
+}
+
 /// A bar on stderr, hidden when quiet or not on a terminal.
 pub fn bar(total: u64, what: &str, bytes: bool) -> ProgressBar {
-    let shown = VERBOSITY.load(Ordering::Relaxed) >= 0 && std::io::stderr().is_terminal();
-    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let template = match bytes {
         true => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
         false => "{msg} {wide_bar} {pos}/{len} {eta}",
     };
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
+    let bar = ProgressBar::with_draw_target(Some(total), target()).with_style(style);
     bar.set_message(what.to_owned());
     bar
 }

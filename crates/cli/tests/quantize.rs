@@ -285,3 +285,22 @@ fn quality_is_measured_on_windows_that_the_model_can_read() {
     assert_eq!(cells("source")[1], "16.000");
     assert_eq!(cells("EXL3")[1], format!("{:.3}", report["all_stored_bits"].as_f64().unwrap()));
 }
+
+/// Without a terminal nothing was said of finished matrices, unless asked for with -v.
+#[test]
+fn finished_matrices_are_told_where_there_is_no_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    for (name, more, told) in
+        [("lines", &[][..], true), ("document", &["--json"], false), ("quiet", &["--quiet"], false)]
+    {
+        let made = run(&model, &text, &directory.path().join(name), more);
+        assert!(made.status.success(), "{}", stderr(&made));
+        let said = stderr(&made);
+        let lines: Vec<&str> = said.lines().filter(|l| l.contains("bits, output error")).collect();
+        assert_eq!(!lines.is_empty(), told, "{name}: {said}");
+        let matrices = 22;
+        assert!(!told || lines[0].starts_with(&format!("[1/{matrices}] model.")), "{said}");
+        assert!(!told || lines.last().unwrap().starts_with("[22/22] lm_head"), "{said}");
+    }
+}

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, ConvertError>;
@@ -73,6 +73,13 @@ pub enum Event {
         row: usize,
         /// Rows in all.
         rows: usize,
+    },
+    /// A matrix is at work.
+    Within {
+        /// Its key.
+        key: String,
+        /// Hundredths of it that are done.
+        percent: usize,
     },
     /// A matrix is finished and kept; this is how it fared.
     Matrix(TensorReport),
@@ -304,8 +311,17 @@ impl Job<'_> {
     ) -> Result<()> {
         let start = Instant::now();
         let (spec, bits) = (&target.spec, self.options.bits[target.group]);
+        let (key, told) = (self.origin.output_key(spec), AtomicUsize::new(0));
+        let progress = |share: f64| {
+            let percent = ((share * 100.0) as usize).min(100);
+            // A matrix has many more tiles than anybody wants to be told of.
+            if told.fetch_max(percent, Ordering::Relaxed) < percent {
+                (self.events)(Event::Within { key: key.clone(), percent });
+            }
+        };
+        let seed = self.options.seed;
         let (packed, mut report) =
-            quantize_linear(self.quantizer, &self.origin, spec, hessian, self.options.seed, bits)?;
+            quantize_linear(self.quantizer, &self.origin, spec, hessian, seed, bits, &progress)?;
         report.fallback = report.fallback.or_else(|| notes.get(&spec.label).cloned());
         report.seconds = start.elapsed().as_secs_f64();
         let bias = self.origin.bias(spec)?.map(|mut values| {

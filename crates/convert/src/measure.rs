@@ -219,6 +219,7 @@ impl Probe<'_> {
                     hessian,
                     self.seed,
                     rate,
+                    &|_| {},
                 )?;
                 Ok(named(&report.key, packed.parts, None))
             })

@@ -28,6 +28,8 @@ pub struct LinearInput<'a> {
     pub calibration_rows: u64,
     /// Seeds of what is random on the input side (shared by matrices with one input) and on the output side.
     pub seeds: (u64, u64),
+    /// Told the share of the matrix that is done, from any thread.
+    pub progress: &'a (dyn Fn(f64) + Sync),
 }
 
 /// How one matrix fared.
@@ -83,7 +85,7 @@ impl TensorReport {
 }
 
 /// Quantizes the matrix of `spec` as the output has it, with what `hessian` knows of its inputs. Signs
-/// follow from `seed` and names: matrices with one label share those of their inputs.
+/// follow from `seed` and names: matrices with one label share those of their inputs. `progress` is told the share done.
 ///
 /// # Errors
 /// As [`Quantizer::quantize`], and when the matrix is missing.
@@ -94,6 +96,7 @@ pub fn quantize_linear(
     hessian: Option<&Hessian>,
     seed: u64,
     bits: f64,
+    progress: &(dyn Fn(f64) + Sync),
 ) -> Result<(Weight, TensorReport), ConvertError> {
     let key = origin.output_key(spec);
     let mean = hessian.and_then(Hessian::mean);
@@ -105,6 +108,7 @@ pub fn quantize_linear(
         why_uncalibrated: "no calibration token reached it",
         calibration_rows: hessian.map_or(0, Hessian::rows),
         seeds: (seed ^ fnv(spec.label.as_bytes()), seed ^ fnv(key.as_bytes())),
+        progress,
     };
     quantizer.quantize(&input, bits)
 }

@@ -217,3 +217,26 @@ fn another_job_is_refused() {
     assert!(error.contains("finished model"), "{error}");
     convert(&source, &fresh(), &|_| {}, &never).unwrap();
 }
+
+/// Every matrix says how far it is, up to its end, before it is finished.
+#[test]
+fn a_matrix_at_work_tells_how_far_it_is() {
+    let family = "llama";
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model(family)).unwrap();
+    let options = options(&source, family, &directory.path().join("out"), 2.5);
+    let told = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
+    let events = |event: Event| {
+        let mut told = told.lock().unwrap();
+        match event {
+            Event::Within { key, percent } => {
+                let last = told.entry(key).or_default();
+                *last = percent.max(*last);
+            }
+            Event::Matrix(report) => assert_eq!(told[&report.key], 100, "{}", report.key),
+            _ => {}
+        }
+    };
+    let report = convert(&source, &options, &events, &AtomicBool::new(false)).unwrap();
+    assert_eq!(told.into_inner().unwrap().len(), report.tensors.len());
+}

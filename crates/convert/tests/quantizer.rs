@@ -61,6 +61,7 @@ fn quantize(
         why_uncalibrated: "no inputs",
         calibration_rows: 600,
         seeds: (1, 2),
+        progress: &|_| {},
     };
     q.quantize(&input, bits).unwrap()
 }
@@ -125,6 +126,7 @@ fn large_matrices_go_through_in_panels() {
             why_uncalibrated: "",
             calibration_rows: 600,
             seeds: (1, 2),
+            progress: &|_| {},
         };
         let (packed, report) = q.quantize(&input, 3.0).unwrap();
         let found = error(&w, &packed, &h);
@@ -171,6 +173,7 @@ fn degenerate_matrices_are_kept_or_refused() {
         why_uncalibrated: "",
         calibration_rows: 0,
         seeds: (0, 0),
+        progress: &|_| {},
     };
     let message = q.quantize(&input, 3.0).unwrap_err().to_string();
     assert!(message.contains("model.bad") && message.contains("NaN"), "{message}");

@@ -2,6 +2,7 @@
 
 mod measure;
 mod present;
+mod progress;
 mod recipe;
 mod text;
 
@@ -9,21 +10,21 @@ use crate::args::quantize::{Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
 use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
 use marlin_convert::{
-    ConvertError, Event, Exl3Quantizer, JobOptions, Origin, Plan, allocate, memory, store,
+    ConvertError, Exl3Quantizer, JobOptions, Origin, Plan, allocate, memory, store,
 };
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
 use marlin_tensor::Backend;
 use marlin_text::Tokenizer;
 use measure::Measuring;
+use progress::Progress;
 use serde_json::json;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
 /// Plans, quantizes and reports.
 pub fn run(args: &Quantize) -> Result<ExitCode> {
@@ -124,16 +125,16 @@ fn quantize(args: &Quantize) -> Result<()> {
     if let Some(measuring) = &measuring {
         options.bits = work.bits(&rates, Some(&measuring.run()?))?;
     }
-    let bar = Mutex::new(console::bar(plan.weights(), "quantizing", false));
+    let progress = Progress::new(plan.targets.len(), plan.weights(), args.json);
     let report = marlin_convert::run(
         &checkpoint,
         work.backend.clone(),
         &work.quantizer,
         &options,
-        &|e| show(&bar, &e),
+        &|e| progress.show(&e),
         work.stop,
     );
-    bar.lock().unwrap_or_else(|e| e.into_inner()).finish_and_clear();
+    progress.end();
     let report = report.map_err(|e| about_memory(e, args.max_memory))?;
     // The measurements are only worth keeping for a job that is not finished.
     let _ = std::fs::remove_dir_all(args.output.join(MEASURED));
@@ -284,33 +285,6 @@ fn quoted(argument: &str) -> String {
     match !argument.is_empty() && argument.chars().all(plain) {
         true => argument.to_owned(),
         false => format!("'{}'", argument.replace('\'', "'\\''")),
-    }
-}
-
-fn show(bar: &Mutex<ProgressBar>, event: &Event) {
-    let bar = bar.lock().unwrap_or_else(|e| e.into_inner());
-    match event {
-        Event::Resumed { matrices, weights } => {
-            bar.inc(*weights);
-            bar.reset_eta();
-            bar.suspend(|| console::note(&format!("resuming: {matrices} matrices are done")));
-        }
-        Event::Rows { part, capture, row, rows } => {
-            let doing = if *capture { "calibrating" } else { "advancing" };
-            bar.set_message(format!("{doing} {part}, row {} of {rows}", row + 1));
-        }
-        Event::Matrix(report) => {
-            bar.inc(report.weights());
-            bar.set_message(report.key.clone());
-            let fallback = report.fallback.as_deref().map_or(String::new(), |f| format!(" ({f})"));
-            let line = format!(
-                "{}: {} bits, output error {:.4}, {:.1} s{fallback}",
-                report.key, report.bits, report.relative_output_error, report.seconds
-            );
-            bar.suspend(|| console::detail(&line));
-        }
-        Event::Writing => bar.set_message("writing"),
-        Event::Verifying => bar.set_message("reading back"),
     }
 }
 

@@ -20,11 +20,12 @@ use basis::{ScaleRule, Scales};
 use bytes::Bytes;
 use feedback::Coder;
 use half::f16;
+use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
 use marlin_tensor::{BackendError, DType, HostTensor, Weight};
 use panels::Panels;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Channels are padded to a multiple of this.
@@ -126,7 +127,8 @@ impl Quantizer for Exl3Quantizer {
             input.seeds,
         )?;
         let table = self.codebook.table();
-        let encoder = Timed::new(self.encoder.as_ref());
+        let tiles = n * k / TILE * (1 + self.options.passes);
+        let encoder = Timed::new(self.encoder.as_ref(), tiles, input.progress);
         let coder = Coder { encoder: &encoder, rate, codebook: self.codebook, table: &table };
 
         let factor = used.map(|h| ldl::block_ldl(&scales.hessian(h), self.options.damping));
@@ -218,15 +220,20 @@ impl Exl3Quantizer {
     }
 }
 
-/// An encoder with a stopwatch; the seconds of all threads are summed.
+/// An encoder with a stopwatch, and a count of tiles; the seconds of all threads are summed.
 struct Timed<'a> {
     encoder: &'a dyn TileEncoder,
     nanoseconds: AtomicU64,
+    /// Tiles encoded, of how many at most.
+    done: AtomicUsize,
+    tiles: usize,
+    progress: &'a (dyn Fn(f64) + Sync),
 }
 
 impl<'a> Timed<'a> {
-    fn new(encoder: &'a dyn TileEncoder) -> Self {
-        Self { encoder, nanoseconds: AtomicU64::new(0) }
+    fn new(encoder: &'a dyn TileEncoder, tiles: usize, progress: &'a (dyn Fn(f64) + Sync)) -> Self {
+        let (nanoseconds, done) = (AtomicU64::new(0), AtomicUsize::new(0));
+        Self { encoder, nanoseconds, done, tiles, progress }
     }
 
     fn seconds(&self) -> f64 {
@@ -249,6 +256,9 @@ impl TileEncoder for Timed<'_> {
         let start = Instant::now();
         let done = self.encoder.encode(tiles, rate, codebook, states);
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        let here = states.len() / TILE;
+        let so_far = self.done.fetch_add(here, Ordering::Relaxed) + here;
+        (self.progress)(so_far as f64 / self.tiles as f64);
         done
     }
 
