@@ -112,6 +112,36 @@ fn ctrl_c_keeps_what_is_finished_and_says_how_to_go_on() {
     assert!(output.join("config.json").exists() && !output.join(".quantize").exists());
 }
 
+/// While the quality is measured there is nothing to finish: one Ctrl-C ends the program, it took two.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_measuring_of_quality_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    let held_out = directory.path().join("held-out.txt");
+    common::text(&held_out, 200);
+    let output = directory.path().join("out");
+    let more = ["--threads", "1", "--evaluate", held_out.to_str().unwrap(), "--fresh"];
+    // A run may end before it is interrupted.
+    let interrupted = (0..10).any(|_| {
+        let _ = fs::remove_dir_all(&output);
+        let mut child = started(&mut command(&model, &text, &output, &more));
+        let is_finished =
+            || output.join("config.json").exists() && !output.join(".quantize").exists();
+        while !is_finished() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Past the removal of the job's folder, into the evaluation.
+        std::thread::sleep(Duration::from_millis(30));
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let said = stderr(&ended);
+        ended.status.code() == Some(130) && said.contains("its quality is not measured")
+    });
+    assert!(interrupted);
+    assert!(output.join("config.json").exists());
+}
+
 /// A disk that fills while the job runs: an error that names the file, and nothing is lost.
 #[cfg(target_os = "linux")]
 #[test]

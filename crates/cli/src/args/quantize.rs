@@ -59,7 +59,7 @@ pub struct Quantize {
     /// Matrices at a time [default: threads].
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
-    /// Memory to stay under, such as 8G.
+    /// Memory to stay under, such as 8G [default: what is available].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub max_memory: Option<u64>,
     /// Replace an unfinished job or a finished model in the output directory.

@@ -238,9 +238,10 @@ impl Work<'_> {
         }
         let made = Checkpoint::open(&self.args.output)?;
         let needed = self.checkpoint.tensor_bytes() + made.tensor_bytes();
-        if let Some(allowed) = self.args.max_memory.filter(|allowed| needed > *allowed) {
+        let limit = self.args.max_memory.or_else(loaded::available_memory);
+        if let Some(allowed) = limit.filter(|allowed| needed > *allowed) {
             console::note(&format!(
-                "note: quality is not measured: source and result take {} together, --max-memory allows {}",
+                "note: quality is not measured: source and result take {} together, {} may be taken (--max-memory)",
                 console::bytes(needed),
                 console::bytes(allowed)
             ));
