@@ -27,6 +27,13 @@ pub enum Shape {
     Lark(String),
     /// A grammar in llama.cpp's form.
     Gbnf(String),
+    /// Text or calls; those of these functions are held to their schemas.
+    Strict {
+        /// Functions.
+        names: Vec<String>,
+        /// More than one call.
+        parallel: bool,
+    },
     /// Calls, of one function if it is named.
     Calls {
         /// Function.
@@ -42,6 +49,7 @@ impl Shape {
         match self {
             Self::JsonObject | Self::JsonSchema { .. } => schema,
             Self::Regex(_) | Self::Lark(_) | Self::Gbnf(_) => "grammar",
+            Self::Strict { .. } => "tools",
             Self::Calls { .. } => "tool_choice",
         }
     }
@@ -53,6 +61,18 @@ impl Shape {
             Self::Regex(source) => Grammar::Regex(source),
             Self::Lark(source) => Grammar::Lark(source),
             Self::Gbnf(source) => Grammar::Gbnf(source),
+            Self::Strict { names, parallel } => {
+                let format = served.format.calls.ok_or_else(|| {
+                    let message = format!("model {} has no known form of calls", served.id);
+                    ApiError::unsupported("tools", message)
+                })?;
+                let mut tools = tools.to_vec();
+                for tool in tools.iter_mut().filter(|tool| !names.contains(&tool.name)) {
+                    tool.parameters = None;
+                }
+                Grammar::tool_calls(format, &tools, ToolChoice::Auto, parallel)
+                    .map_err(|error| ApiError::invalid("tools", error.to_string()))?
+            }
             Self::Calls { name, parallel } => {
                 let format = served.format.calls.ok_or_else(|| {
                     let message = format!("model {} has no known form of calls", served.id);

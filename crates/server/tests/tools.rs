@@ -171,6 +171,59 @@ fn a_model_that_would_rather_talk_has_to_call() {
     assert!(none["message"]["content"].as_str().unwrap().contains("<tool_call>"));
 }
 
+/// A model that may call or talk is held to the schemas of strict functions, and to those alone.
+#[test]
+fn strict_functions_are_strict_where_the_model_may_choose() {
+    let server = server();
+    let strict = |name: &str, strict: bool| {
+        let mut tool = tool(name);
+        tool["function"]["strict"] = json!(strict);
+        tool
+    };
+    let more = json!({"tools": [strict("look", true), strict("wait", false)]});
+    let call = |name: &str| {
+        format!(
+            "Well.\n<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"at\": \"moon\"}}}}\n</tool_call>"
+        )
+    };
+    server.says("I would rather not <tool>.");
+    assert_eq!(whole(&server, more.clone())["message"]["content"], "I would rather not <tool>.");
+    server.says(&call("wait"));
+    assert_eq!(
+        functions(&whole(&server, more.clone())),
+        [("wait".to_owned(), r#"{"at": "moon"}"#.to_owned())]
+    );
+    server.says(&call("look"));
+    let lax = json!({"tools": [strict("look", false)]});
+    assert_eq!(
+        functions(&whole(&server, lax)),
+        [("look".to_owned(), r#"{"at": "moon"}"#.to_owned())]
+    );
+    for stream in [false, true] {
+        let (content, calls) = if stream {
+            let all = streamed(&server, more.clone());
+            assert_eq!(all.error, None);
+            (
+                all.content,
+                all.calls.into_iter().map(|(name, arguments, _)| (name, arguments)).collect(),
+            )
+        } else {
+            let choice = whole(&server, more.clone());
+            (choice["message"]["content"].as_str().unwrap().to_owned(), functions(&choice))
+        };
+        assert_eq!(content, "Well.");
+        let calls: Vec<(String, String)> = calls;
+        assert_eq!((calls.len(), &*calls[0].0), (1, "look"), "{calls:?}");
+        let arguments: Value = serde_json::from_str(&calls[0].1).unwrap();
+        assert!(["sky", "sea"].contains(&arguments["at"].as_str().unwrap()), "{arguments}");
+    }
+    // What cannot be enforced is refused where it is to be.
+    let mut odd = strict("look", true);
+    odd["function"]["parameters"] = json!({"type": "object", "not": {}});
+    let response = server.post(CHAT, &chat(json!({"tools": [odd]})));
+    assert_eq!((response.status, &response.json()["error"]["param"]), (400, &json!("tools")));
+}
+
 /// A client that puts deltas together has a JSON object, or is told that it has not.
 #[test]
 fn half_a_call_is_never_passed_off_as_one() {

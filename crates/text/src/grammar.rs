@@ -72,11 +72,15 @@ pub struct ToolCalls {
     /// Not empty.
     tools: Vec<Tool>,
     parallel: bool,
+    /// An answer may be text, and text may come first.
+    optional: bool,
 }
 
 /// Which functions an answer has to call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToolChoice<'a> {
+    /// Any of them, or none: text, calls, or text and then calls.
+    Auto,
     /// Any of them.
     Required,
     /// This one.
@@ -85,7 +89,8 @@ pub enum ToolChoice<'a> {
 
 impl Grammar {
     /// An answer that is a call of one of the `tools` and nothing else, or several calls where
-    /// `parallel` allows them, with arguments that are valid under the tools' schemas.
+    /// `parallel` allows them, with arguments that are valid under the tools' schemas. With [`ToolChoice::Auto`] it may be
+    /// text as well, in which nothing can look like the beginning of a call and be none.
     ///
     /// # Errors
     /// When there is no tool, or none of that name.
@@ -96,18 +101,19 @@ impl Grammar {
         parallel: bool,
     ) -> Result<Self, TextError> {
         let chosen = |tool: &&Tool| match which {
-            ToolChoice::Required => true,
+            ToolChoice::Auto | ToolChoice::Required => true,
             ToolChoice::Named(name) => tool.name == name,
         };
         let tools: Vec<Tool> = tools.iter().filter(chosen).cloned().collect();
         if tools.is_empty() {
             let reason = match which {
-                ToolChoice::Required => "there are no tools to call".to_owned(),
+                ToolChoice::Auto | ToolChoice::Required => "there are no tools to call".to_owned(),
                 ToolChoice::Named(name) => format!("there is no tool called {name:?}"),
             };
             return Err(TextError::Grammar { kind: "tool_choice", reason });
         }
-        Ok(Self::ToolCalls(ToolCalls { format, tools, parallel }))
+        let optional = which == ToolChoice::Auto;
+        Ok(Self::ToolCalls(ToolCalls { format, tools, parallel, optional }))
     }
 
     /// What errors call it.

@@ -194,6 +194,52 @@ fn calls_are_forced_and_read_back() {
     }
 }
 
+fn takes(compiled: &GrammarMatcher, ids: &[u32]) -> bool {
+    let mut matcher = compiled.clone();
+    let all =
+        ids.iter().all(|&id| matcher.mask().unwrap().allows(id) && matcher.accept(id).is_ok());
+    all && matcher.may_stop().unwrap()
+}
+
+/// Where the model may choose it may write anything but a call that is none.
+#[test]
+fn calls_are_held_to_their_schemas_where_there_may_be_none() {
+    let markers = ["[TOOL_CALLS]", "[ARGS]", "<tool_call>", "</tool_call>", "<think>", "</think>"];
+    let schema = |key: &str, value: Value| json!({"type": "object", "properties": {key: value}, "required": [key], "additionalProperties": false});
+    let days = schema("days", json!({"type": "integer", "minimum": 1, "maximum": 14}));
+    let city = schema("city", json!({"enum": ["Oslo", "Rome"]}));
+    let tool =
+        |parameters| Tool::parse(&json!({"name": "weather", "parameters": parameters})).unwrap();
+    let (strict, other) = (vec![tool(days)], vec![tool(city)]);
+    for controls in [&[] as &[&str], &markers] {
+        let tokenizer = bytes_tokenizer(controls);
+        let factory = GrammarFactory::new(&tokenizer).unwrap();
+        let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+        for (name, format) in CallFormat::ALL {
+            let compile = |tools: &[Tool], which| {
+                let grammar = Grammar::tool_calls(format, tools, which, true).unwrap();
+                factory.compile(&grammar).unwrap_or_else(|e| panic!("{name}: {e}"))
+            };
+            let free = compile(&strict, ToolChoice::Auto);
+            for text in ["", "Hello <b>{x}</b> [1] <tool", "a\n\nb"] {
+                assert!(takes(&free, &bytes(text)), "{name} {controls:?}: {text:?}");
+            }
+            let write = |tools: &[Tool], seed| {
+                let mut forced = compile(tools, ToolChoice::Required);
+                Writer::new(&tokenizer, seed).walk(&mut forced, 4_000).unwrap()
+            };
+            let before = if format == CallFormat::Llama3 { "" } else { "So\n" };
+            let with = |ids: Vec<u32>| [bytes(before), ids].concat();
+            for seed in 0..12 {
+                let good = with(write(&strict, seed));
+                assert!(takes(&free, &good), "{name} {controls:?}: {:?}", tokenizer.decode(&good));
+                let bad = with(write(&other, seed));
+                assert!(!takes(&free, &bad), "{name} {controls:?}: {:?}", tokenizer.decode(&bad));
+            }
+        }
+    }
+}
+
 fn check_calls(
     format: &str,
     text: &str,

@@ -4,7 +4,7 @@
 mod tests;
 
 use super::tools::{
-    MAX_TOOLS, NamedSchema, arguments, named_schema, offered, tools_and_choice, with_calls,
+    MAX_TOOLS, NamedSchema, arguments, named_schema, offered, strict, tools_and_choice, with_calls,
 };
 use super::{Encoder, Spent, chat_logprobs, event, finish_reason, new_id, now};
 use crate::ApiError;
@@ -64,6 +64,7 @@ impl ChatRequest {
         choosing.max_tokens = newer.or(older).map(|n| n as usize);
 
         let tools = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
+        let strict = strict(&tools);
         let (tools, choice) = tools_and_choice(&mut fields, tools)?;
         let mut shape = response_format(&mut fields)?;
         if let Some(grammar) = grammar(&mut fields)?
@@ -73,7 +74,7 @@ impl ChatRequest {
         }
         let (set, tools) = offered(&choice, tools)?;
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
-        let shape = with_calls(choice, shape, parallel, "response_format")?;
+        let shape = with_calls(choice, shape, strict, parallel, "response_format")?;
         let mut extra = template_variables(&mut fields)?;
         effort(&mut fields, "reasoning_effort", &mut extra)?;
         harmless(&mut fields)?;

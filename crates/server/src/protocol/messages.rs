@@ -8,7 +8,9 @@
 mod tests;
 
 use super::chat::{MAX_MESSAGES, grammar, template_variables};
-use super::tools::{MAX_TOOLS, ToolChoice, check_choice, check_schema, offered, with_calls};
+use super::tools::{
+    MAX_TOOLS, ToolChoice, check_choice, check_schema, offered, strict, with_calls,
+};
 use super::turns::Turns;
 use super::{Encoder, named_event, new_id};
 use crate::ApiError;
@@ -63,6 +65,7 @@ impl MessagesRequest {
         choosing.max_tokens = max_tokens;
 
         let tools = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
+        let strict = strict(&tools);
         let tool = |(i, value)| tool(value, &format!("tools[{i}]"));
         let tools: Vec<_> = tools.into_iter().enumerate().map(tool).collect::<Result<_, _>>()?;
         let (choice, one_call) = tool_choice(&mut fields)?;
@@ -78,7 +81,7 @@ impl MessagesRequest {
             let message = "grammar: only without output_config.format";
             return Err(ApiError::invalid("grammar", message));
         }
-        let shape = with_calls(choice, shape, !one_call, "output_config.format")?;
+        let shape = with_calls(choice, shape, strict, !one_call, "output_config.format")?;
         harmless(&mut fields)?;
         fields.finish()?;
         let prompt = Prompt::Chat { messages, tools, extra };
@@ -279,7 +282,7 @@ fn tool(value: Value, path: &str) -> Result<Value, ApiError> {
         return Err(fields.wrong("input_schema", "a JSON schema, an object", &schema));
     }
     function.insert("parameters".to_owned(), schema);
-    // Inputs are read by their schema whether it is strict or not, and come as they are made.
+    // The first is read from the request as a whole; inputs come as they are made in any case.
     fields.flag("strict")?;
     fields.flag("eager_input_streaming")?;
     fields.refuse("defer_loading", &[], "the model is told of every tool")?;

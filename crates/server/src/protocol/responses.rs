@@ -12,7 +12,7 @@ pub use stream::Stream;
 
 use super::chat::{MAX_MESSAGES, content, effort, grammar, retention, template_variables};
 use super::tools::{
-    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, tools_and_choice,
+    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, strict, tools_and_choice,
     with_calls,
 };
 use super::turns::Turns;
@@ -94,7 +94,7 @@ impl ResponsesRequest {
             ToolChoice::Calls(None) => json!("required"),
             ToolChoice::Calls(Some(name)) => json!({"type": "function", "name": name}),
         };
-        let shape = with_calls(choice, shape, parallel, "text.format")?;
+        let shape = with_calls(choice, shape, strict(&given), parallel, "text.format")?;
         let mut echo = json!({
             "instructions": instructions,
             "max_output_tokens": choosing.max_tokens,
@@ -304,7 +304,7 @@ fn tool(value: Value, path: &str) -> Result<Value, ApiError> {
     if let Some(parameters) = fields.take("parameters") {
         function.insert("parameters".to_owned(), parameters);
     }
-    // Arguments are read by their schema whether it is strict or not.
+    // Read from the request as a whole.
     fields.flag("strict")?;
     fields.refuse("defer_loading", &[], "the model is told of every function")?;
     fields.refuse("allowed_callers", &[json!(["direct"])], "calls are the model's own")?;

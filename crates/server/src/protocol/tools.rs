@@ -87,6 +87,7 @@ pub(super) fn check_choice(choice: &ToolChoice, tools: &[Value]) -> Result<(), A
 pub(super) fn with_calls(
     choice: ToolChoice,
     shape: Option<Shape>,
+    strict: Vec<String>,
     parallel: bool,
     format: &str,
 ) -> Result<Option<Shape>, ApiError> {
@@ -99,8 +100,23 @@ pub(super) fn with_calls(
             Err(ApiError::invalid("tool_choice", message))
         }
         (ToolChoice::Calls(name), None) => Ok(Some(Shape::Calls { name, parallel })),
-        (_, shape) => Ok(shape),
+        // Nothing but the shape can be written, calls neither.
+        (_, Some(shape)) => Ok(Some(shape)),
+        (ToolChoice::Auto, None) if !strict.is_empty() => {
+            Ok(Some(Shape::Strict { names: strict, parallel }))
+        }
+        (_, None) => Ok(None),
     }
+}
+
+/// Names of the functions of a request whose arguments are to be held to their schema.
+pub(super) fn strict(tools: &[Value]) -> Vec<String> {
+    let name = |tool: &Value| {
+        let function = tool.get("function").unwrap_or(tool);
+        let strict = function.get("strict") == Some(&Value::Bool(true));
+        strict.then(|| function.get("name")?.as_str().map(str::to_owned))?
+    };
+    tools.iter().filter_map(name).collect()
 }
 
 /// The functions that an answer may call, and those that the model is told of.
@@ -139,7 +155,7 @@ pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
             inner.take(name);
         }
         inner.string("description")?;
-        // Arguments are held to their schema where calls are required, strict or not.
+        // Where calls are required, arguments are held to their schema, strict or not.
         inner.flag("strict")?;
         function.map_or(Ok(()), Fields::finish)?;
         outer.finish()?;

@@ -3,7 +3,7 @@
 //! the families' templates show it to the model.
 
 use super::{ToolCalls, with_options};
-use crate::output::{CallFormat, deepseek};
+use crate::output::{CallFormat, ReasoningMarkers, deepseek};
 use crate::tools::{Tool, Types};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -17,7 +17,10 @@ pub(super) fn to_lark(calls: &ToolCalls, special: impl Fn(&str) -> Option<u32>) 
         let _ = writeln!(lark.rules, "{name}: {call}");
     }
     let any = format!("({})", names.join(" | "));
-    let start = lark.start(calls, &any);
+    let mut start = lark.start(calls, &any);
+    if calls.optional {
+        start = lark.optional(calls.format, &names, &any, &start);
+    }
     format!("start: {start}\n{}", lark.rules)
 }
 
@@ -48,6 +51,46 @@ impl Lark<'_> {
                 format!("{} \" \"? \"[\" {} \"]\"", marker("[TOOL_CALLS]"), several("\", \""))
             }
         }
+    }
+
+    /// Text, or calls as `start` has them after it. Where calls begin with a control token, text cannot spell it; elsewhere text
+    /// ends with the opening of the first call, and goes on without any.
+    fn optional(&mut self, format: CallFormat, names: &[String], any: &str, start: &str) -> String {
+        if format == CallFormat::Llama3 {
+            return format!("(/[^{{ \\n\\t](?s:.*)/)? | {start}");
+        }
+        let opening = format.openings()[0];
+        if (self.special)(opening).is_some() {
+            // Thoughts may have control tokens around them, too.
+            let markers = ReasoningMarkers::ALL.iter().flat_map(|(_, m)| [m.open, m.close]);
+            let markers = markers.filter(|marker| (self.special)(marker).is_some());
+            let markers: Vec<String> = markers.map(|marker| self.marker(marker)).collect();
+            let more = match markers.is_empty() {
+                true => String::new(),
+                false => format!(" (({}) /(?s:.*)/)*", markers.join(" | ")),
+            };
+            let _ = writeln!(self.rules, "free: /(?s:.*)/{more}");
+            return format!("free ({start})?");
+        }
+        let openings: Vec<String> = format.openings().iter().map(|text| escape(text)).collect();
+        let (first, all) = (&openings[0], openings.join("|"));
+        let _ = writeln!(self.rules, "FREE: /(?s:.*)/ & ~/(?s:.*)({all})(?s:.*)/");
+        let _ = writeln!(self.rules, "opened[lazy]: /(?s:.*){first}/");
+        let opening = literal(opening);
+        if let Some(rest) = start.strip_prefix(&opening) {
+            return format!("FREE | opened {rest}");
+        }
+        let mut firsts = Vec::new();
+        for name in names {
+            let head = format!("{name}: ");
+            let call = self.rules.lines().find_map(|line| line.strip_prefix(&head));
+            let rest = call.and_then(|call| call.strip_prefix(&opening)).unwrap_or_default();
+            let rule = format!("first_{name}: {rest}\n");
+            self.rules.push_str(&rule);
+            firsts.push(format!("first_{name}"));
+        }
+        let others = start.strip_prefix(any).unwrap_or_default();
+        format!("FREE | opened ({}) {others}", firsts.join(" | "))
     }
 
     /// Mistral's newer vocabularies have a token between name and arguments.
@@ -219,6 +262,12 @@ impl Lark<'_> {
             None => literal(text),
         }
     }
+}
+
+/// `text` in a regular expression.
+fn escape(text: &str) -> String {
+    let special = |c| "[](){}|.*+?^$\\/".contains(c);
+    text.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// A string of Lark: one of JSON, without the one control character that JSON lets through.

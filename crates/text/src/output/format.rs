@@ -59,7 +59,7 @@ impl CallFormat {
     }
 
     /// Markers that begin calls, none of which is part of another.
-    pub(super) fn openings(self) -> &'static [&'static str] {
+    pub(crate) fn openings(self) -> &'static [&'static str] {
         match self {
             Self::Hermes | Self::Glm => &["<tool_call>"],
             Self::QwenCoder => &["<tool_call>", "<function="],

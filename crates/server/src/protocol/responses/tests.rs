@@ -133,10 +133,12 @@ fn tools_and_choices() {
     let calls = |name: Option<&str>, parallel| {
         Some(Shape::Calls { name: name.map(str::to_owned), parallel })
     };
+    // The model may choose, and the function is strict.
+    let strict = Some(Shape::Strict { names: vec!["weather".into()], parallel: true });
     let named = json!({"type": "function", "name": "weather"});
     let rows = [
-        (json!(null), 1, None),
-        (json!("auto"), 1, None),
+        (json!(null), 1, strict.clone()),
+        (json!("auto"), 1, strict),
         (json!("required"), 1, calls(None, true)),
         (named, 1, calls(Some("weather"), true)),
         (json!("none"), 0, None),
