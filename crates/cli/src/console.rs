@@ -97,6 +97,12 @@ pub fn bar(total: u64, what: &str, bytes: bool) -> ProgressBar {
     bar
 }
 
+/// A bar of hundredths, below others.
+pub fn share(what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("  {msg} {wide_bar} {percent} %");
+    bar(100, what, false).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
 /// `1234567` as `1.23 MB`, powers of ten.
 pub fn bytes(n: u64) -> String {
     scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])

@@ -4,6 +4,8 @@ mod common;
 
 use common::quantize::{command, files, run, started};
 use common::{source, source_of, stderr};
+use marlin_checkpoint::{read_safetensors, write_safetensors};
+use marlin_tensor::HostTensor;
 use marlin_testkit::Noise;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -333,4 +335,23 @@ fn finished_matrices_are_told_where_there_is_no_terminal() {
         assert!(!told || lines[0].starts_with(&format!("[1/{matrices}] model.")), "{said}");
         assert!(!told || lines.last().unwrap().starts_with("[22/22] lm_head"), "{said}");
     }
+}
+
+#[test]
+fn tensors_that_are_left_out_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    let file = model.join("model.safetensors");
+    let found = read_safetensors(&file).unwrap();
+    let mut tensors: Vec<(String, HostTensor)> =
+        found.tensors.iter().map(|t| (t.name.clone(), t.plain().unwrap())).collect();
+    tensors.push(("model.layers.0.sinks".to_owned(), HostTensor::from_f32(vec![1], &[0.5])));
+    // Not over the file that is mapped.
+    let more = directory.path().join("more.safetensors");
+    write_safetensors(&more, tensors.iter().map(|(name, t)| (name.as_str(), t)), &[]).unwrap();
+    fs::rename(&more, &file).unwrap();
+    let planned = run(&model, &text, &directory.path().join("out"), &["--plan-only"]);
+    assert!(planned.status.success(), "{}", stderr(&planned));
+    let says = "1 tensors of the source are left out: model.layers.0.sinks";
+    assert!(stderr(&planned).contains(says), "{}", stderr(&planned));
 }

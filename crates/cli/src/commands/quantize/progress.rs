@@ -52,8 +52,11 @@ impl Progress {
                 state.job.set_message(format!("{doing} {part}, row {} of {rows}", row + 1));
             }
             Event::Within { key, percent } => {
-                let State { bars, at_work, .. } = &mut *state;
-                let new = || bars.add(console::bar(100, key, false));
+                let State { bars, at_work, job, .. } = &mut *state;
+                let new = || {
+                    job.set_message("quantizing");
+                    bars.add(console::share(key))
+                };
                 at_work.entry(key.clone()).or_insert_with(new).set_position(*percent as u64);
             }
             Event::Matrix(report) => {
