@@ -9,12 +9,14 @@ def between(value, least, most):
 @schemathesis.hook
 def before_call(context, case, kwargs):
     body = case.body
-    if not isinstance(body, dict) or not ("messages" in body or "prompt" in body):
+    responses = case.operation.path.endswith("/responses")
+    if not isinstance(body, dict) or not ("messages" in body or "prompt" in body or responses):
         return
-    if case.meta.generation.mode.is_positive and not (body.get("max_tokens") or body.get("max_completion_tokens")):
+    limits = ("max_output_tokens",) if responses else ("max_tokens", "max_completion_tokens")
+    if case.meta.generation.mode.is_positive and not any(body.get(name) for name in limits):
         # Without one the answer fills the context.
-        body["max_tokens"] = 4
-    for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
+        body[limits[0]] = 4
+    for name in (*limits, "min_tokens"):
         if isinstance(body.get(name), int) and between(body[name], 9, 1 << 32):
             body[name] = body[name] % 8 + 1
     # A deadline that passes is a 504, as asked for.
