@@ -96,7 +96,7 @@ def edges(context):
     most, wrong = str((1 << 64) - 1), []
     for options in (("--rate-limit", "0"), ("--max-connections", most), ("--max-connections", "0"), ("--header-timeout", most), ("--body-timeout", most),
                     ("--keep-alive", most), ("--drain", most), ("--parallel", "0"), ("--prefill-chunk", "0"), ("--queue", "0"),
-                    ("--context", "224", "--cache-tokens", "16")):
+                    ("--context", "256", "--cache-tokens", "16")):
         try:
             server = context.start(*options)
         except AssertionError as refused:
