@@ -84,11 +84,7 @@ impl Model {
         block_size: usize,
         cache_type: CacheType,
     ) -> CacheSpec {
-        let mut layers = self.spec.cache_layers();
-        if let (Some(_), Some(spec)) = (&self.mtp, &self.spec.mtp) {
-            layers.push(spec.block.mixer.cache_layer());
-        }
-        CacheSpec { layers, block_size, num_blocks, cache_type }
+        self.spec.cache_spec(self.has_mtp(), num_blocks, block_size, cache_type)
     }
 
     /// Logits of `batch.output_rows`: `[output_rows, vocab_size]`.

@@ -3,7 +3,9 @@
 //! Keys are Hugging Face names without the `.weight` suffix; `source.rs` maps them to what a
 //! container really calls them.
 
-use marlin_tensor::{Activation, AttentionParams, CacheLayerSpec, Rope, Router};
+use marlin_tensor::{
+    Activation, AttentionParams, CacheLayerSpec, CacheSpec, CacheType, Rope, Router,
+};
 use std::collections::BTreeMap;
 
 /// A decoder-only language model.
@@ -386,9 +388,18 @@ impl ModelSpec {
         self.vocab_size as u64 * self.hidden_size as u64
     }
 
-    /// What each trunk layer caches.
-    pub fn cache_layers(&self) -> Vec<CacheLayerSpec> {
-        self.blocks.iter().map(|b| b.mixer.cache_layer()).collect()
+    /// Shape of a cache; the prediction layer, if it is to be there and there is one, caches last.
+    pub fn cache_spec(
+        &self,
+        with_prediction: bool,
+        num_blocks: usize,
+        block_size: usize,
+        cache_type: CacheType,
+    ) -> CacheSpec {
+        let prediction = self.mtp.as_ref().filter(|_| with_prediction).map(|mtp| &mtp.block);
+        let blocks = self.blocks.iter().chain(prediction);
+        let layers = blocks.map(|block| block.mixer.cache_layer()).collect();
+        CacheSpec { layers, block_size, num_blocks, cache_type }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_models::{MixerSpec, ModelError, ModelSpec, spec};
-use marlin_tensor::{CacheSpec, CacheType};
+use marlin_tensor::CacheType;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -79,12 +79,7 @@ fn real_configurations_have_the_published_sizes() {
         let spec = spec(&checkpoint).unwrap();
         assert_eq!(spec.parameters(), row.parameters, "{name}: parameters");
         assert_eq!(spec.active_parameters(), row.active_parameters, "{name}: active");
-        let cache = CacheSpec {
-            layers: spec.cache_layers(),
-            block_size: 16,
-            num_blocks: 1,
-            cache_type: CacheType::F16,
-        };
+        let cache = spec.cache_spec(false, 1, 16, CacheType::F16);
         assert_eq!(cache.bytes_per_token(), row.cache_bytes_per_token, "{name}: cache");
         assert_eq!(spec.unread, BTreeMap::new(), "{name}: fields without effect");
         let latent = matches!(spec.blocks[0].mixer, MixerSpec::Mla(_));

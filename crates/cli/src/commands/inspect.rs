@@ -5,7 +5,7 @@ use crate::{console, loaded, locate};
 use anyhow::{Result, anyhow};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_models::{FeedForwardSpec, LinearSpec, MixerSpec, ModelSpec, Source};
-use marlin_tensor::{Backend, CacheSpec, CacheType, LinearOptions};
+use marlin_tensor::{Backend, CacheType, LinearOptions};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -171,12 +171,7 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
         list.iter().for_each(|m| bits.add(m));
         bits.per_weight()
     };
-    let cache = CacheSpec {
-        layers: spec.cache_layers(),
-        block_size: 1,
-        num_blocks: 1,
-        cache_type: CacheType::F16,
-    };
+    let cache = spec.cache_spec(false, 1, 1, CacheType::F16);
     Ok(Report {
         architecture: spec.model_type.clone(),
         container: match checkpoint.container {

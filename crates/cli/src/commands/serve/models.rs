@@ -6,7 +6,7 @@ use crate::{exit, locate};
 use anyhow::Result;
 use marlin_engine::EngineOptions;
 use marlin_server::{Loaded, Loader};
-use marlin_tensor::{Backend, CacheSpec};
+use marlin_tensor::Backend;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,10 +38,7 @@ pub fn of(args: &Serve) -> Result<(Vec<String>, ModelLoader)> {
     for (source, name) in sources.iter().zip(&names) {
         let checkpoint = locate::open(source.as_deref())?;
         let spec = marlin_models::spec(&checkpoint)?;
-        let mut layers = spec.cache_layers();
-        layers.extend(spec.mtp.as_ref().map(|mtp| mtp.block.mixer.cache_layer()));
-        let cache_type = args.cache_type.into();
-        let cache = CacheSpec { layers, block_size: BLOCK_SIZE, num_blocks: 1, cache_type };
+        let cache = spec.cache_spec(true, 1, BLOCK_SIZE, args.cache_type.into());
         let token = cache.bytes_per_token() as u64;
         let weights = checkpoint.tensor_bytes();
         let max_context = parts_context(args.context, spec.max_position_embeddings);
