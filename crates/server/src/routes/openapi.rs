@@ -172,17 +172,9 @@ fn grammar() -> Value {
 }
 
 /// Fields that chat and completion requests share.
-fn choosing() -> Vec<(&'static str, Value)> {
+/// Those of our extensions that every protocol has.
+fn extensions() -> Vec<(&'static str, Value)> {
     vec![
-        (
-            "model",
-            with(string(), "Model, by its name in /v1/models; the first if left out or `default`."),
-        ),
-        ("temperature", with(number(0.0, 100.0), "Divides logits; 0 takes the likeliest token.")),
-        (
-            "top_p",
-            with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
-        ),
         (
             "top_k",
             with(
@@ -195,49 +187,12 @@ fn choosing() -> Vec<(&'static str, Value)> {
             with(number(0.0, 1.0), "Keep tokens with this fraction of the best one's probability."),
         ),
         ("repetition_penalty", with(number(0.01, 100.0), "Divides logits of tokens already seen.")),
-        ("presence_penalty", with(number(-2.0, 2.0), "Taken off logits of tokens in the answer.")),
-        (
-            "frequency_penalty",
-            with(number(-2.0, 2.0), "Taken off logits of tokens in the answer, for each time."),
-        ),
-        (
-            "logit_bias",
-            with(
-                json!({"type": "object", "maxProperties": 1024, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
-                "Added to logits, by token id.",
-            ),
-        ),
-        (
-            "seed",
-            with(
-                json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}),
-                "Same seed, same answer.",
-            ),
-        ),
-        ("n", with(count(1, 16), "Answers to one prompt, which is computed once.")),
-        ("stop", with(stop(), "Texts that end an answer, which does not hold them.")),
         (
             "stop_token_ids",
             with(list(count(0, u64::from(u32::MAX)), 64), "Tokens that end an answer."),
         ),
         ("min_tokens", with(count(0, 1 << 32), "Tokens before which the model may not end.")),
         ("ignore_eos", with(flag(), "Goes on where the model would end.")),
-        ("stream", with(flag(), "Sends the answer as it comes.")),
-        (
-            "stream_options",
-            with(
-                object(&[("include_usage", flag())], &[]),
-                "`include_usage` ends the stream with what it took.",
-            ),
-        ),
-        (
-            "grammar",
-            with(
-                grammar(),
-                "What the answer has to look like: a regular expression, Lark, or GBNF.",
-            ),
-        ),
         (
             "priority",
             with(
@@ -260,6 +215,57 @@ fn choosing() -> Vec<(&'static str, Value)> {
                 "Leaves out the beginning of a prompt that is too long, instead of an error.",
             ),
         ),
+    ]
+}
+
+fn choosing() -> Vec<(&'static str, Value)> {
+    let mut fields = vec![
+        (
+            "model",
+            with(string(), "Model, by its name in /v1/models; the first if left out or `default`."),
+        ),
+        ("temperature", with(number(0.0, 100.0), "Divides logits; 0 takes the likeliest token.")),
+        (
+            "top_p",
+            with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
+        ),
+        ("presence_penalty", with(number(-2.0, 2.0), "Taken off logits of tokens in the answer.")),
+        (
+            "frequency_penalty",
+            with(number(-2.0, 2.0), "Taken off logits of tokens in the answer, for each time."),
+        ),
+        (
+            "logit_bias",
+            with(
+                json!({"type": "object", "maxProperties": 1024, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
+                "Added to logits, by token id.",
+            ),
+        ),
+        (
+            "seed",
+            with(
+                json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}),
+                "Same seed, same answer.",
+            ),
+        ),
+        ("n", with(count(1, 16), "Answers to one prompt, which is computed once.")),
+        ("stop", with(stop(), "Texts that end an answer, which does not hold them.")),
+        ("stream", with(flag(), "Sends the answer as it comes.")),
+        (
+            "stream_options",
+            with(
+                object(&[("include_usage", flag())], &[]),
+                "`include_usage` ends the stream with what it took.",
+            ),
+        ),
+        (
+            "grammar",
+            with(
+                grammar(),
+                "What the answer has to look like: a regular expression, Lark, or GBNF.",
+            ),
+        ),
         ("user", with(string(), "Kept in the log for the operator; changes nothing.")),
         ("safety_identifier", with(string(), "The same by its newer name.")),
         ("prompt_cache_key", with(string(), "Accepted; changes nothing.")),
@@ -273,7 +279,9 @@ fn choosing() -> Vec<(&'static str, Value)> {
             "metadata",
             with(json!({"type": "object"}), "Kept in the log for the operator; changes nothing."),
         ),
-    ]
+    ];
+    fields.extend(extensions());
+    fields
 }
 
 fn chat() -> Value {

@@ -1,57 +1,20 @@
 //! Fields of OpenAI's responses and of Anthropic's messages.
 
-use super::{count, flag, grammar, list, number, object, one_of, stop, string, token_ids, with};
+use super::{count, flag, grammar, list, number, object, one_of, stop, string, with};
 use serde_json::{Value, json};
 
 fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// Those of our extensions that every protocol has.
+/// Our extensions.
 fn extensions() -> Vec<(&'static str, Value)> {
-    let mut ids = token_ids();
-    ids["maxItems"] = 64.into();
-    vec![
-        (
-            "top_k",
-            with(
-                count(0, u64::from(u32::MAX)),
-                "Keep this many of the likeliest tokens; 0 keeps all.",
-            ),
-        ),
-        (
-            "min_p",
-            with(number(0.0, 1.0), "Keep tokens with this fraction of the best one's probability."),
-        ),
-        ("repetition_penalty", with(number(0.01, 100.0), "Divides logits of tokens already seen.")),
-        ("min_tokens", with(count(0, 1 << 32), "Tokens before which the model may not end.")),
-        ("stop_token_ids", with(ids, "Tokens that end an answer.")),
-        ("ignore_eos", with(flag(), "Goes on where the model would end.")),
-        (
-            "priority",
-            with(
-                json!({"type": "integer", "minimum": i32::MIN, "maximum": i32::MAX}),
-                "Lower numbers go first.",
-            ),
-        ),
-        (
-            "cache_salt",
-            with(
-                json!({"type": "string", "minLength": 1, "maxLength": 256}),
-                "Prompts are computed once for requests of one salt.",
-            ),
-        ),
-        ("timeout", with(number(0.001, 86_400.0), "Seconds after which the request fails.")),
-        (
-            "truncate_prompt",
-            with(
-                flag(),
-                "Leaves out the beginning of a prompt that is too long, instead of an error.",
-            ),
-        ),
+    let mut fields = super::extensions();
+    fields.extend([
         ("grammar", with(grammar(), "What the answer has to look like; only without a format.")),
         ("chat_template_kwargs", with(any_object(), "Variables for the model's template.")),
-    ]
+    ]);
+    fields
 }
 
 /// `POST /v1/responses`.
