@@ -16,6 +16,8 @@ import tempfile
 import venv
 from pathlib import Path
 
+from check_metal import kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "crates/gpu/src/ops/exl3/trellis.cu"
 # The newest versions emit what the assembler of 13.0 refuses.
@@ -58,9 +60,7 @@ def cases():
 
 def emitted() -> list[Path]:
     """What CubeCL made of our kernels, one file for each that differs."""
-    found = subprocess.run(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT, check=True, capture_output=True, text=True)
-    folder = Path(re.search(r'"target_directory":"([^"]+)"', found.stdout).group(1)) / "tmp/kernels/nvidia"
-    names = {re.sub(r"-\d+$", "", path.stem): path for path in sorted(folder.glob("*.cu"))}
+    names = {re.sub(r"-\d+$", "", path.stem): path for path in sorted(kernels().glob("nvidia/*.cu"))}
     return list(names.values())
 
 
@@ -93,13 +93,13 @@ def at_run_time(nvcc: Path, path: Path, generation: str, directory: str) -> tupl
 
 
 def check_emitted(nvcc: Path) -> None:
-    kernels = emitted()
-    if not kernels:
+    texts = emitted()
+    if not texts:
         print("no kernels of CubeCL: .ci/check_metal.py makes them")
         return
     failed = most = 0
     with tempfile.TemporaryDirectory() as directory, concurrent.futures.ProcessPoolExecutor() as pool:
-        work = list(itertools.product(kernels, GENERATIONS))
+        work = list(itertools.product(texts, GENERATIONS))
         done = pool.map(at_run_time, itertools.repeat(nvcc), *zip(*work), itertools.repeat(directory))
         for (path, generation), (registers, spills, said) in zip(work, done):
             most = max(most, registers)
@@ -110,7 +110,7 @@ def check_emitted(nvcc: Path) -> None:
                 print(said)
     if failed:
         sys.exit(f"{failed} of {len(work)} kernels of CubeCL do not compile, or spill")
-    print(f"{len(kernels)} kernels of CubeCL compile for {', '.join(GENERATIONS)}: at most {most} registers")
+    print(f"{len(texts)} kernels of CubeCL compile for {', '.join(GENERATIONS)}: at most {most} registers")
 
 
 def main() -> None:

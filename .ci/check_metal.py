@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "crates/gpu/tests/metal_text.txt"
 
 
-def target() -> Path:
+def kernels() -> Path:
+    """Where the tests of crates/gpu leave the texts of kernels, a folder for each maker of GPUs."""
     found = subprocess.run(["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return Path(re.search(r'"target_directory":"([^"]+)"', found.stdout).group(1))
+    return Path(re.search(r'"target_directory":"([^"]+)"', found.stdout).group(1)) / "tmp/kernels"
 
 
 def canonical(text: str) -> str:
@@ -33,7 +34,7 @@ def canonical(text: str) -> str:
 
 
 def main() -> None:
-    folder = target() / "tmp/kernels"
+    folder = kernels()
     shutil.rmtree(folder, ignore_errors=True)
     command = "cargo test --release --locked -p marlin-gpu --features emulated".split()
     subprocess.run(command, cwd=ROOT, check=True)

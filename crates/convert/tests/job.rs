@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{calibration, convert, convert_with, files, load, options};
+use common::{calibration, convert, convert_with, divergence, files, load, options};
 use marlin_checkpoint::Checkpoint;
 use marlin_convert::{ConvertError, Event};
 use marlin_cpu::{CpuEncoder, Level};
@@ -26,15 +26,7 @@ fn every_architecture_survives_eight_bits() {
         assert_eq!(report.bits, 8.0, "{family}");
         let (original, made) = (load(&tiny_model(family)), load(&output));
         assert_eq!(original.has_mtp(), made.has_mtp(), "{family}");
-        let tokens: Vec<u32> = calibration(family).rows.concat();
-        let windows = PerplexityOptions {
-            window: 48,
-            score_from: 8,
-            windows: Some(2),
-            ..PerplexityOptions::default()
-        };
-        let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
-        let divergence = found.kl_divergence.unwrap();
+        let divergence = divergence(&original, &made, family);
         assert!(divergence < 0.01, "{family}: KL {divergence}");
         assert!(!output.join(".quantize").exists(), "{family}");
     }

@@ -2,12 +2,11 @@
 
 mod common;
 
-use common::{backend, calibration, files, load, options, quantizer};
+use common::{backend, files, load, options, quantizer};
 use half::f16;
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
 use marlin_convert::{Exl3Quantizer, JobOptions, Origin, Plan, allocate};
 use marlin_cpu::{CpuEncoder, Level};
-use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_models::Model;
 use marlin_quant::exl3::Codebook;
 use marlin_quant::exl3::codebook::MCG_MULTIPLIER;
@@ -33,15 +32,7 @@ fn convert(source: &Checkpoint, quantizer: &Exl3Quantizer, options: &JobOptions)
 fn divergence(source: &Checkpoint, made: &Path, family: &str) -> f64 {
     let spec = marlin_models::spec(source).unwrap();
     let original = Model::load(source, spec, backend(1), &mut |_| {}).unwrap();
-    let tokens: Vec<u32> = calibration(family).rows.concat();
-    let windows = PerplexityOptions {
-        window: 48,
-        score_from: 8,
-        windows: Some(2),
-        ..PerplexityOptions::default()
-    };
-    let found = perplexity(&load(made), &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
-    found.kl_divergence.unwrap()
+    common::divergence(&original, &load(made), family)
 }
 
 /// The tiny model `family` with `change` applied to every tensor, which may become several.

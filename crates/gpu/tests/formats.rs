@@ -74,7 +74,7 @@ const ROWS: &[usize] = &[1, 2, 5, 19];
 
 /// Whether what tensor cores compute is there.
 fn has_run(b: &dyn Backend, format: &str) -> bool {
-    format != "exl3" || !b.name().contains("tensor cores not run")
+    format != "exl3" || common::runs_everything(&b.name())
 }
 
 fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64, what: &str) {

@@ -7,6 +7,7 @@ use marlin_convert::{
     Plan, allocate,
 };
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};
+use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_models::Model;
 use marlin_quant::exl3::codebook::MUL1_MULTIPLIER;
 use marlin_quant::exl3::ring::TILE;
@@ -51,6 +52,19 @@ impl TileEncoder for Greedy {
         }
         Ok(())
     }
+}
+
+/// KL divergence of `made` from `original` on the calibration text of `family`.
+pub fn divergence(original: &Model, made: &Model, family: &str) -> f64 {
+    let tokens: Vec<u32> = calibration(family).rows.concat();
+    let windows = PerplexityOptions {
+        window: 48,
+        score_from: 8,
+        windows: Some(2),
+        ..PerplexityOptions::default()
+    };
+    let found = perplexity(made, &tokens, &windows, Some(original), &mut |_| {}).unwrap();
+    found.kl_divergence.unwrap()
 }
 
 pub fn backend(threads: usize) -> Arc<dyn Backend> {
