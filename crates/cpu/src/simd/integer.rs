@@ -20,10 +20,10 @@ use std::ops::Range;
 const CHUNK: usize = 20;
 /// Quantized activations multiplied with all bands before the next ones: half a second-level cache.
 const CACHED_ROW_BYTES: usize = 768 << 10;
+/// Fewest rows of them, so that unpacking a band stays a small part of the work.
+const FEWEST_ROWS: usize = 64;
 /// Bands multiplied together.
 const PAIR: usize = 2;
-/// Fewest of them, so that unpacking a band stays a small part of the work.
-const FEWEST_ROWS: usize = 64;
 
 /// Rows up to which unpacking in registers, once for eight of them, beats unpacking into cache.
 const FEW_ROWS: usize = 8;
@@ -162,7 +162,7 @@ impl<F: Format> Few<'_, '_, F> {
             match F::LAYOUT.subs() {
                 1 => few_rows::<S, _, 1, R>(s, tile, 0, groups, self.x, row, sums),
                 _ => few_rows::<S, _, 2, R>(s, tile, 0, groups, self.x, row, sums),
-            }
+            };
         }
         let at = (band - self.bands.start) * BAND;
         for (r, sums) in sums.iter().enumerate() {
@@ -220,7 +220,7 @@ impl Sums {
 
 /// The inner loop, rows `row .. row + R`, all sums in registers.
 ///
-/// `sums[r] = source · x[row + r]` over `groups` groups from `first` on in `x`.
+/// `sums[r] = source · x[row + r]` over `groups` groups from `first` on in `x`; returns `R`.
 ///
 /// # Safety
 /// `source` must hold `groups` groups, `x` those from `first` on in each of the rows, `sums`
@@ -234,7 +234,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     x: &Quantized,
     row: usize,
     sums: Sums,
-) {
+) -> usize {
     let l = T::LAYOUT;
     for part in 0..BAND / S::LANES {
         // SAFETY: the caller vouches for all ranges.
@@ -273,6 +273,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
             }
         }
     }
+    R
 }
 
 /// A chunk of a band with one byte a quant and f32 scales.
@@ -429,12 +430,11 @@ unsafe fn one_band<S: Isa, const SUBS: usize, const OFFSET: bool, const QUANT_BI
     unsafe {
         while row < rows.end {
             let sums = sums.from(row - rows.start, 0);
-            match rows.end - row {
+            row += match rows.end - row {
                 4.. => few_rows::<S, _, SUBS, 4>(s, chunk, first, groups, x, row, sums),
                 2.. => few_rows::<S, _, SUBS, 2>(s, chunk, first, groups, x, row, sums),
                 _ => few_rows::<S, _, SUBS, 1>(s, chunk, first, groups, x, row, sums),
-            }
-            row += [1, 1, 2, 2, 4][(rows.end - row).min(4)];
+            };
         }
     }
 }
