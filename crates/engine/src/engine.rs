@@ -6,7 +6,7 @@ use crate::{
     BlockManager, CacheEvent, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId,
     TokenLogprobs, ValidRequest,
 };
-use marlin_tensor::{Batch, Cache, CacheType};
+use marlin_tensor::{Batch, Cache, CacheType, Selected, Tensor};
 use std::sync::Arc;
 
 /// Sizes of an [`Engine`].
@@ -46,6 +46,24 @@ impl Default for EngineOptions {
             prefix_cache: true,
             cache_events: None,
         }
+    }
+}
+
+/// Logits of a step: what the device found in their rows, and the rows themselves once they are needed.
+struct Logits {
+    tensor: Tensor,
+    found: Vec<Option<Selected>>,
+    whole: Option<Vec<f32>>,
+}
+
+impl Logits {
+    fn row(&mut self, model: &dyn LanguageModel, row: usize) -> Result<&[f32], EngineError> {
+        let all = match &mut self.whole {
+            Some(all) => all,
+            none => none.insert(model.download(&self.tensor)?),
+        };
+        let vocab = model.vocab_size();
+        Ok(&all[row * vocab..(row + 1) * vocab])
     }
 }
 
@@ -292,7 +310,7 @@ impl Engine {
             return events;
         }
         match self.forward(&plan) {
-            Ok(logits) => self.advance(&plan, &logits, &mut events),
+            Ok(mut logits) => self.advance(&plan, &mut logits, &mut events),
             Err(error) => {
                 let error = Arc::new(error);
                 for chunk in &plan.chunks {
@@ -307,12 +325,22 @@ impl Engine {
     }
 
     /// Logits of the sequences in `plan` whose last token is in it, in order.
-    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, EngineError> {
+    fn forward(&mut self, plan: &Plan) -> Result<Logits, EngineError> {
         let mut batch = Batch::new(self.blocks.block_size());
+        let mut wanted = Some(Vec::new());
         for chunk in &plan.chunks {
-            let s = self.scheduler.running(chunk.id);
-            let tokens = &s.tokens[s.cached..s.cached + chunk.tokens];
+            let s = self.scheduler.running_mut(chunk.id);
             let outputs = usize::from(chunk.tokens == s.uncached());
+            if outputs > 0 {
+                // Forks differ in their seeds only.
+                let (context, sampling, constraint) = s.sampling();
+                let selection = sampling.selection(&context).filter(|_| constraint.is_none());
+                wanted = wanted.zip(selection).map(|(mut all, one)| {
+                    all.push(one);
+                    all
+                });
+            }
+            let tokens = &s.tokens[s.cached..s.cached + chunk.tokens];
             let (table, limit) = (s.table.blocks(), s.max_context() as u32);
             match chunk.decode {
                 true => batch.push_decode(tokens, s.cached, table, limit, outputs),
@@ -328,13 +356,18 @@ impl Engine {
         }
         let logits = self.model.forward(&batch, &self.cache)?;
         if batch.output_rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Logits { tensor: logits, found: Vec::new(), whole: Some(Vec::new()) });
         }
-        self.model.download(&logits)
+        let found = match wanted {
+            Some(wanted) => self.model.select(&logits, &wanted)?,
+            None => None,
+        };
+        let whole = found.is_none().then(|| self.model.download(&logits)).transpose()?;
+        Ok(Logits { tensor: logits, found: found.unwrap_or_default(), whole })
     }
 
-    fn advance(&mut self, plan: &Plan, logits: &[f32], events: &mut Vec<Event>) {
-        let mut rows = logits.chunks_exact(self.limits.vocab_size);
+    fn advance(&mut self, plan: &Plan, logits: &mut Logits, events: &mut Vec<Event>) {
+        let mut row = 0;
         for chunk in &plan.chunks {
             let s = self.scheduler.running_mut(chunk.id);
             s.cached += chunk.tokens;
@@ -342,19 +375,25 @@ impl Engine {
             if s.uncached() > 0 {
                 continue;
             }
-            let row = rows.next().expect("forward gives a row per output");
             let forks = self.scheduler.split(chunk.id, &mut self.blocks);
             for id in std::iter::once(chunk.id).chain(forks) {
-                self.choose(id, row, events);
+                self.choose(id, logits, row, events);
             }
+            row += 1;
         }
     }
 
     /// The next token of `id`, of which everything else has been computed.
-    fn choose(&mut self, id: SequenceId, logits: &[f32], events: &mut Vec<Event>) {
+    fn choose(&mut self, id: SequenceId, logits: &mut Logits, row: usize, events: &mut Vec<Event>) {
         let s = self.scheduler.running_mut(id);
         let (context, sampling, constraint) = s.sampling();
-        let sampled = self.sampler.sample_within(logits, sampling, &context, constraint);
+        let found = logits.found.get(row).and_then(Option::as_ref);
+        let sampled = match found.and_then(|f| self.sampler.sample_found(f, sampling, &context)) {
+            Some(sampled) => Ok(sampled),
+            None => logits.row(&*self.model, row).and_then(|logits| {
+                self.sampler.sample_within(logits, sampling, &context, constraint)
+            }),
+        };
         let Sampled { token, logprob } = match sampled {
             Ok(sampled) => sampled,
             Err(error) => {

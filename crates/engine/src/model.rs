@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, CacheType, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, Selected, Selection, Tensor};
 
 /// A decoder-only model on its device.
 pub trait LanguageModel: Send + Sync {
@@ -48,6 +48,19 @@ pub trait LanguageModel: Send + Sync {
     /// # Errors
     /// When the device fails.
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError>;
+
+    /// Finds the largest logits of rows on the device, as [`Backend::select`](marlin_tensor::Backend::select) says.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
+        let _ = (logits, wanted);
+        Ok(None)
+    }
 }
 
 impl LanguageModel for Model {
@@ -83,5 +96,13 @@ impl LanguageModel for Model {
 
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
         Ok(self.backend().download(logits)?)
+    }
+
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
+        Ok(self.backend().select(logits, wanted)?)
     }
 }

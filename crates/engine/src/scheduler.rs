@@ -95,10 +95,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    pub fn running(&self, id: SequenceId) -> &Sequence {
-        &self.running[&self.ranks[&id]]
-    }
-
     pub fn running_mut(&mut self, id: SequenceId) -> &mut Sequence {
         self.running.get_mut(&self.ranks[&id]).expect("planned sequences are running")
     }

@@ -3,7 +3,7 @@
 use crate::gpu::{Buffer, Gpu, device_error, lock};
 use crate::ops::cache::PagedCache;
 use crate::ops::tiles::{Entries, Rows};
-use crate::ops::{attention, columns, elementwise, exl3, matrix, moe, norm, rope};
+use crate::ops::{attention, columns, elementwise, exl3, matrix, moe, norm, rope, select};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
 use crate::weights::{
@@ -13,7 +13,7 @@ use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
-    Routing, Tensor, Vector, Weight,
+    Routing, Selected, Selection, Tensor, Vector, Weight,
 };
 use std::sync::{Arc, Mutex};
 
@@ -275,6 +275,19 @@ impl Backend for GpuBackend {
         Ok(bytes.as_chunks().0.iter().map(|&c| f32::from_le_bytes(c)).collect())
     }
 
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>> {
+        assert_eq!(wanted.len(), logits.rows, "one selection a row");
+        if wanted.is_empty() {
+            return Ok(Some(Vec::new()));
+        }
+        let values = open(&logits.handle)?;
+        select::largest(&self.gpu, values, logits.columns, wanted).map(Some)
+    }
+
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
         let chosen: &Chosen = open(&routing.handle)?;
         let len = routing.rows * routing.top_k;
@@ -346,6 +359,18 @@ impl Backend for GpuBackend {
         assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
         let (values, linear): (&Buffer, &GpuLinear) = (open(&x.handle)?, open(&weight.handle)?);
         Ok(tensor(x.rows, weight.out_features, linear.multiply(&self.gpu, values, x.rows)))
+    }
+
+    fn linear_many(&self, x: &Tensor, weights: &[&Linear]) -> Result<Vec<Tensor>> {
+        let linears = weights.iter().map(|w| open::<GpuLinear>(&w.handle));
+        let linears = linears.collect::<Result<Vec<_>>>()?;
+        match GpuLinear::multiply_many(&linears, &self.gpu, open(&x.handle)?, x.rows) {
+            Some(outs) => {
+                let outs = weights.iter().zip(outs);
+                Ok(outs.map(|(w, out)| tensor(x.rows, w.out_features, out)).collect())
+            }
+            None => weights.iter().map(|w| self.linear(x, w)).collect(),
+        }
     }
 
     fn head_linear(&self, x: &Tensor, weight: &HeadLinear) -> Result<Tensor> {

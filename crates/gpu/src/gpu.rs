@@ -13,6 +13,13 @@ pub(crate) const WORD: usize = 4;
 /// Memory of a device that does not say how much it has: more than any.
 const UNKNOWN: u64 = 1 << 46;
 
+/// Multiprocessors where a device does not say.
+const MULTIPROCESSORS: u32 = 108;
+/// What a runtime calls GPUs that have products of warpgroups: Hopper's.
+const HOPPER: &str = "ptx_sm90";
+/// Words of [`Gpu::counters`], more than a device has multiprocessors.
+const COUNTERS: usize = 1024;
+
 /// Units of a cube of an elementwise kernel.
 const UNITS: u32 = 256;
 /// Most cubes along one dimension that every runtime launches.
@@ -76,6 +83,10 @@ pub(crate) struct Gpu {
     pub(crate) plane: u32,
     /// Whether NVIDIA's tensor-core instructions are there.
     pub(crate) tensor_cores: bool,
+    /// Whether they multiply for four planes at once.
+    pub(crate) warpgroups: bool,
+    /// Zeros with which blocks of a launch count; it leaves zeros.
+    pub(crate) counters: Buffer,
     /// Stands for an array that a kernel is not to read.
     pub(crate) none: Buffer,
 }
@@ -88,7 +99,17 @@ impl Gpu {
         unsafe { client.set_stream(none.handle.stream) };
         let plane = client.properties().hardware.plane_size_max.max(1);
         let tensor_cores = is_cuda && plane == 32 && !client.features().matmul.mma.is_empty();
-        Self { client, tensor_cores, taken: Arc::default(), copies: AtomicU64::new(0), plane, none }
+        let warpgroups = tensor_cores && client.properties().identity.fingerprint == HOPPER;
+        let counters =
+            Buffer { handle: client.create_from_slice(&[0; COUNTERS * WORD]), len: COUNTERS };
+        let (taken, copies) = (Arc::default(), AtomicU64::new(0));
+        Self { client, tensor_cores, warpgroups, counters, taken, copies, plane, none }
+    }
+
+    /// Multiprocessors of the device.
+    pub(crate) fn multiprocessors(&self) -> usize {
+        let said = self.client.properties().hardware.num_streaming_multiprocessors;
+        said.unwrap_or(MULTIPROCESSORS) as usize
     }
 
     /// Claims room for `what`.

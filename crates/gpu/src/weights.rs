@@ -5,6 +5,7 @@ use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use crate::ops::columns;
 use crate::ops::elementwise::copy;
 use crate::ops::exl3::{self, Trellis};
+use crate::ops::hopper;
 use crate::ops::matrix::{self, RowMatrix};
 use crate::ops::tiles::{ABSENT, Entries, Rows};
 use marlin_quant::exl3::Exl3Parts;
@@ -142,11 +143,20 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Whether it pays to decode a matrix first. Halves are too coarse for f32.
+fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> bool {
+    let many = matches!(rows, Rows::Dense { rows } if *rows > hopper::FEW_PLAIN_ROWS);
+    many && gpu.warpgroups && matrix.format != Format::F32
+}
+
 impl Loaded {
     /// `x: [.., in_features]` times the matrices. `x_rows` is the number of rows of `x`.
     pub(crate) fn multiply(&self, gpu: &Gpu, x: &Buffer, x_rows: usize, rows: &Rows) -> Buffer {
         match &self.matrix {
             Matrix::Trellis(trellis) => exl3::multiply(gpu, x, trellis, self.bias.as_ref(), rows),
+            Matrix::Rows(matrix) if wide(gpu, matrix, rows) => {
+                hopper::plain(gpu, x, self.in_features, matrix, self.bias.as_ref(), x_rows)
+            }
             Matrix::Rows(matrix) => {
                 let padded = matrix.units * UNIT;
                 let wide;
@@ -226,6 +236,27 @@ impl GpuLinear {
                 stack.loaded.multiply(gpu, x, rows, &Rows::Entries(entries))
             }
         }
+    }
+}
+
+impl GpuLinear {
+    /// Several matrices over one input in one launch, where there is such a kernel for them.
+    pub(crate) fn multiply_many(
+        linears: &[&Self],
+        gpu: &Gpu,
+        x: &Buffer,
+        rows: usize,
+    ) -> Option<Vec<Buffer>> {
+        let places: Vec<_> =
+            linears.iter().map(|l| l.place.read().unwrap_or_else(|e| e.into_inner())).collect();
+        let trellises = places.iter().map(|place| match &**place {
+            Place::Own(loaded) => match &loaded.matrix {
+                Matrix::Trellis(trellis) => Some((trellis, loaded.bias.as_ref())),
+                Matrix::Rows(_) => None,
+            },
+            Place::Stacked(..) => None,
+        });
+        exl3::multiply_many(gpu, x, &trellises.collect::<Option<Vec<_>>>()?, rows)
     }
 }
 

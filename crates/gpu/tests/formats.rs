@@ -77,12 +77,23 @@ fn has_run(b: &dyn Backend, format: &str) -> bool {
     format != "exl3" || common::runs_everything(&b.name())
 }
 
+/// Rows up to which a row is the same bits in any company, and as precise as f32 sums: many have kernels of their own on Hopper, which
+/// for row formats round weights and inputs to halves.
+fn few(b: &dyn Backend, format: &str) -> usize {
+    match (b.name().starts_with("cuda"), format) {
+        (false, _) | (true, "f32") => usize::MAX,
+        (true, "exl3") => 16,
+        (true, _) => 4,
+    }
+}
+
 fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64, what: &str) {
     let (n, k) = (weight.out_features, weight.in_features);
     let bias = HostTensor::from_f32(vec![n], &values(n, 3));
     let linear = b.load_linear(weight, Some(&bias), LinearOptions::default()).unwrap();
     let mut first: Option<Vec<f32>> = None;
-    for &rows in rows {
+    let more: &[usize] = if few(b, weight.format) < usize::MAX { &[33, 70, 200] } else { &[] };
+    for &rows in rows.iter().chain(more) {
         let x = values(rows * k, 4);
         let mut expected = product(weight, &x);
         let bias = bias.to_f32().unwrap();
@@ -95,9 +106,13 @@ fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64
             continue;
         }
         let what = format!("{what}, {rows} rows on {}", b.name());
-        close(&what, &found, &expected, tolerance);
-        let first = first.get_or_insert_with(|| found[..n].to_vec());
-        assert_eq!(found[..n], first[..], "{what}: a row is the same in any company");
+        let many = rows > few(b, weight.format);
+        let coarse = if rows > 32 { 1e-2 } else { 2e-3 };
+        close(&what, &found, &expected, if many { tolerance.max(coarse) } else { tolerance });
+        if !many {
+            let first = first.get_or_insert_with(|| found[..n].to_vec());
+            assert_eq!(found[..n], first[..], "{what}: a row is the same in any company");
+        }
     }
 }
 

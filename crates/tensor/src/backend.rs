@@ -156,6 +156,24 @@ pub struct LinearOptions {
     pub float_activations: bool,
 }
 
+/// What is asked of a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selection {
+    /// How many of the largest logits are wanted; at least 1.
+    pub count: usize,
+    /// Divides logits in [`Selected::total`]; above 0.
+    pub temperature: f32,
+}
+
+/// What a device found in a row of logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selected {
+    /// The largest logits and their tokens, best first, the lower token first among equals: as many as were asked for, or all.
+    pub largest: Vec<(u32, f32)>,
+    /// `Σ exp((logit - largest) / temperature)` over the whole row.
+    pub total: f64,
+}
+
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -209,6 +227,17 @@ pub trait Backend: Send + Sync {
 
     /// Copies activations back to the host.
     fn download(&self, x: &Tensor) -> Result<Vec<f32>>;
+
+    /// The largest of each row of `logits`, one [`Selection`] a row, without copying the rows. `None` where that gains nothing because the
+    /// host has them; `None` for a row that has to be read whole: one with a value that is not finite, or with many equals.
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>> {
+        let _ = (logits, wanted);
+        Ok(None)
+    }
 
     /// Copies a routing back: expert ids and weights, each `[rows, top_k]`.
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)>;

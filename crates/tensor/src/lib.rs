@@ -18,7 +18,7 @@ mod weight;
 
 pub use backend::{
     Backend, BackendError, Embedding, Experts, HeadLinear, Linear, LinearOptions, Opaque,
-    RopeTable, Routing, Tensor, Vector,
+    RopeTable, Routing, Selected, Selection, Tensor, Vector,
 };
 pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
 pub use cache_type::{CACHE_GROUP, CacheType};

@@ -4,6 +4,7 @@
 //! and approximate exponentials.
 
 mod attention;
+mod selection;
 
 pub use attention::{PLAIN, Row, attention, check_attention, check_decode};
 
@@ -16,7 +17,7 @@ use marlin_tensor::{
 pub type Check = fn(&dyn Backend);
 
 /// Every check of this module.
-pub const CHECKS: [(&str, Check); 11] = [
+pub const CHECKS: [(&str, Check); 12] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",
@@ -31,6 +32,7 @@ pub const CHECKS: [(&str, Check); 11] = [
     ("attention", attention),
     ("caches_without_end_are_refused", caches_without_end_are_refused),
     ("mixture_of_experts", mixture_of_experts),
+    ("largest_logits", selection::largest_logits),
 ];
 
 /// Values within ±1, the same on every machine.

@@ -18,7 +18,7 @@ pub use shape::Shape;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable, Router,
-    Routing, Tensor, Vector, Weight,
+    Routing, Selected, Selection, Tensor, Vector, Weight,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,6 +258,14 @@ impl Backend for Profiler {
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         self.time("download", Work::rows(x), || self.inner.download(x))
+    }
+
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>> {
+        self.time("select", Work::rows(logits), || self.inner.select(logits, wanted))
     }
 
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {

@@ -2,6 +2,7 @@
 //! truncation, so that they mean the same whatever the sampling parameters are.
 
 use super::select::Candidate;
+use marlin_tensor::Selected;
 
 /// Log-probability of a token and of the likeliest ones.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,12 +15,22 @@ pub struct TokenLogprobs {
 
 impl TokenLogprobs {
     pub(super) fn new(logits: &[f32], token: u32, top: &[Candidate]) -> Self {
-        let norm = log_sum_exp(logits);
+        let top = top.iter().map(|c| (c.token, c.weight));
+        Self::of(log_sum_exp(logits), logits[token as usize], top)
+    }
+
+    /// Of a token that is among what was found at temperature 1.
+    pub(super) fn of_found(found: &Selected, token: u32, top: usize) -> Self {
+        let largest = &found.largest;
+        let norm = largest.first().map_or(0.0, |&(_, max)| f64::from(max)) + found.total.ln();
+        let own = largest.iter().find(|(t, _)| *t == token).map_or(f32::NEG_INFINITY, |&(_, l)| l);
+        Self::of(norm, own, largest.iter().copied().take(top))
+    }
+
+    fn of(norm: f64, own: f32, top: impl Iterator<Item = (u32, f32)>) -> Self {
         let logprob = |logit: f32| (f64::from(logit) - norm) as f32;
-        Self {
-            logprob: logprob(logits[token as usize]),
-            top: top.iter().map(|c| (c.token, logprob(c.weight))).collect(),
-        }
+        let top = top.map(|(token, logit)| (token, logprob(logit))).collect();
+        Self { logprob: logprob(own), top }
     }
 }
 

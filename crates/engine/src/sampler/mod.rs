@@ -21,6 +21,7 @@
 //! only what `top_k` keeps, and the tokens at the edge of `top_p`, are put in order. Sums of
 //! probabilities are f64.
 
+mod found;
 #[cfg(test)]
 mod golden;
 mod lanes;

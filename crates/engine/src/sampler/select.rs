@@ -60,13 +60,7 @@ pub fn truncate(
     let enough = |weight: f32| weight >= min_p && weight > 0.0;
     if let Some(k) = options.top_k.filter(|&k| k < logits.len()) {
         largest(logits, k, out);
-        out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
-        if top_p < 1.0 {
-            let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
-            keep_share(out, 0, 0.0, f64::from(top_p) * total);
-        }
-        out.retain(|c| enough(c.weight));
-        return;
+        return truncate_largest(max, options, out);
     }
     weigh(logits, max, temperature, weights);
     if top_p < 1.0 {
@@ -79,16 +73,65 @@ pub fn truncate(
     }
 }
 
+/// The same of what top-k has kept: candidates with their logits, best first.
+pub fn truncate_largest(max: f32, options: &SamplingOptions, out: &mut Vec<Candidate>) {
+    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
+    out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
+    if top_p < 1.0 {
+        let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
+        keep_share(out, 0, 0.0, f64::from(top_p) * total);
+    }
+    out.retain(|c| c.weight >= min_p && c.weight > 0.0);
+}
+
+/// The same without top-k, of candidates with their logits, best first, where `total` is the weight of all tokens, these and the
+/// others. False when others may have to be kept.
+pub fn truncate_found(
+    max: f32,
+    total: f64,
+    options: &SamplingOptions,
+    out: &mut Vec<Candidate>,
+) -> bool {
+    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
+    out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
+    if top_p < 1.0 {
+        let wanted = f64::from(top_p) * total;
+        let mut sum = 0.0;
+        let reaches = |c: &Candidate| {
+            sum += f64::from(c.weight);
+            sum >= wanted
+        };
+        let Some(last) = out.iter().position(reaches) else { return false };
+        out.truncate(last + 1);
+        // As `nucleus` leaves them.
+        let edge = bucket(out[last].weight);
+        let whole = out.partition_point(|c| bucket(c.weight) < edge);
+        out[..whole].sort_unstable_by_key(|c| c.token);
+    } else {
+        let least = out.last().map_or(0.0, |c| c.weight);
+        if least >= min_p && least > 0.0 {
+            return false;
+        }
+        out.sort_unstable_by_key(|c| c.token);
+    }
+    out.retain(|c| c.weight >= min_p && c.weight > 0.0);
+    true
+}
+
+const BUCKET_SHIFT: u32 = 19;
+const ONE: u32 = 1.0f32.to_bits();
+
+/// Where a weight of 0 to 1 falls by its leading bits, exponent and four of the mantissa: larger ones first.
+fn bucket(weight: f32) -> usize {
+    ((ONE - weight.to_bits()) >> BUCKET_SHIFT) as usize
+}
+
 /// Top-p: the fewest candidates whose weights reach the share, in no particular but a fixed order.
 ///
-/// Weights of 0 to 1 fall into buckets by their leading bits, exponent and four of the mantissa, so
-/// buckets are in order. Those before the one in which the share is reached are kept whole, and
+/// Weights fall into buckets, which are in order. Those before the one in which the share is reached are kept whole, and
 /// only that one is sorted.
 fn nucleus(weights: &[f32], share: f32, out: &mut Vec<Candidate>) {
-    const SHIFT: u32 = 19;
-    const ONE: u32 = 1.0f32.to_bits();
-    const BUCKETS: usize = (ONE >> SHIFT) as usize + 1;
-    let bucket = |weight: f32| ((ONE - weight.to_bits()) >> SHIFT) as usize;
+    const BUCKETS: usize = (ONE >> BUCKET_SHIFT) as usize + 1;
     let mut masses = [0.0f64; BUCKETS];
     for &weight in weights {
         masses[bucket(weight)] += f64::from(weight);

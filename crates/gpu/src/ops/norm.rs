@@ -3,8 +3,9 @@
 use crate::gpu::{Buffer, Gpu};
 use cubecl::prelude::*;
 
-/// Columns up to which a group is the work of two planes.
+/// Columns up to which a group is the work of two planes, and from which on it is that of as many as there may be.
 const SMALL: usize = 512;
+const LARGE: usize = 2048;
 
 /// `x / sqrt(mean(x²) + eps) * weight` over each of `groups` runs of `len` values.
 pub(crate) fn rms_norm(
@@ -16,7 +17,12 @@ pub(crate) fn rms_norm(
     len: usize,
 ) -> Buffer {
     let out = gpu.empty(groups * len);
-    let planes = if len <= SMALL { 2 } else { 8 };
+    let most = gpu.client.properties().hardware.max_units_per_cube / gpu.plane;
+    let planes = match len {
+        0..=SMALL => 2,
+        LARGE.. => most.min(32),
+        _ => 8,
+    };
     let cubes = groups as u32;
     let count = CubeCount::Static(cubes.min(32_768), cubes.div_ceil(32_768), 1);
     let (x, weight, to) = (x.arg(), weight.arg(), out.arg());
@@ -30,9 +36,10 @@ pub(crate) fn rms_norm(
             weight,
             to,
             eps,
-            len as u32,
             cubes,
+            len as u32,
             planes,
+            gpu.plane,
         );
     }
     out
@@ -44,19 +51,31 @@ fn norm_kernel(
     weight: &[f32],
     out: &mut [f32],
     eps: f32,
-    len: u32,
     groups: u32,
+    #[comptime] len: u32,
     #[comptime] planes: u32,
+    #[comptime] plane: u32,
 ) {
     // A cube past the last repeats its work.
     let group = min(CUBE_POS as u32, groups - 1);
     let base = group * len;
+    // All are on their way before the first is needed.
+    let own = comptime!(len.div_ceil(planes * plane));
+    let mut values = Array::<f32>::new(comptime!(own as usize));
+    #[unroll]
+    for j in 0..own {
+        let i = UNIT_POS + comptime!(j * planes * plane);
+        let mut v = f32::new(0.0);
+        if i < len {
+            v = x[(base + i) as usize];
+        }
+        values[comptime!(j as usize)] = v;
+    }
     let mut squares = f32::new(0.0);
-    let mut i = UNIT_POS;
-    while i < len {
-        let v = x[(base + i) as usize];
+    #[unroll]
+    for j in 0..own {
+        let v = values[comptime!(j as usize)];
         squares += v * v;
-        i += CUBE_DIM;
     }
     let mut sums = Shared::<[f32]>::new_slice(comptime!(planes as usize));
     let part = plane_sum(squares);
@@ -70,9 +89,11 @@ fn norm_kernel(
         total += sums[p as usize];
     }
     let scale = 1.0 / (total / f32::cast_from(len) + eps).sqrt();
-    let mut i = UNIT_POS;
-    while i < len {
-        out[(base + i) as usize] = x[(base + i) as usize] * scale * weight[i as usize];
-        i += CUBE_DIM;
+    #[unroll]
+    for j in 0..own {
+        let i = UNIT_POS + comptime!(j * planes * plane);
+        if i < len {
+            out[(base + i) as usize] = values[comptime!(j as usize)] * scale * weight[i as usize];
+        }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! * `embed`: rows of an embedding.
 //! * `portable`: f32 products, for every runtime.
-//! * `hand_written`: CUDA C++ for NVIDIA, where rows share a matrix or entries come one by one.
+//! * `hand_written`: CUDA C++ for NVIDIA, where rows share a matrix or entries come one by one (many rows on Hopper: `ops/hopper`).
 //! * `tensor_cores`: entries sorted by expert on NVIDIA's 16×8×16 products of f16, whose operand the ring order is. Inputs are the sum of two f16, so that
 //!   none of their bits that matter are lost.
 
@@ -16,6 +16,7 @@ mod portable;
 mod tensor_cores;
 
 pub(crate) use embed::embed;
+pub(crate) use hand_written::multiply_many;
 
 use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
 use crate::gpu::{Buffer, Gpu};
@@ -174,7 +175,7 @@ fn rotate_in(
 
 /// Two values as f16 in a word.
 #[cube]
-fn pair(a: f32, b: f32) -> u32 {
+pub(super) fn pair(a: f32, b: f32) -> u32 {
     let mut pair = Vector::<f16, Const<2>>::new(f16::new(0.0));
     pair.insert(0usize, f16::cast_from(a));
     pair.insert(1usize, f16::cast_from(b));

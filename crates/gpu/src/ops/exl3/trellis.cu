@@ -1,119 +1,28 @@
 // Rows times a trellis-coded matrix on NVIDIA's tensor cores.
 //
-// Defined before this text: K_TILES, N_TILES (tiles of 16 inputs and outputs), INPUTS, OUTPUTS, TWICE_BITS, MUL1, MULTIPLIER, ADDEND,
-// SETS (of four rows), INLINE (one row, rotated here), ENTRIES (each row has a matrix of its own; SHARE of them read one row of
+// Defined before this text, besides what `codes.cuh` names: MATRICES over the same inputs (up to three), N_TILES_0 … and OUTPUTS_0 … of
+// each, SETS (of four rows), INLINE (one row, rotated here), ENTRIES (each row has a matrix of its own; SHARE of them read one row of
 // inputs), BIAS, RANGES (parts of the matrix), NT (tiles side by side that a warp takes), RESIDENT (blocks of a multiprocessor).
 //
 // The eight weights of a lane are, two by two, its four registers of the first operand of m16n8k16: one instruction takes a
 // tile. The other operand holds four rows, each as f16 and what these leave. A matrix is cut evenly into ranges, in the order
 // of its blocks of 128 columns; every warp writes the sums of its range, and `finish` adds and rotates them.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define WORDS (4 * TWICE_BITS)
-#define BLOCKS (N_TILES / 8)
+#define BLOCKS ((N_TILES_0 + N_TILES_1 + N_TILES_2) / 8)
 #define UNITS ((u64)BLOCKS * K_TILES)
 #define ACROSS (8 / NT)
 #define WARPS 8
 #define STAGES (TWICE_BITS <= 8 ? 4 : TWICE_BITS <= 12 ? 3 : 2)
 #define ROWS (4 * SETS)
-#define SPAN (8 * TWICE_BITS / 2 - TWICE_BITS / 2 + 16)
-#define ALIGNED ((SPAN + 31) / 32)
 #define LINE (NT * WORDS)
-#define COLUMNS (K_TILES * 16)
 
-struct Info { u32 rows; u32 unused; };
-
-__device__ constexpr int fetched() {
-    int most = 0;
-    for (int lane = 0; lane < 32; lane++) {
-        int first = lane * 4 * TWICE_BITS + TWICE_BITS / 2 + 128 * TWICE_BITS - 16;
-        int n = (first % 32 + SPAN + 31) / 32;
-        most = n > most ? n : most;
-    }
-    return most;
-}
-#define FETCHED (fetched())
+// Of three values, the one of the matrix that a block of 128 columns of all of them is in.
+#define OF(block, a, b, c) (MATRICES == 1 || (block) < N_TILES_0 / 8 ? (a) : MATRICES == 2 || (block) < (N_TILES_0 + N_TILES_1) / 8 ? (b) : (c))
+#define FIRST(block) OF(block, 0u, N_TILES_0 / 8, (N_TILES_0 + N_TILES_1) / 8)
 
 __device__ __forceinline__ void multiply_add(float* c, const u32* w, const u32* x) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
-}
-
-// The weights of two states, exactly as the format defines them.
-__device__ __forceinline__ u32 weights(u32 one, u32 two, u32 mask, u32 flip) {
-    const u32 a = one * (u32)MULTIPLIER + (u32)ADDEND, b = two * (u32)MULTIPLIER + (u32)ADDEND;
-    u32 out;
-#if MUL1
-    // The sum of the bytes on top of the f16 1024, whose unit is 1.
-    const u32 s = __dp4a(a, 0x01010101u, 0x6400u), t = __dp4a(b, 0x01010101u, 0x6400u);
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(__byte_perm(s, t, 0x5410)), "r"(mask), "r"(flip));
-#else
-    u32 p, q;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(p) : "r"(a), "r"(mask), "r"(flip));
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(q) : "r"(b), "r"(mask), "r"(flip));
-    asm("{ .reg .f16 a, b, c, d; mov.b32 {a, b}, %1; mov.b32 {c, d}, %2; add.rn.f16 a, a, b; add.rn.f16 c, c, d; mov.b32 %0, {a, c}; }"
-        : "=r"(out) : "r"(p), "r"(q));
-#endif
-    return out;
-}
-
-// The eight states of a lane, from the words that hold them.
-__device__ __forceinline__ void states(const u32* w, u32 shift, u32* s) {
-#if TWICE_BITS == 8
-    u32 f = __byte_perm(w[1], w[0], 0x5432), g = w[1];
-    u32 f4 = f >> 4, g4 = g >> 4;
-    s[0] = __byte_perm(f4, 0, 0x4421);
-    s[1] = __byte_perm(f, 0, 0x4421);
-    s[2] = f4 & 0xffff;
-    s[3] = g >> 16;
-    s[4] = __byte_perm(g4, 0, 0x4421);
-    s[5] = __byte_perm(g, 0, 0x4421);
-    s[6] = g4 & 0xffff;
-    s[7] = g & 0xffff;
-#else
-    u32 bits[ALIGNED + 1];
-#pragma unroll
-    for (int i = 0; i < ALIGNED; i++)
-        bits[i] = __funnelshift_l(i + 1 < FETCHED ? w[i + 1] : 0, w[i], shift);
-    bits[ALIGNED] = 0;
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const int offset = (j + 1) * TWICE_BITS / 2 - TWICE_BITS / 2, q = offset / 32, r = offset % 32;
-        s[j] = r == 0 ? bits[q] >> 16 : r <= 16 ? (bits[q] >> (16 - r)) & 0xffff
-                                                : __funnelshift_l(bits[q + 1], bits[q], r) >> 16;
-    }
-#endif
-}
-
-// Rotates four values a lane of the warp's 128.
-__device__ __forceinline__ void rotate(float* v) {
-    const float scale = 0.08838834764831845f;
-    // Not contracted with the sums: the same wherever it is inlined.
-    float a = __fmul_rn(v[0], scale), b = __fmul_rn(v[1], scale), c = __fmul_rn(v[2], scale), d = __fmul_rn(v[3], scale);
-    float ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
-    v[0] = ab + cd; v[1] = a_b + c_d; v[2] = ab - cd; v[3] = a_b - c_d;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const float sign = threadIdx.x & distance ? -1.0f : 1.0f;
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = __fmaf_rn(sign, v[i], __shfl_xor_sync(~0u, v[i], distance));
-    }
-}
-
-// Four inputs of the lane times suh.
-__device__ __forceinline__ float4 scaled(const float* x, const float* suh, u32 column) {
-    float4 s = *(const float4*)(suh + column), v = make_float4(0, 0, 0, 0);
-    if (INPUTS % 4 == 0) {
-        if (column < INPUTS) v = *(const float4*)(x + column);
-    } else {
-        if (column < INPUTS) v.x = x[column];
-        if (column + 1 < INPUTS) v.y = x[column + 1];
-        if (column + 2 < INPUTS) v.z = x[column + 2];
-        if (column + 3 < INPUTS) v.w = x[column + 3];
-    }
-    return make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
 }
 
 // Puts four rotated values of a lane where the operand reads them: words [part][k tile][quad][half], a pair each.
@@ -139,7 +48,8 @@ __device__ __forceinline__ void place(const float* v, u32* high, u32* low) {
 #define AHEAD (SETS <= 4)
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
-    const uint4* __restrict__ tiles, const u32* __restrict__ x, const float* __restrict__ suh, const u32* __restrict__ ids,
+    const uint4* __restrict__ tiles_0, const uint4* __restrict__ tiles_1, const uint4* __restrict__ tiles_2, const u32* __restrict__ x,
+    const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2, const u32* __restrict__ ids,
     const u32* __restrict__ slots, float* __restrict__ partial, const __grid_constant__ Info info)
 {
     __shared__ __align__(16) u32 memory[WARPS * STAGES * LINE];
@@ -151,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #if ENTRIES
     const u32 first_row = blockIdx.y, rows = 1, slot = slots[ids[blockIdx.y]];
     if (slot == ~0u) return;
-    tiles += (u64)slot * K_TILES * N_TILES * WORDS / 4;
-    suh += (u64)slot * COLUMNS;
+    tiles_0 += (u64)slot * K_TILES * N_TILES_0 * WORDS / 4;
+    suh_0 += (u64)slot * COLUMNS;
 #else
     const u32 first_row = blockIdx.y * ROWS, rows = min(info.rows - first_row, (u32)ROWS);
 #endif
@@ -187,7 +97,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #pragma unroll
         for (int i = 0; i < SETS * NT * 4; i++) (&sums[0][0][0])[i] = 0;
 
-        const uint4* next = tiles + ((u64)from * N_TILES + block * 8 + across * NT) * (WORDS / 4) + lane;
+        const u32 wide = OF(block, N_TILES_0, N_TILES_1, N_TILES_2);
+        const uint4* next = OF(block, tiles_0, tiles_1, tiles_2) + ((u64)from * wide + (block - FIRST(block)) * 8 + across * NT) * (WORDS / 4) + lane;
         u32 left = to - from, put = ring;
         auto fetch = [&]() {
             if (left > 0) {
@@ -195,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
                 for (int i = 0; i < (LINE / 4 + 31) / 32; i++)
                     if (LINE / 4 % 32 == 0 || lane + i * 32 < LINE / 4)
                         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(put + i * 512), "l"(next + i * 32));
-                next += N_TILES * WORDS / 4;
+                next += wide * (WORDS / 4);
                 left--;
                 put = put == ring + (STAGES - 1) * LINE * 4 ? ring : put + LINE * 4;
             }
@@ -205,10 +116,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #pragma unroll
         for (int i = 0; i < STAGES; i++) fetch();
 #if INLINE
+        const float* suh = OF(block, suh_0, suh_1, suh_2);
         float4 ahead = scaled(row, suh, from / 8 * 128 + lane * 4);
 #else
         u32 raw[SETS][2];
-        const u32* operand = x + ((u64)(first_row + group / 2) * 2 + group % 2) * ROTATED + quad * 2;
+        const u32* operand = x + ((u64)(OF(block, 0, 1, 2) * info.rows + first_row + group / 2) * 2 + group % 2) * ROTATED + quad * 2;
         auto inputs = [&](u32 kt) {
 #pragma unroll
             for (int s = 0; s < SETS; s++) {
@@ -287,21 +199,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #define SHARES (RANGES / BLOCKS + 2)
 
 extern "C" __global__ void __launch_bounds__(256) finish(
-    const float* __restrict__ partial, const float* __restrict__ svh, const float* __restrict__ bias, const u32* __restrict__ ids,
-    const u32* __restrict__ slots, float* __restrict__ out)
+    const float* __restrict__ partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
+    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2, const u32* __restrict__ ids,
+    const u32* __restrict__ slots, float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2)
 {
     __shared__ float4 sums[8][32];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, row = blockIdx.y;
+    const float *svh = OF(block, svh_0, svh_1, svh_2), *bias = OF(block, bias_0, bias_1, bias_2);
+    float* out = OF(block, out_0, out_1, out_2);
+    const u32 outputs = OF(block, OUTPUTS_0, OUTPUTS_1, OUTPUTS_2);
 #if ENTRIES
     const u32 slot = slots[ids[row]];
     if (slot == ~0u) return;
-    svh += (u64)slot * (N_TILES * 16);
-    bias += (u64)slot * OUTPUTS;
+    svh += (u64)slot * (N_TILES_0 * 16);
+    bias += (u64)slot * outputs;
     partial += (u64)row * (BLOCKS + RANGES) * ROWS * 128;
 #else
     partial += (u64)(row / ROWS) * (BLOCKS + RANGES) * ROWS * 128 + row % ROWS * 128;
 #endif
-    const u32 column = block * 128 + lane * 4;
+    const u32 column = (block - FIRST(block)) * 128 + lane * 4;
     const float4 scale = *(const float4*)(svh + column);
     const u32 lead = ((u64)block * K_TILES * RANGES + RANGES - 1) / UNITS, tail = ((u64)(block + 1) * K_TILES * RANGES - 1) / UNITS;
     float4 part[(SHARES + 7) / 8];
@@ -327,27 +243,23 @@ extern "C" __global__ void __launch_bounds__(256) finish(
     const float scales[4] = {scale.x, scale.y, scale.z, scale.w};
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        if (column + i < OUTPUTS) {
+        if (column + i < outputs) {
             float y = v[i] * scales[i];
 #if BIAS
             y += bias[column + i];
 #endif
-            out[(u64)row * OUTPUTS + column + i] = y;
+            out[(u64)row * outputs + column + i] = y;
         }
 }
 
-// x times suh, rotated, in the order of the operand: a warp per 128 columns of a row.
+// x times suh, rotated, in the order of the operand: a warp per 128 columns of a row, for one matrix after the other.
 extern "C" __global__ void __launch_bounds__(32) prepare(
-    const float* __restrict__ x, const float* __restrict__ suh, const u32* __restrict__ ids, const u32* __restrict__ slots,
-    u32* __restrict__ rotated)
+    const float* __restrict__ x, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
+    u32* __restrict__ rotated, const __grid_constant__ Info info)
 {
-    const u32 block = blockIdx.x, row = blockIdx.y;
-#if ENTRIES
-    const u32 slot = slots[ids[row]];
-    if (slot == ~0u) return;
-    suh += (u64)slot * COLUMNS;
-#endif
-    float4 f = scaled(x + (u64)(row / SHARE) * INPUTS, suh, block * 128 + threadIdx.x * 4);
+    const u32 block = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
+    const float* suh = matrix == 0 ? suh_0 : matrix == 1 ? suh_1 : suh_2;
+    float4 f = scaled(x + (u64)(row % info.rows) * INPUTS, suh, block * 128 + threadIdx.x * 4);
     float v[4] = {f.x, f.y, f.z, f.w};
     rotate(v);
     u32* high = rotated + (u64)row * 2 * ROTATED + block * (32 * 2);

@@ -1,0 +1,99 @@
+// What the texts of trellis-coded products share: weights from states, states from words, rotations.
+//
+// Defined before this text: K_TILES (tiles of 16 inputs), INPUTS (of them, those there are), TWICE_BITS, MUL1, MULTIPLIER, ADDEND.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define WORDS (4 * TWICE_BITS)
+#define SPAN (8 * TWICE_BITS / 2 - TWICE_BITS / 2 + 16)
+#define ALIGNED ((SPAN + 31) / 32)
+#define COLUMNS (K_TILES * 16)
+
+struct Info { u32 rows; u32 unused; };
+
+__device__ constexpr int fetched() {
+    int most = 0;
+    for (int lane = 0; lane < 32; lane++) {
+        int first = lane * 4 * TWICE_BITS + TWICE_BITS / 2 + 128 * TWICE_BITS - 16;
+        int n = (first % 32 + SPAN + 31) / 32;
+        most = n > most ? n : most;
+    }
+    return most;
+}
+#define FETCHED (fetched())
+
+// The weights of two states, exactly as the format defines them.
+__device__ __forceinline__ u32 weights(u32 one, u32 two, u32 mask, u32 flip) {
+    const u32 a = one * (u32)MULTIPLIER + (u32)ADDEND, b = two * (u32)MULTIPLIER + (u32)ADDEND;
+    u32 out;
+#if MUL1
+    // The sum of the bytes on top of the f16 1024, whose unit is 1.
+    const u32 s = __dp4a(a, 0x01010101u, 0x6400u), t = __dp4a(b, 0x01010101u, 0x6400u);
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(__byte_perm(s, t, 0x5410)), "r"(mask), "r"(flip));
+#else
+    u32 p, q;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(p) : "r"(a), "r"(mask), "r"(flip));
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(q) : "r"(b), "r"(mask), "r"(flip));
+    asm("{ .reg .f16 a, b, c, d; mov.b32 {a, b}, %1; mov.b32 {c, d}, %2; add.rn.f16 a, a, b; add.rn.f16 c, c, d; mov.b32 %0, {a, c}; }"
+        : "=r"(out) : "r"(p), "r"(q));
+#endif
+    return out;
+}
+
+// The eight states of a lane, from the words that hold them.
+__device__ __forceinline__ void states(const u32* w, u32 shift, u32* s) {
+#if TWICE_BITS == 8
+    u32 f = __byte_perm(w[1], w[0], 0x5432), g = w[1];
+    u32 f4 = f >> 4, g4 = g >> 4;
+    s[0] = __byte_perm(f4, 0, 0x4421);
+    s[1] = __byte_perm(f, 0, 0x4421);
+    s[2] = f4 & 0xffff;
+    s[3] = g >> 16;
+    s[4] = __byte_perm(g4, 0, 0x4421);
+    s[5] = __byte_perm(g, 0, 0x4421);
+    s[6] = g4 & 0xffff;
+    s[7] = g & 0xffff;
+#else
+    u32 bits[ALIGNED + 1];
+#pragma unroll
+    for (int i = 0; i < ALIGNED; i++)
+        bits[i] = __funnelshift_l(i + 1 < FETCHED ? w[i + 1] : 0, w[i], shift);
+    bits[ALIGNED] = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const int offset = (j + 1) * TWICE_BITS / 2 - TWICE_BITS / 2, q = offset / 32, r = offset % 32;
+        s[j] = r == 0 ? bits[q] >> 16 : r <= 16 ? (bits[q] >> (16 - r)) & 0xffff
+                                                : __funnelshift_l(bits[q + 1], bits[q], r) >> 16;
+    }
+#endif
+}
+
+// Rotates four values a lane of the warp's 128.
+__device__ __forceinline__ void rotate(float* v) {
+    const float scale = 0.08838834764831845f;
+    // Not contracted with the sums: the same wherever it is inlined.
+    float a = __fmul_rn(v[0], scale), b = __fmul_rn(v[1], scale), c = __fmul_rn(v[2], scale), d = __fmul_rn(v[3], scale);
+    float ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+    v[0] = ab + cd; v[1] = a_b + c_d; v[2] = ab - cd; v[3] = a_b - c_d;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const float sign = threadIdx.x & distance ? -1.0f : 1.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[i] = __fmaf_rn(sign, v[i], __shfl_xor_sync(~0u, v[i], distance));
+    }
+}
+
+// Four inputs of the lane times suh.
+__device__ __forceinline__ float4 scaled(const float* x, const float* suh, u32 column) {
+    float4 s = *(const float4*)(suh + column), v = make_float4(0, 0, 0, 0);
+    if (INPUTS % 4 == 0) {
+        if (column < INPUTS) v = *(const float4*)(x + column);
+    } else {
+        if (column < INPUTS) v.x = x[column];
+        if (column + 1 < INPUTS) v.y = x[column + 1];
+        if (column + 2 < INPUTS) v.z = x[column + 2];
+        if (column + 3 < INPUTS) v.w = x[column + 3];
+    }
+    return make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
+}
