@@ -41,6 +41,7 @@ impl Source {
 /// A batch on the device.
 pub(crate) struct Step {
     pub(crate) rows: usize,
+    pub(crate) sequences: usize,
     /// Places for cache blocks per sequence.
     pub(crate) blocks: usize,
     pub(crate) meta: Buffer,
@@ -75,7 +76,8 @@ impl Step {
     pub(crate) fn new(gpu: &Gpu, batch: &Batch) -> Self {
         let shape = StepShape::of(batch);
         let meta = gpu.words(&words(batch, shape));
-        Self { rows: shape.rows, blocks: shape.blocks, meta, made: Mutex::default() }
+        let StepShape { rows, sequences, blocks } = shape;
+        Self { rows, sequences, blocks, meta, made: Mutex::default() }
     }
 
     /// Overwrites it with another batch of the same shape.

@@ -1,10 +1,12 @@
 //! Attention over the paged cache. A cube is a row, a head and a part of the sequence; its planes take keys
 //! in turn, with an online softmax each, and are put together at the end. Parts of one row are merged by a second
 //! kernel. What is seen follows from the positions on the device alone, so a recorded launch serves any length. Parts
-//! lie at fixed places, so that a row's sums are the same in any company and for any room in the cache.
+//! lie at fixed places, so that a row's sums are the same in any company and for any room in the cache. Prompts go through `flash`
+//! where it serves.
 
 use super::cache::{Element, PagedCache, first, second};
 use super::elementwise::capped;
+use super::flash;
 use crate::gpu::{Buffer, Gpu};
 use crate::step::Step;
 use cubecl::prelude::*;
@@ -42,6 +44,9 @@ pub(crate) fn attend(
     step: &Step,
     params: &AttentionParams,
 ) -> Buffer {
+    if let Some(out) = flash::attend(gpu, q, cache, layer, step, params) {
+        return out;
+    }
     let layer = &cache.layers[layer];
     let rows = step.rows;
     let cells = rows * params.num_heads;

@@ -111,32 +111,30 @@ impl PagedCache {
         values: Option<&Buffer>,
     ) {
         let layer = &self.layers[layer];
-        let arrays =
-            [(Some(keys), &layer.keys, layer.key_dim), (values, &layer.values, layer.value_dim)];
-        for (x, array, dim) in arrays {
-            let Some(x) = x.filter(|_| dim > 0) else { continue };
-            let words = self.element.words(dim);
-            let total = rows * layer.heads * words;
-            let (count, dims) = gpu.each(total);
-            let (x, meta, array) = (x.arg(), meta.arg(), array.arg());
-            let (heads, dim, words, total) =
-                (layer.heads as u32, dim as u32, words as u32, total as u32);
-            // SAFETY: units past the end do nothing; slots lie in the cache.
-            unsafe {
-                write_kernel::launch_unchecked(
-                    &gpu.client,
-                    count,
-                    dims,
-                    x,
-                    meta,
-                    array,
-                    heads,
-                    dim,
-                    words,
-                    total,
-                    self.element,
-                );
-            }
+        let values = values.filter(|_| layer.value_dim > 0);
+        let words = |dim: usize| self.element.words(dim);
+        let key_total = rows * layer.heads * words(layer.key_dim);
+        let value_total = values.map_or(0, |_| rows * layer.heads * words(layer.value_dim));
+        let (count, dims) = gpu.each(key_total + value_total);
+        let x = values.unwrap_or(&gpu.none);
+        // SAFETY: units past the end do nothing; slots lie in the cache.
+        unsafe {
+            write_kernel::launch_unchecked(
+                &gpu.client,
+                count,
+                dims,
+                keys.arg(),
+                x.arg(),
+                meta.arg(),
+                layer.keys.arg(),
+                layer.values.arg(),
+                layer.heads as u32,
+                key_total as u32,
+                value_total as u32,
+                layer.key_dim as u32,
+                layer.value_dim as u32,
+                self.element,
+            );
         }
     }
 }
@@ -157,32 +155,52 @@ fn copy_kernel(array: &mut [u32], from: u32, to: u32, len: u32) {
 
 #[cube(launch_unchecked)]
 fn write_kernel(
-    x: &[f32],
+    keys: &[f32],
+    values: &[f32],
     meta: &[u32],
-    array: &mut [u32],
+    key_array: &mut [u32],
+    value_array: &mut [u32],
     heads: u32,
-    dim: u32,
-    words: u32,
-    total: u32,
+    key_total: u32,
+    value_total: u32,
+    #[comptime] key_dim: u32,
+    #[comptime] value_dim: u32,
     #[comptime] element: Element,
 ) {
     let i = ABSOLUTE_POS as u32;
-    if i < total {
-        let word = i % words;
-        let head = i / words;
-        let slot = meta[(head / heads * 4 + 2) as usize];
-        let to = ((slot * heads + head % heads) * words + word) as usize;
-        if comptime!(element == Element::F32) {
-            array[to] = u32::reinterpret(x[(head * dim + word) as usize]);
-        } else {
-            let column = word * 2;
-            let a = x[(head * dim + column) as usize];
-            let mut b = f32::new(0.0);
-            if column + 1 < dim {
-                b = x[(head * dim + column + 1) as usize];
-            }
-            array[to] = narrow(a, b, element);
+    if i < key_total {
+        put(keys, meta, key_array, i, heads, key_dim, element);
+    } else if i < key_total + value_total {
+        put(values, meta, value_array, i - key_total, heads, value_dim, element);
+    }
+}
+
+/// Writes word `i` of rows of flattened heads to their slots.
+#[cube]
+fn put(
+    x: &[f32],
+    meta: &[u32],
+    array: &mut [u32],
+    i: u32,
+    heads: u32,
+    #[comptime] dim: u32,
+    #[comptime] element: Element,
+) {
+    let words = comptime!(element.words(dim as usize).max(1) as u32);
+    let word = i % words;
+    let head = i / words;
+    let slot = meta[(head / heads * 4 + 2) as usize];
+    let to = ((slot * heads + head % heads) * words + word) as usize;
+    if comptime!(element == Element::F32) {
+        array[to] = u32::reinterpret(x[(head * dim + word) as usize]);
+    } else {
+        let column = word * 2;
+        let a = x[(head * dim + column) as usize];
+        let mut b = f32::new(0.0);
+        if column + 1 < dim {
+            b = x[(head * dim + column + 1) as usize];
         }
+        array[to] = narrow(a, b, element);
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod cache;
 pub(crate) mod columns;
 pub(crate) mod elementwise;
 pub(crate) mod exl3;
+mod flash;
 pub(crate) mod hopper;
 pub(crate) mod matrix;
 pub(crate) mod moe;

@@ -34,13 +34,13 @@ pub(crate) struct Text<D> {
 
 impl<D: Defines> Text<D> {
     /// Launches `blocks` blocks with the arrays in the order of the function's parameters, and `word` as its last.
-    pub(crate) fn launch(self, gpu: &Gpu, blocks: (u32, u32), arrays: &[&Buffer], word: u32) {
+    pub(crate) fn launch(self, gpu: &Gpu, blocks: (u32, u32), arrays: &[&Buffer], word: u64) {
         let mut arguments = KernelArguments::new();
         for array in arrays {
             arguments = arguments.with_buffer(array.handle.clone().binding());
         }
         // All of it is passed by value: nothing is dynamic.
-        arguments.info = MetadataBindingInfo::new(vec![u64::from(word)], 1);
+        arguments.info = MetadataBindingInfo::new(vec![word], 1);
         let count = CubeCount::Static(blocks.0, blocks.1, 1);
         gpu.client.launch(Box::new(self), count, arguments);
     }

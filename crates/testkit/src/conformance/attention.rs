@@ -64,6 +64,12 @@ pub fn attention(b: &dyn Backend) {
     check_attention(b, &wide, &[530], &[40], 32);
     check_attention(b, &Row { window: Some(100), ..wide }, &[530], &[40], 32);
     check_attention(b, &Row { latent: true, heads: (6, 1), ..wide }, &[600, 3], &[1, 1], 32);
+    // Prompts over a cache of halves, of one sequence and of two whose rows are neighbours.
+    let halves = Row { dims: (64, 48), cache_type: CacheType::F16, tolerance: 1e-3, ..wide };
+    check_attention(b, &halves, &[0, 150], &[50, 40], 16);
+    check_attention(b, &Row { window: Some(70), softcap: Some(2.0), ..halves }, &[150], &[90], 16);
+    let brain = Row { dims: (128, 128), cache_type: CacheType::Bf16, tolerance: 8e-3, ..wide };
+    check_attention(b, &brain, &[70], &[80], 16);
 }
 
 /// Prefills `cached` tokens of each sequence, then attends with `rows` more of its prompt.

@@ -22,8 +22,11 @@ const TILES: u32 = 4;
 const RANGES: u32 = RESIDENT * WARPS * TILES / 8;
 /// Matrices over the same inputs that one launch takes.
 const MOST_MATRICES: usize = 3;
-/// Rows up to which a kernel for few is the faster.
+/// Rows up to which a kernel for few is the faster, of small matrices and of others (`bench/gpu.md`).
+const FEW_ROWS_OF_SMALL: usize = 128;
 const FEW_ROWS: usize = 16;
+/// Weights up to which a matrix is small.
+const SMALL: usize = 8 << 20;
 /// Rows of one launch, which bounds the memory for partial sums.
 const MOST_ROWS: usize = 64;
 /// Entries of one launch.
@@ -102,12 +105,17 @@ pub(super) fn multiply(
     };
     let count = rows.count();
     match entries {
-        None if gpu.warpgroups && count > FEW_ROWS => {
+        None if gpu.warpgroups && count > few_rows(matrix) => {
             Some(hopper::trellis(gpu, x, matrix, bias, count))
         }
         Some(_) if count > MOST_ENTRIES => None,
         entries => launch(gpu, x, &[(matrix, bias)], entries.as_ref(), count).pop(),
     }
+}
+
+/// Rows that are few for a matrix, where there is a kernel for many.
+fn few_rows(matrix: &Trellis) -> usize {
+    if matrix.padded_in * matrix.padded_out <= SMALL { FEW_ROWS_OF_SMALL } else { FEW_ROWS }
 }
 
 /// `rows` rows times several matrices at once; `None` when the text is not for such rows, or the matrices differ in more than their width.
@@ -174,7 +182,7 @@ fn launch(
     };
     let run = |function, threads, blocks: (usize, usize), arrays: &[&Buffer], word: usize| {
         let text = Text { function, threads, defines: shape };
-        text.launch(gpu, (blocks.0 as u32, blocks.1 as u32), arrays, word as u32);
+        text.launch(gpu, (blocks.0 as u32, blocks.1 as u32), arrays, word as u64);
     };
     // An array of every matrix.
     let each = |f: fn(&Trellis) -> &Buffer| -> [&Buffer; MOST_MATRICES] {

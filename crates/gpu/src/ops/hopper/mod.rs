@@ -175,7 +175,7 @@ fn prepare(
     let prepared = gpu.empty(tiles * shape.columns * shape.k_tiles * 8);
     let blocks = (rows as u32, shape.k_tiles.div_ceil(8 * 4) as u32);
     let text = Text { function: "prepare", threads: PREPARE, defines };
-    text.launch(gpu, blocks, &[x, suh, &prepared], rows as u32);
+    text.launch(gpu, blocks, &[x, suh, &prepared], rows as u64);
     prepared
 }
 
@@ -194,7 +194,7 @@ fn product(
     let partial = gpu.empty(ranges * PARTS * shape.tile() * OUTS);
     let text = Text { function: "multiply", threads: MULTIPLY, defines };
     let arrays = [weights, rows, svh, bias, &partial, &gpu.counters, out];
-    text.launch(gpu, (ranges as u32, 1), &arrays, count as u32);
+    text.launch(gpu, (ranges as u32, 1), &arrays, count as u64);
 }
 
 /// Outputs `first ..` of a matrix as halves, tile by tile, 16 bytes a lane: zeros where there is nothing.

@@ -1,0 +1,86 @@
+//! Attention of prompts on NVIDIA's tensor cores (`flash.cu`): for caches of halves and heads of up to 128 columns.
+
+use super::cache::{Element, PagedCache};
+use super::text::{Defines, Text};
+use crate::gpu::{Buffer, Gpu};
+use crate::step::Step;
+use marlin_tensor::AttentionParams;
+
+/// Rows of a block, and its threads.
+const ROWS: usize = 64;
+const THREADS: u32 = 128;
+/// Rows of a sequence from which on it pays, on average.
+const ROWS_PER_SEQUENCE: usize = 16;
+/// Most columns of a head.
+const MOST: usize = 128;
+
+/// What `flash.cu` is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    key_dim: usize,
+    value_dim: usize,
+    brain: bool,
+    block_size: usize,
+    /// Bits of floats.
+    scale: u32,
+    window: u32,
+    cap: Option<u32>,
+}
+
+impl Defines for Shape {
+    const TEXT: &str = include_str!("flash.cu");
+
+    fn defines(&self) -> Vec<(&'static str, String)> {
+        let float = |bits: u32| format!("{:e}f", f32::from_bits(bits));
+        vec![
+            ("HEADS", self.heads.to_string()),
+            ("KV_HEADS", self.kv_heads.to_string()),
+            ("KEY", self.key_dim.to_string()),
+            ("VALUE", self.value_dim.to_string()),
+            ("BRAIN", u32::from(self.brain).to_string()),
+            ("BLOCK_SIZE", self.block_size.to_string()),
+            ("SCALE", float(self.scale)),
+            ("WINDOW", format!("{}u", self.window)),
+            ("CAPPED", u32::from(self.cap.is_some()).to_string()),
+            ("CAP", float(self.cap.unwrap_or(1.0f32.to_bits()))),
+        ]
+    }
+}
+
+/// `[rows, num_heads * value_head_dim]`; `None` where another kernel has to do it.
+pub(super) fn attend(
+    gpu: &Gpu,
+    q: &Buffer,
+    cache: &PagedCache,
+    layer: usize,
+    step: &Step,
+    params: &AttentionParams,
+) -> Option<Buffer> {
+    let layer = &cache.layers[layer];
+    let dims = [params.key_head_dim, params.value_head_dim];
+    let fits = dims.iter().all(|dim| dim.is_multiple_of(16) && (16..=MOST).contains(dim));
+    let halves = matches!(cache.element, Element::F16 | Element::Bf16) && layer.value_dim > 0;
+    let many = step.rows >= ROWS_PER_SEQUENCE * step.sequences;
+    if !(gpu.tensor_cores && fits && halves && many) {
+        return None;
+    }
+    let shape = Shape {
+        heads: params.num_heads,
+        kv_heads: params.num_kv_heads,
+        key_dim: params.key_head_dim,
+        value_dim: params.value_head_dim,
+        brain: cache.element == Element::Bf16,
+        block_size: cache.block_size,
+        scale: params.scale.to_bits(),
+        window: params.window.unwrap_or(0),
+        cap: params.softcap.map(f32::to_bits),
+    };
+    let out = gpu.empty(step.rows * params.num_heads * params.value_head_dim);
+    let text = Text { function: "attend", threads: THREADS, defines: shape };
+    let blocks = (step.rows.div_ceil(ROWS) as u32, params.num_heads as u32);
+    let word = step.rows as u64 | (step.blocks as u64) << 32;
+    text.launch(gpu, blocks, &[q, &layer.keys, &layer.values, &step.meta, &out], word);
+    Some(out)
+}
