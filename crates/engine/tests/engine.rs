@@ -8,6 +8,8 @@ use marlin_engine::{
     Sampler, SamplingOptions, SamplingParams, TokenCounts, Usage,
 };
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 fn params(options: SamplingOptions) -> SamplingParams {
     SamplingParams::new(options).unwrap()
@@ -61,6 +63,36 @@ fn expected(model: &HashModel, request: &Request) -> Vec<u32> {
         tokens.push(token);
     }
     tokens.split_off(prompt_len)
+}
+
+#[test]
+fn a_device_that_finds_the_largest_logits_changes_no_answer() {
+    let plain = SamplingOptions { seed: 5, ..SamplingOptions::default() };
+    let few = SamplingOptions { top_k: Some(8), temperature: 0.7, ..plain.clone() };
+    let nucleus = SamplingOptions { top_p: 0.6, ..plain.clone() };
+    let with =
+        |o: &SamplingOptions| Request { sampling: params(o.clone()), ..greedy(prompt(9, 20), 30) };
+    let found = [greedy(prompt(3, 7), 30), with(&few), with(&nucleus)];
+    let read = [with(&plain), sampled(prompt(4, 11), 30, 2)];
+    for (requests, copies) in [(&found[..], false), (&[&found[..], &read].concat(), true)] {
+        let [host, device] = [false, true].map(|finds| {
+            let model = Arc::new(HashModel { finds, ..HashModel::default() });
+            let mut engine = Engine::new(model.clone(), &options(5, 16)).unwrap();
+            let answers = answers(&mut engine, requests);
+            assert_eq!(model.downloads.load(Ordering::Relaxed) > 0, copies || !finds);
+            answers
+        });
+        assert_eq!(host, device);
+    }
+    // A NaN is found by who reads the whole row.
+    let model = HashModel { finds: true, nan_at: Some(9), ..HashModel::default() };
+    let mut engine = engine(model, options(1, 16));
+    engine.submit(engine.limits().validate(greedy(prompt(3, 7), 30)).unwrap());
+    let ends: Vec<_> = drain(&mut engine).finished.into_values().collect();
+    assert!(
+        matches!(&ends[..], [FinishReason::Error(e)] if matches!(**e, EngineError::Logits { .. })),
+        "{ends:?}"
+    );
 }
 
 #[test]

@@ -15,7 +15,8 @@ const UNKNOWN: u64 = 1 << 46;
 
 /// Multiprocessors where a device does not say.
 const MULTIPROCESSORS: u32 = 108;
-/// What a runtime calls GPUs that have products of warpgroups: Hopper's.
+/// How the names begin of what NVIDIA's GPUs have kernels compiled to, and that of those with products of warpgroups: Hopper's.
+const CUDA: &str = "ptx_";
 const HOPPER: &str = "ptx_sm90";
 /// Words of [`Gpu::counters`], more than a device has multiprocessors.
 const COUNTERS: usize = 1024;
@@ -83,6 +84,8 @@ pub(crate) struct Gpu {
     pub(crate) plane: u32,
     /// Whether NVIDIA's tensor-core instructions are there.
     pub(crate) tensor_cores: bool,
+    /// Whether CUDA C++ is compiled and run: a stand-in for tests only takes its text.
+    pub(crate) runs_cuda: bool,
     /// Whether they multiply for four planes at once.
     pub(crate) warpgroups: bool,
     /// Zeros with which blocks of a launch count; it leaves zeros.
@@ -99,11 +102,13 @@ impl Gpu {
         unsafe { client.set_stream(none.handle.stream) };
         let plane = client.properties().hardware.plane_size_max.max(1);
         let tensor_cores = is_cuda && plane == 32 && !client.features().matmul.mma.is_empty();
-        let warpgroups = tensor_cores && client.properties().identity.fingerprint == HOPPER;
+        let compiled_as = &client.properties().identity.fingerprint;
+        let runs_cuda = compiled_as.starts_with(CUDA);
+        let warpgroups = tensor_cores && compiled_as == HOPPER;
         let counters =
             Buffer { handle: client.create_from_slice(&[0; COUNTERS * WORD]), len: COUNTERS };
         let (taken, copies) = (Arc::default(), AtomicU64::new(0));
-        Self { client, tensor_cores, warpgroups, counters, taken, copies, plane, none }
+        Self { client, tensor_cores, runs_cuda, warpgroups, counters, taken, copies, plane, none }
     }
 
     /// Multiprocessors of the device.

@@ -9,7 +9,9 @@ pub mod user;
 use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request, SequenceId,
 };
-use marlin_tensor::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
+use marlin_tensor::{
+    Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, CacheType, Selected, Selection, Tensor,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,6 +31,10 @@ pub struct HashModel {
     pub passes: AtomicUsize,
     /// Rows of the largest batch.
     pub widest: AtomicUsize,
+    /// Whether it finds the largest logits of rows, as a device does.
+    pub finds: bool,
+    /// Times that logits were copied.
+    pub downloads: AtomicUsize,
 }
 
 impl Default for HashModel {
@@ -41,6 +47,8 @@ impl Default for HashModel {
             fail_at: None,
             passes: AtomicUsize::new(0),
             widest: AtomicUsize::new(0),
+            finds: false,
+            downloads: AtomicUsize::new(0),
         }
     }
 }
@@ -140,7 +148,31 @@ impl LanguageModel for HashModel {
         Ok(Tensor { rows: batch.rows(), decode_rows: 0, columns: 2, handle })
     }
 
+    fn select(
+        &self,
+        logits: &Tensor,
+        wanted: &[Selection],
+    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
+        if !self.finds {
+            return Ok(None);
+        }
+        assert_eq!(logits.rows, wanted.len());
+        let values = logits.handle.downcast_ref::<Vec<f32>>().unwrap();
+        let rows = values.chunks(self.vocab_size).zip(wanted);
+        let found = rows.map(|(row, wanted)| {
+            let mut largest: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
+            largest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            largest.truncate(wanted.count);
+            let max = largest[0].1;
+            let share = |l: &f32| f64::from((l - max) / wanted.temperature).exp();
+            let total = row.iter().map(share).sum();
+            row.iter().all(|l| l.is_finite()).then_some(Selected { largest, total })
+        });
+        Ok(Some(found.collect()))
+    }
+
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {
+        self.downloads.fetch_add(1, Ordering::Relaxed);
         Ok(logits.handle.downcast_ref::<Vec<f32>>().unwrap().clone())
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn attend(
     let fits = dims.iter().all(|dim| dim.is_multiple_of(16) && (16..=MOST).contains(dim));
     let halves = matches!(cache.element, Element::F16 | Element::Bf16) && layer.value_dim > 0;
     let many = step.rows >= ROWS_PER_SEQUENCE * step.sequences;
-    if !(gpu.tensor_cores && fits && halves && many) {
+    if !(gpu.tensor_cores && gpu.runs_cuda && fits && halves && many) {
         return None;
     }
     let shape = Shape {

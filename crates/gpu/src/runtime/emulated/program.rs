@@ -128,7 +128,8 @@ impl Programs {
         std::fs::create_dir_all(&self.emulation.folder)
             .and_then(|()| std::fs::write(&file, &text))
             .map_err(|error| failed(format!("{}: {error}", file.display())))?;
-        Ok(!text.contains("asm"))
+        // Atomic additions are written so too, and Metal's are run.
+        Ok(!text.lines().any(|line| line.contains("asm") && !line.contains("atom.")))
     }
 
     fn build(&self, name: &str, text: &str, cube: [u32; 3]) -> Result<Program, String> {
