@@ -417,36 +417,70 @@ fn a_budget_unloads_what_was_used_longest_ago() {
     }
 }
 
+/// Every path, with every kind of wrong key. That no path is missing from the description is a test of the routes.
 #[test]
 fn keys_guard_everything_but_health() {
+    const OPEN: [&str; 3] = ["/health", "/ready", "/"];
+    const RIGHT: [&str; 2] =
+        ["authorization: Bearer a-long-secret\r\n", "x-api-key: a-long-secret\r\n"];
+    const WRONG: [&str; 7] = [
+        "",
+        "authorization: Bearer a-long-secre\r\n",
+        "authorization: Bearer a-long-secrets\r\n",
+        "authorization: Basic a-long-secret\r\n",
+        "authorization: a-long-secret\r\n",
+        "authorization: Bearer\r\n",
+        "x-api-key: another-secret\r\n",
+    ];
     let keys = Key::parse_all("ann:a-long-secret").unwrap();
     let server = Setup { keys: Some(keys), ..Setup::default() }.start();
-    for path in ["/v1/models", "/metrics", "/v1/models/first", "/v1/perplexity/stats"] {
-        assert_eq!(server.get(path).status, 401, "{path}");
-        let good = read(server.send("GET", path, "authorization: Bearer a-long-secret\r\n", b""));
-        assert_eq!(good.status, 200, "{path}");
+    let ask = |method: &str, path: &str, key: &str| {
+        let headers = format!("content-type: application/json\r\n{key}");
+        read(server.send(method, path, &headers, b"{}"))
+    };
+    let description = ask("GET", "/openapi.json", RIGHT[0]).json();
+    let mut paths: Vec<(String, String)> = Vec::new();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        let path = path.replace("{id}", "first");
+        paths.extend(methods.as_object().unwrap().keys().map(|m| (m.to_uppercase(), path.clone())));
     }
-    for path in [
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/perplexity",
-        "/tokenize",
-        "/detokenize",
-        "/apply-template",
-    ] {
-        let response = server.post(path, &chat("Hi"));
-        assert_eq!(
-            (response.status, &response.json()["error"]["code"]),
-            (401, &json!("invalid_api_key")),
-            "{path}"
-        );
+    assert!(paths.len() > 15, "{paths:?}");
+    let more = [("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/"), ("HEAD", "/v1/models")];
+    paths.extend(more.map(|(method, path)| (method.to_owned(), path.to_owned())));
+    for (method, path) in &paths {
+        for key in RIGHT {
+            let status = ask(method, path, key).status;
+            assert!(
+                status == 200 || method == "POST" && status == 400,
+                "{method} {path}: {status}"
+            );
+        }
+        for key in WRONG {
+            let response = ask(method, path, key);
+            if OPEN.contains(&path.as_str()) {
+                assert_eq!(response.status, 200, "{method} {path}");
+                continue;
+            }
+            assert_eq!(response.status, 401, "{method} {path} with {key:?}");
+            assert!(response.headers.contains_key("www-authenticate"), "{path}");
+            if method == "HEAD" {
+                continue;
+            }
+            let error = response.json();
+            match path.starts_with("/v1/messages") {
+                true => assert_eq!(error["error"]["type"], "authentication_error", "{path}"),
+                false => assert_eq!(error["error"]["code"], "invalid_api_key", "{path}"),
+            }
+        }
     }
-    let response = server.post("/v1/messages", &chat("Hi"));
-    assert_eq!((response.status, &response.json()["type"]), (401, &json!("error")));
-    assert_eq!(server.post("/v1/responses", &chat("Hi")).status, 401);
-    for path in ["/health", "/ready", "/version"] {
-        assert_eq!(server.get(path).status, 200, "{path}");
+    // What is no path, or is asked with another method, tells no more than a path does.
+    for (method, path) in [("GET", "/nowhere"), ("GET", "/v1/completions"), ("PUT", "/v1/models")] {
+        assert_eq!(ask(method, path, WRONG[1]).status, 401, "{method} {path}");
+        assert!([404, 405].contains(&ask(method, path, RIGHT[0]).status), "{method} {path}");
+    }
+    // The page and what it is made of, in which the key is typed.
+    for link in server.get("/").body.split('"').filter(|part| part.starts_with("page/")) {
+        assert_eq!(server.get(&format!("/{link}")).status, 200, "{link}");
     }
 }
 

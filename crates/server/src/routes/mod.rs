@@ -26,7 +26,7 @@ use axum::http::header::{
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -112,45 +112,58 @@ impl Server {
         self.active.load(Ordering::SeqCst)
     }
 
-    /// Its paths.
+    /// Its paths. Whoever watches the process has no key, and the page is what a key is typed into;
+    /// everything else is guarded, also what is no path.
     pub fn router(self: &Arc<Self>) -> Router {
-        let guarded = Router::new()
-            .route("/v1/chat/completions", post(answers::chat))
-            .route("/v1/completions", post(answers::completions))
-            .route("/v1/messages", post(conversations::messages))
-            .route("/v1/messages/count_tokens", post(conversations::count_tokens))
-            .route("/v1/responses", post(conversations::responses))
-            .route("/v1/embeddings", post(text::embeddings))
-            .route("/v1/models", get(information::models))
-            .route("/v1/models/{*id}", get(information::model))
-            .route("/v1/perplexity", post(text::perplexity))
-            .route("/v1/perplexity/stats", get(text::perplexity_stats))
-            .route("/tokenize", post(text::tokenize))
-            .route("/detokenize", post(text::detokenize))
-            .route("/apply-template", post(text::apply_template))
-            .route("/metrics", get(information::metrics))
+        let add = |router: Router<Arc<Self>>, (path, method): Route| router.route(path, method);
+        let guarded = guarded()
+            .into_iter()
+            .fold(Router::new(), add)
+            .fallback(|| async { ApiError::not_found("no such path; they are in /openapi.json") })
+            .method_not_allowed_fallback(other_method)
             .layer(from_fn_with_state(self.clone(), authorize));
-        let open = Router::new()
-            .route("/health", get(information::health))
-            .route("/ready", get(information::ready))
-            .route("/version", get(information::version))
-            .route("/openapi.json", get(openapi::document))
-            .route("/docs", get(openapi::page));
+        let open = open().into_iter().fold(Router::new(), add);
         let open = if self.config.page { open.merge(page::router()) } else { open };
         guarded
-            .merge(open)
-            .fallback(|| async { ApiError::not_found("no such path; they are in /openapi.json") })
-            .method_not_allowed_fallback(|| async {
-                let error = ApiError::not_found("this path is asked with another method");
-                ApiError {
-                    status: StatusCode::METHOD_NOT_ALLOWED,
-                    kind: "invalid_request_error",
-                    ..error
-                }
-            })
+            .merge(open.method_not_allowed_fallback(other_method))
             .layer(from_fn_with_state(self.clone(), watch))
             .with_state(self.clone())
     }
+}
+
+type Route = (&'static str, MethodRouter<Arc<Server>>);
+
+/// Paths that want a key where there are keys.
+fn guarded() -> [Route; 17] {
+    [
+        ("/v1/chat/completions", post(answers::chat)),
+        ("/v1/completions", post(answers::completions)),
+        ("/v1/messages", post(conversations::messages)),
+        ("/v1/messages/count_tokens", post(conversations::count_tokens)),
+        ("/v1/responses", post(conversations::responses)),
+        ("/v1/embeddings", post(text::embeddings)),
+        ("/v1/models", get(information::models)),
+        ("/v1/models/{*id}", get(information::model)),
+        ("/v1/perplexity", post(text::perplexity)),
+        ("/v1/perplexity/stats", get(text::perplexity_stats)),
+        ("/tokenize", post(text::tokenize)),
+        ("/detokenize", post(text::detokenize)),
+        ("/apply-template", post(text::apply_template)),
+        ("/metrics", get(information::metrics)),
+        ("/version", get(information::version)),
+        ("/openapi.json", get(openapi::document)),
+        ("/docs", get(openapi::page)),
+    ]
+}
+
+/// Paths that want none, beside the page.
+fn open() -> [Route; 2] {
+    [("/health", get(information::health)), ("/ready", get(information::ready))]
+}
+
+async fn other_method() -> ApiError {
+    let error = ApiError::not_found("this path is asked with another method");
+    ApiError { status: StatusCode::METHOD_NOT_ALLOWED, kind: "invalid_request_error", ..error }
 }
 
 /// Counts requests under way, whatever becomes of them.
@@ -289,7 +302,7 @@ async fn authorize(
         Ok(name) => name,
         Err(error) => return refuse(request.uri().path(), error),
     };
-    if request.method() == Method::GET {
+    if request.method().is_safe() {
         return next.run(request).await;
     }
     if server.is_draining() {
@@ -317,4 +330,24 @@ fn refuse(path: &str, error: ApiError) -> Response {
 #[derive(Clone)]
 pub(crate) struct Guard {
     _held: Arc<(crate::auth::Admitted, Active)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{guarded, known_path, open, openapi};
+    use std::collections::BTreeSet;
+
+    /// What goes by this list leaves no path out: keys, generated requests, metrics.
+    #[test]
+    fn every_path_is_described_and_counted() {
+        let routes = guarded().into_iter().chain(open());
+        let routes: BTreeSet<String> =
+            routes.map(|(path, _)| path.replace("{*id}", "{id}")).collect();
+        let mut described: BTreeSet<String> = openapi::paths().into_iter().collect();
+        described.extend(["/docs", "/openapi.json"].map(str::to_owned));
+        assert_eq!(described, routes);
+        for path in routes.iter().filter(|path| !path.contains('{')) {
+            assert_eq!(known_path(path), path);
+        }
+    }
 }

@@ -13,6 +13,12 @@ pub(super) async fn document() -> Json<Value> {
     Json(description())
 }
 
+/// The paths that are described.
+#[cfg(test)]
+pub(super) fn paths() -> Vec<String> {
+    description()["paths"].as_object().unwrap().keys().cloned().collect()
+}
+
 /// `GET /docs`: paths and fields, without a script.
 pub(super) async fn page() -> Html<String> {
     let document = description();
