@@ -221,6 +221,8 @@ pub struct Running {
     pub answers: Answers,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
+    /// When it was put to the engine.
+    pub queued: Instant,
 }
 
 impl Generate {
@@ -266,6 +268,7 @@ impl Generate {
         let request =
             limits.validate(request).map_err(|error| ApiError::of_engine(&error, prompt_field))?;
         let deadline = choosing.timeout.map(|timeout| start + timeout);
+        let queued = Instant::now();
         let tokens = served.runtime.submit(request, choosing.n, deadline).map_err(refused)?;
         let parser = ParserOptions { tools, starts_in_reasoning, stream_arguments: stream };
         let options = AnswerOptions {
@@ -279,7 +282,7 @@ impl Generate {
             }),
         };
         let answers = Answers::new(tokens, choosing.n, &served.tokenizer, &options);
-        Ok(Running { answers, prompt })
+        Ok(Running { answers, prompt, queued })
     }
 
     /// Token ids, and for messages the text they are from.

@@ -36,10 +36,11 @@ pub use error::{ApiError, ErrorBody, ErrorResponse};
 pub use fields::Fields;
 pub use generate::{Choosing, Generate, Prompt, Running};
 pub use kv_events::{KvEvents, MODEL as MODEL_IN_TOPIC, Publishing, Teller};
+pub use metrics::StepTokens;
 pub use models::{Loaded, Loader, Models, Served};
 pub use protocol::{event, named_event, read_body};
 pub use routes::{Config, Listening, Server};
-pub use runtime::{End, Output, QueueLimits, Refusal, Runtime, Tokens};
+pub use runtime::{End, Listeners, Output, QueueLimits, Refusal, Runtime, Tokens};
 pub use trace::{Exporter, TraceCounts, Tracer};
 
 pub use tokio_rustls::rustls;

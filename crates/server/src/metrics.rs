@@ -1,10 +1,10 @@
 //! What is measured, under our names and under those of vLLM that routers and boards read.
 
-use crate::answer::Piece;
+mod meter;
+
 use crate::kv_events::KvEvents;
 use crate::models::Models;
 use crate::trace::Tracer;
-use crate::{Finish, Served};
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -14,7 +14,6 @@ use prometheus_client::registry::Registry;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// What `/metrics` is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -49,7 +48,7 @@ type Times = Family<OfModel, Histogram, fn() -> Histogram>;
 fn seconds() -> Histogram {
     Histogram::new([
         0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
-        0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+        0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0,
     ])
 }
 
@@ -110,8 +109,17 @@ pub struct Metrics {
     inter_token: Times,
     per_token: Times,
     whole: Times,
+    queue: Times,
+    prefill: Times,
+    decode: Times,
+    inference: Times,
+    step_tokens: Times,
     prompt_lengths: Times,
+    computed_lengths: Times,
     answer_lengths: Times,
+    longest_answers: Times,
+    wanted_answers: Times,
+    wanted_tokens: Times,
     perplexity: [Number; 4],
     perplexity_samples: Counter,
     perplexity_tokens: Counter,
@@ -154,8 +162,17 @@ impl Metrics {
             inter_token: times(),
             per_token: times(),
             whole: times(),
+            queue: times(),
+            prefill: times(),
+            decode: times(),
+            inference: times(),
+            step_tokens: sizes(),
             prompt_lengths: sizes(),
+            computed_lengths: sizes(),
             answer_lengths: sizes(),
+            longest_answers: sizes(),
+            wanted_answers: sizes(),
+            wanted_tokens: sizes(),
             perplexity: Default::default(),
             perplexity_samples: Counter::default(),
             perplexity_tokens: Counter::default(),
@@ -201,9 +218,31 @@ impl Metrics {
             "Mean of an answer's time between tokens",
             self.per_token
         );
+        both!(
+            "request_time_per_output_token_seconds",
+            "time_per_output_token_seconds by its newer name",
+            self.per_token
+        );
         both!("e2e_request_latency_seconds", "From request to end of the answer", self.whole);
+        both!("request_queue_time_seconds", "Until the engine began to read", self.queue);
+        both!("request_prefill_time_seconds", "From there to the first token", self.prefill);
+        both!("request_decode_time_seconds", "From there to the last token", self.decode);
+        both!("request_inference_time_seconds", "Prefill and decode together", self.inference);
+        both!("iteration_tokens_total", "Tokens computed in a step", self.step_tokens);
         both!("request_prompt_tokens", "Prompt tokens of a request", self.prompt_lengths);
+        both!(
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that were not cached",
+            self.computed_lengths
+        );
         both!("request_generation_tokens", "Tokens of an answer", self.answer_lengths);
+        both!(
+            "request_max_num_generation_tokens",
+            "Tokens of the longest answer to a request",
+            self.longest_answers
+        );
+        both!("request_params_n", "Answers that a request asked for", self.wanted_answers);
+        both!("request_params_max_tokens", "Most tokens that it allowed", self.wanted_tokens);
         r.register(
             "vllm:gpu_cache_usage_perc",
             "kv_cache_usage_perc by its older name",
@@ -263,6 +302,7 @@ impl Metrics {
                 num_gpu_blocks: stats.num_blocks as u64,
             };
             self.cache_config.get_or_create(&config).set(1);
+            self.begin(&labels);
         }
         if let Some(counts) = models.kv_events().map(KvEvents::counts) {
             raise(&self.kv_messages, counts.messages);
@@ -277,6 +317,39 @@ impl Metrics {
         // Writing to memory does not fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    /// Has every series of a model from its loading on, so that rates are right from the first request.
+    fn begin(&self, labels: &OfModel) {
+        let times = [
+            &self.first_token,
+            &self.inter_token,
+            &self.per_token,
+            &self.whole,
+            &self.queue,
+            &self.prefill,
+            &self.decode,
+            &self.inference,
+            &self.step_tokens,
+            &self.prompt_lengths,
+            &self.computed_lengths,
+            &self.answer_lengths,
+            &self.longest_answers,
+            &self.wanted_answers,
+            &self.wanted_tokens,
+        ];
+        let counts =
+            [&self.prefix_queries, &self.prefix_hits, &self.prompt_tokens, &self.generation_tokens];
+        for family in times {
+            drop(family.get_or_create(labels));
+        }
+        for family in counts {
+            drop(family.get_or_create(labels));
+        }
+        for finished_reason in ["stop", "length", "abort", "error"] {
+            let model_name = labels.model_name.clone();
+            drop(self.answers.get_or_create(&OfAnswer { model_name, finished_reason }));
+        }
     }
 
     /// Counts a response.
@@ -309,25 +382,20 @@ impl Metrics {
         self.perplexities.lock().unwrap_or_else(PoisonError::into_inner).stats()
     }
 
-    /// Measures the answers to a request that came at `start`.
-    pub fn meter(&self, served: &Served, start: Instant, n: usize) -> Meter {
-        let labels = OfModel { model_name: served.id.clone() };
-        Meter {
-            first_token: self.first_token.get_or_create(&labels).clone(),
-            inter_token: self.inter_token.get_or_create(&labels).clone(),
-            per_token: self.per_token.get_or_create(&labels).clone(),
-            whole: self.whole.get_or_create(&labels).clone(),
-            prompt_lengths: self.prompt_lengths.get_or_create(&labels).clone(),
-            answer_lengths: self.answer_lengths.get_or_create(&labels).clone(),
-            prefix_queries: self.prefix_queries.get_or_create(&labels).clone(),
-            prefix_hits: self.prefix_hits.get_or_create(&labels).clone(),
-            prompt_tokens: self.prompt_tokens.get_or_create(&labels).clone(),
-            generation_tokens: self.generation_tokens.get_or_create(&labels).clone(),
-            answers: self.answers.clone(),
-            labels,
-            start,
-            choices: vec![None; n],
-        }
+    /// Where the engines of models count the tokens of their steps.
+    pub fn step_tokens(&self) -> StepTokens {
+        StepTokens(self.step_tokens.clone())
+    }
+}
+
+/// Tokens of steps, by model.
+#[derive(Clone)]
+pub struct StepTokens(Times);
+
+impl StepTokens {
+    /// Those of a model.
+    pub fn of(&self, model: &str) -> Histogram {
+        self.0.get_or_create(&OfModel { model_name: model.to_owned() }).clone()
     }
 }
 
@@ -367,66 +435,6 @@ impl Perplexities {
 /// Counts up to `total`; what a model counted before it was loaded again stays.
 fn raise(counter: &Counter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
-}
-
-/// The clock of one request.
-pub struct Meter {
-    labels: OfModel,
-    start: Instant,
-    /// First and last token of each answer.
-    choices: Vec<Option<(Instant, Instant)>>,
-    first_token: Histogram,
-    inter_token: Histogram,
-    per_token: Histogram,
-    whole: Histogram,
-    prompt_lengths: Histogram,
-    answer_lengths: Histogram,
-    prefix_queries: Counter,
-    prefix_hits: Counter,
-    prompt_tokens: Counter,
-    generation_tokens: Counter,
-    answers: Family<OfAnswer, Counter>,
-}
-
-impl Meter {
-    /// A piece has come.
-    pub fn piece(&mut self, piece: &Piece) {
-        let now = Instant::now();
-        let times = &mut self.choices[piece.choice];
-        if !piece.tokens.is_empty() {
-            match times {
-                None => {
-                    self.first_token.observe((now - self.start).as_secs_f64());
-                    *times = Some((now, now));
-                }
-                Some((_, last)) => {
-                    self.inter_token.observe((now - *last).as_secs_f64());
-                    *last = now;
-                }
-            }
-            self.generation_tokens.inc_by(piece.tokens.len() as u64);
-        }
-        let Some((finish, usage)) = &piece.finish else { return };
-        self.whole.observe((now - self.start).as_secs_f64());
-        if let (Some((first, last)), 2..) = (*times, usage.completion_tokens) {
-            let gaps = (usage.completion_tokens - 1) as f64;
-            self.per_token.observe((last - first).max(Duration::ZERO).as_secs_f64() / gaps);
-        }
-        if piece.choice == 0 {
-            self.prompt_lengths.observe(usage.prompt_tokens as f64);
-            self.prompt_tokens.inc_by(usage.prompt_tokens as u64);
-            self.prefix_queries.inc_by(usage.prompt_tokens as u64);
-            self.prefix_hits.inc_by(usage.cached_tokens as u64);
-        }
-        self.answer_lengths.observe(usage.completion_tokens as f64);
-        let finished_reason = match finish {
-            Finish::Stop { .. } | Finish::ToolCalls => "stop",
-            Finish::Length => "length",
-            Finish::Failed(_) => "error",
-        };
-        let model_name = self.labels.model_name.clone();
-        self.answers.get_or_create(&OfAnswer { model_name, finished_reason }).inc();
-    }
 }
 
 #[cfg(test)]

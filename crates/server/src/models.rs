@@ -3,7 +3,8 @@
 use crate::ApiError;
 use crate::error::CONTEXT_EXCEEDED;
 use crate::kv_events::KvEvents;
-use crate::runtime::{QueueLimits, Runtime};
+use crate::metrics::StepTokens;
+use crate::runtime::{Listeners, QueueLimits, Runtime};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
 use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, Specials, TextError, Tokenizer};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -128,6 +129,7 @@ pub struct Models {
     budget: Option<u64>,
     queue: QueueLimits,
     kv_events: Option<KvEvents>,
+    step_tokens: OnceLock<StepTokens>,
     turn: AtomicU64,
     /// One is loaded at a time.
     loading: Arc<Mutex<()>>,
@@ -151,8 +153,9 @@ impl Models {
         let entry = |id| Entry { id, loaded: RwLock::new(None), used: AtomicU64::new(0) };
         let entries = ids.into_iter().map(entry).collect();
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let (turn, loading) = (AtomicU64::new(1), Arc::default());
-        Self { entries, loader, budget, queue, kv_events: None, turn, loading, created }
+        let (turn, loading, step_tokens) = (AtomicU64::new(1), Arc::default(), OnceLock::new());
+        let kv_events = None;
+        Self { entries, loader, budget, queue, kv_events, step_tokens, turn, loading, created }
     }
 
     /// The same, whose engines tell what their caches hold.
@@ -163,6 +166,11 @@ impl Models {
     /// What tells of the caches, if anything does.
     pub fn kv_events(&self) -> Option<&KvEvents> {
         self.kv_events.as_ref()
+    }
+
+    /// Has the engines of models that are loaded from now on count the tokens of their steps; the first word counts.
+    pub fn measure_steps(&self, step_tokens: StepTokens) {
+        let _ = self.step_tokens.set(step_tokens);
     }
 
     /// Names, the default first.
@@ -285,7 +293,9 @@ impl Models {
         let id = &self.entries[index].id;
         let teller = self.kv_events.as_ref().map(|e| e.teller(id, loaded.options.block_size));
         loaded.options.cache_events = teller.is_some().then(|| id.as_str().into());
-        let runtime = Runtime::start(loaded.model, &loaded.options, self.queue, teller);
+        let listeners =
+            Listeners { teller, step_tokens: self.step_tokens.get().map(|steps| steps.of(id)) };
+        let runtime = Runtime::start(loaded.model, &loaded.options, self.queue, listeners);
         let runtime = runtime.map_err(|error| failed(error.to_string()))?;
         let detected = loaded.template.as_ref().map(OutputFormat::detect);
         Ok(Arc::new(Served {

@@ -9,6 +9,7 @@ use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Limits, SequenceId,
     Stats, TokenLogprobs, Usage, ValidRequest,
 };
+use prometheus_client::metrics::histogram::Histogram;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -83,6 +84,15 @@ impl Default for QueueLimits {
     }
 }
 
+/// Who hears of an engine's steps.
+#[derive(Default)]
+pub struct Listeners {
+    /// Of what happens in the cache, if the options have it recorded.
+    pub teller: Option<Teller>,
+    /// Of the tokens in each step.
+    pub step_tokens: Option<Histogram>,
+}
+
 enum Command {
     Submit(Box<Submission>),
     Cancel { ticket: u64, choice: Option<usize> },
@@ -118,7 +128,7 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Starts the thread. `teller` hears what happens in the cache, if the options have it recorded.
+    /// Starts the thread.
     ///
     /// # Errors
     /// When the cache does not fit, or there can be no more threads.
@@ -126,7 +136,7 @@ impl Runtime {
         model: Arc<dyn LanguageModel>,
         options: &EngineOptions,
         queue: QueueLimits,
-        teller: Option<Teller>,
+        listeners: Listeners,
     ) -> Result<Self, EngineError> {
         let engine = Engine::new(model.clone(), options)?;
         let limits = engine.limits();
@@ -149,7 +159,7 @@ impl Runtime {
             clients: HashMap::new(),
             tickets: HashMap::new(),
             shared: shared.clone(),
-            teller,
+            listeners,
         };
         let spawned =
             std::thread::Builder::new().name("engine".into()).spawn(move || worker.run(&receiver));
@@ -286,12 +296,12 @@ struct Worker {
     clients: HashMap<SequenceId, Client>,
     tickets: HashMap<u64, Vec<SequenceId>>,
     shared: Arc<Shared>,
-    teller: Option<Teller>,
+    listeners: Listeners,
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Some(teller) = &self.teller {
+        if let Some(teller) = &self.listeners.teller {
             teller.cleared();
         }
     }
@@ -313,6 +323,7 @@ impl Worker {
             }
             self.expire();
             let begun = Instant::now();
+            let before = rows(&self.engine);
             let engine = &mut self.engine;
             match catch_unwind(AssertUnwindSafe(|| engine.step())) {
                 Ok(events) => {
@@ -322,7 +333,13 @@ impl Worker {
                         }
                     }
                     events.into_iter().for_each(|event| self.report(event));
-                    if let Some(teller) = &self.teller {
+                    let computed = rows(&self.engine) - before;
+                    if let Some(tokens) =
+                        self.listeners.step_tokens.as_ref().filter(|_| computed > 0)
+                    {
+                        tokens.observe(computed as f64);
+                    }
+                    if let Some(teller) = &self.listeners.teller {
                         teller.tell(self.engine.take_cache_events());
                     }
                 }
@@ -346,7 +363,7 @@ impl Worker {
                         return;
                     };
                     self.engine = engine;
-                    if let Some(teller) = &self.teller {
+                    if let Some(teller) = &self.listeners.teller {
                         teller.cleared();
                     }
                 }
@@ -447,4 +464,10 @@ impl Worker {
             self.end(id, End::Failed(reason.to_owned()), Usage::default());
         }
     }
+}
+
+/// Tokens that an engine has computed.
+fn rows(engine: &Engine) -> u64 {
+    let stats = engine.stats();
+    stats.prompt_rows + stats.decode_rows
 }

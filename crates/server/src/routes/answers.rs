@@ -28,17 +28,17 @@ impl Server {
         generate: Generate,
         start: Instant,
     ) -> Result<Running, ApiError> {
-        let n = generate.choosing.n;
-        let mut meter = self.metrics.meter(served, start, n);
+        let (n, max_tokens) = (generate.choosing.n, generate.choosing.max_tokens);
         let span = trace::current();
         if let Some(span) = &span {
-            span.asks(&served.id, n, generate.choosing.max_tokens);
+            span.asks(&served.id, n, max_tokens);
         }
         let model = served.clone();
         let running = blocking(move || generate.submit(&model)).await?;
         if let Some(span) = &span {
             span.waits(n, running.answers.begun());
         }
+        let mut meter = self.metrics.meter(served, start, (n, max_tokens), &running);
         let answers = running.answers.observed(move |piece: &Piece| {
             meter.piece(piece);
             if let Some(span) = &span {
@@ -88,7 +88,7 @@ pub(super) async fn completions(
     }
     let mut running = Vec::with_capacity(generate.len());
     for generate in generate {
-        let Running { answers, prompt } = server.submit(&served, generate, start).await?;
+        let Running { answers, prompt, .. } = server.submit(&served, generate, start).await?;
         let text = if echo { detokenize(&served.tokenizer, &prompt)? } else { String::new() };
         running.push((text, answers));
     }

@@ -49,7 +49,7 @@ pub(super) async fn messages(
     let start = Instant::now();
     let request = MessagesRequest::parse(server.fields(&headers, body).await?)?;
     let served = server.models.get(request.model.as_deref()).await?;
-    let Running { answers, prompt } = server.submit(&served, request.generate, start).await?;
+    let Running { answers, prompt, .. } = server.submit(&served, request.generate, start).await?;
     if request.stream {
         let encoder = messages::Stream::new(&served, prompt.len(), request.one_call);
         let streaming = Streaming { answers, encoder: Box::new(encoder) };

@@ -94,6 +94,7 @@ impl Server {
     pub fn new(models: Arc<Models>, config: Config, keys: Arc<Keys>) -> Arc<Self> {
         let (draining, active, readers) = Default::default();
         let metrics = Metrics::new();
+        models.measure_steps(metrics.step_tokens());
         Arc::new(Self { models, config, keys, metrics, draining, active, readers })
     }
 
