@@ -6,23 +6,27 @@
 //! matched by derivatives of regular expressions, walked down a trie of the vocabulary.
 //!
 //! **Limits.** Grammars come from clients, so all of them are bounded before anything is built
-//! ([`limits`]) and by fuel while it is: a grammar that is too large for it is an error. Compiling runs on
-//! a thread of its own with a deep stack, since the compilers recurse over what the client sent, and is
-//! given up after two seconds; a mask that would take too many steps ends the answer with an error.
+//! ([`limits`]) and by fuel while it is: a grammar that is too large for it is an error. Compiling has a
+//! thread of its own and is given up after two seconds ([`compiling`]); a mask that would take too many steps
+//! ends the answer with an error.
 //!
 //! **JSON.** White space between the parts of JSON is a space, or one line break and up to [`MAX_SPACES`] spaces, because models
 //! are known to fall into endless line breaks where any amount is allowed. Reasoning is no part of a
 //! grammar: the caller starts the matcher when the content begins.
 
 mod calls;
+mod compiling;
 mod gbnf;
 mod limits;
+
+pub use compiling::{Compiling, GrammarLimits};
 
 use crate::TextError;
 use crate::output::CallFormat;
 use crate::tokenizer::Tokenizer;
 use crate::tools::Tool;
 use crate::vocabulary::{TokenKind, Vocabulary};
+use compiling::Unfinished;
 use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{
@@ -31,16 +35,10 @@ use llguidance::toktrie::{
 use llguidance::{JsonCompileOptions, Logger, Matcher, ParserFactory};
 use serde_json::{Value, json};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
 /// Most spaces before a part of JSON that begins a line.
 pub const MAX_SPACES: usize = 20;
-const MAX_COMPILING: usize = 4;
-const COMPILE_TIME: Duration = Duration::from_secs(2);
-/// Address space, of which a usual grammar touches a few pages.
-const COMPILE_STACK: usize = 64 << 20;
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -160,8 +158,7 @@ struct Shared {
     vocabulary: Arc<Vocabulary>,
     end_ids: Vec<u32>,
     parsers: OnceLock<Result<ParserFactory, String>>,
-    /// Grammars that are being compiled, those that were given up among them.
-    compiling: AtomicUsize,
+    limits: GrammarLimits,
 }
 
 impl fmt::Debug for GrammarFactory {
@@ -171,6 +168,14 @@ impl fmt::Debug for GrammarFactory {
 }
 
 impl GrammarFactory {
+    /// A factory for the vocabulary of `tokenizer`, with the usual limits.
+    ///
+    /// # Errors
+    /// As [`GrammarFactory::within`].
+    pub fn new(tokenizer: &Tokenizer) -> Result<Self, TextError> {
+        Self::within(tokenizer, GrammarLimits::default())
+    }
+
     /// A factory for the vocabulary of `tokenizer`.
     ///
     /// This is free. The first [`GrammarFactory::compile`] builds the tries of the vocabulary, which
@@ -179,7 +184,7 @@ impl GrammarFactory {
     ///
     /// # Errors
     /// When the vocabulary has no token that ends a text, so that no answer could ever be complete.
-    pub fn new(tokenizer: &Tokenizer) -> Result<Self, TextError> {
+    pub fn within(tokenizer: &Tokenizer, limits: GrammarLimits) -> Result<Self, TextError> {
         let end_ids = tokenizer.end_ids().to_vec();
         if end_ids.is_empty() {
             let reason = "the model has no end-of-text token, which a grammar needs".into();
@@ -187,12 +192,7 @@ impl GrammarFactory {
         }
         let vocabulary = tokenizer.vocabulary().clone();
         Ok(Self {
-            shared: Arc::new(Shared {
-                vocabulary,
-                end_ids,
-                parsers: OnceLock::new(),
-                compiling: AtomicUsize::new(0),
-            }),
+            shared: Arc::new(Shared { vocabulary, end_ids, parsers: OnceLock::new(), limits }),
         })
     }
 
@@ -205,32 +205,27 @@ impl GrammarFactory {
     }
 
     /// A matcher at the beginning of an answer under `grammar`. Takes milliseconds for usual grammars
-    /// and at most two seconds for any.
+    /// and at most [`GrammarLimits::compile_time`] for any.
     ///
     /// # Errors
     /// [`TextError::Grammar`] when the grammar is malformed, cannot be satisfied, asks for what cannot
     /// be enforced, or is too large.
     pub fn compile(&self, grammar: &Grammar) -> Result<GrammarMatcher, TextError> {
-        limits::check(grammar)?;
+        let limits = &self.shared.limits;
+        limits::check(grammar, limits)?;
         let kind = grammar.kind();
         let top = self.shared.top_level(grammar)?;
         self.prepare()?;
-        let (send, receive) = mpsc::sync_channel(1);
         let failed = |reason: String| TextError::Grammar { kind, reason };
-        let turn = Turn::take(&self.shared).ok_or(TextError::TooManyGrammars)?;
-        let work = move || {
-            let matcher = turn.0.parsers().map(|parsers| matcher(parsers, top));
-            drop(turn);
-            // Nobody listens any more when it took too long.
-            let _ = send.send(matcher);
-        };
-        std::thread::Builder::new()
-            .name("grammar".into())
-            .stack_size(COMPILE_STACK)
-            .spawn(work)
-            .map_err(|error| failed(format!("no thread to compile on: {error}")))?;
-        let matcher = receive.recv_timeout(COMPILE_TIME).map_err(|_| {
-            failed(format!("not compiled within {COMPILE_TIME:?}; make the grammar smaller"))
+        let shared = self.shared.clone();
+        let compiled = limits.run(move || shared.parsers().map(|parsers| matcher(parsers, top)));
+        let matcher = compiled.map_err(|unfinished| match unfinished {
+            Unfinished::Full => TextError::TooManyGrammars,
+            Unfinished::NoThread(error) => failed(format!("no thread to compile on: {error}")),
+            Unfinished::GivenUp => failed(format!(
+                "not compiled within {:?}; make the grammar smaller",
+                limits.compile_time
+            )),
         })??;
         if let Some(error) = matcher.get_error() {
             return Err(failed(tidy(&error)));
@@ -243,23 +238,6 @@ impl GrammarFactory {
             mask_is_current: false,
             done: false,
         })
-    }
-}
-
-/// One of the places for grammars that are compiled at the same time. What was given up goes on until
-/// its fuel is used up, so without a limit there could be any number of them.
-struct Turn(Arc<Shared>);
-
-impl Turn {
-    fn take(shared: &Arc<Shared>) -> Option<Self> {
-        let turn = Self(shared.clone());
-        (turn.0.compiling.fetch_add(1, Ordering::Relaxed) < MAX_COMPILING).then_some(turn)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.compiling.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

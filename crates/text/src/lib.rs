@@ -27,7 +27,8 @@ mod vocabulary;
 pub use error::TextError;
 pub use export::hugging_face_files;
 pub use grammar::{
-    Grammar, GrammarFactory, GrammarMatcher, MAX_SPACES, TokenMask, ToolCalls, ToolChoice,
+    Compiling, Grammar, GrammarFactory, GrammarLimits, GrammarMatcher, MAX_SPACES, TokenMask,
+    ToolCalls, ToolChoice,
 };
 pub use output::{
     CallFormat, OutputEvent, OutputFormat, OutputParser, ParserOptions, ReasoningMarkers,

@@ -1,5 +1,6 @@
 //! Answers under grammars: random tokens under the mask always give what the grammar says.
 
+#[allow(dead_code)]
 #[path = "grammar/bench.rs"]
 mod bench;
 mod common;

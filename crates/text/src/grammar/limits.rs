@@ -3,15 +3,11 @@
 //! with intersections of many patterns and with products of `multipleOf` has no bound of its own.
 //! Each was set so that what just passes compiled in about half a second where it was measured.
 
-use super::Grammar;
+use super::{Grammar, GrammarLimits};
 use crate::TextError;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// Depth of a schema.
-const MAX_DEPTH: usize = 64;
-/// Values in a schema, keys not counted.
-const MAX_NODES: usize = 20_000;
 /// Bytes of a schema's strings, keys included.
 const MAX_SCHEMA_BYTES: usize = 4 << 20;
 /// Properties of an object that may be left out, any of which may come next.
@@ -33,15 +29,15 @@ const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// Lines with a rule in one.
 const MAX_RULES: usize = 2_000;
 
-pub(super) fn check(grammar: &Grammar) -> Result<(), TextError> {
+pub(super) fn check(grammar: &Grammar, limits: &GrammarLimits) -> Result<(), TextError> {
     let checked = match grammar {
         Grammar::JsonObject => Ok(()),
-        Grammar::JsonSchema { schema, .. } => check_schema(schema),
+        Grammar::JsonSchema { schema, .. } => check_schema(schema, limits),
         Grammar::Regex(regex) => limit(regex.len(), MAX_REGEX_BYTES, "bytes"),
-        Grammar::Lark(source) => check_source(source).and_then(|()| check_lark(source)),
+        Grammar::Lark(source) => check_source(source).and_then(|()| check_lark(source, limits)),
         Grammar::Gbnf(source) => check_source(source),
         Grammar::ToolCalls(calls) => {
-            let mut size = Size::default();
+            let mut size = Size::new(limits);
             let mut schemas = calls.tools.iter().filter_map(|tool| tool.parameters.as_ref());
             schemas.try_for_each(|schema| size.add(schema, 0)).and_then(|()| size.check())
         }
@@ -56,10 +52,10 @@ fn limit(found: usize, most: usize, unit: &str) -> Result<(), String> {
     }
 }
 
-fn check_schema(schema: &Value) -> Result<(), String> {
+fn check_schema(schema: &Value, limits: &GrammarLimits) -> Result<(), String> {
     match schema {
         Value::Object(_) | Value::Bool(true) => {
-            let mut size = Size::default();
+            let mut size = Size::new(limits);
             size.add(schema, 0)?;
             size.check()
         }
@@ -71,6 +67,8 @@ fn check_schema(schema: &Value) -> Result<(), String> {
 /// What counts in a schema.
 #[derive(Default)]
 struct Size {
+    max_depth: usize,
+    max_nodes: usize,
     nodes: usize,
     bytes: usize,
     property_pairs: usize,
@@ -82,12 +80,17 @@ struct Size {
 }
 
 impl Size {
+    fn new(limits: &GrammarLimits) -> Self {
+        let GrammarLimits { max_depth, max_nodes, .. } = *limits;
+        Self { max_depth, max_nodes, ..Self::default() }
+    }
+
     fn add(&mut self, value: &Value, depth: usize) -> Result<(), String> {
-        if depth > MAX_DEPTH {
-            return Err(format!("the schema is nested more than {MAX_DEPTH} deep"));
+        if depth > self.max_depth {
+            return Err(format!("the schema is nested more than {} deep", self.max_depth));
         }
         self.nodes += 1;
-        limit(self.nodes, MAX_NODES, "values in the schema")?;
+        limit(self.nodes, self.max_nodes, "values in the schema")?;
         match value {
             Value::String(text) => self.bytes += text.len(),
             Value::Array(items) => {
@@ -169,9 +172,9 @@ fn check_source(source: &str) -> Result<(), String> {
 }
 
 /// Intersections, counted in strings too, and the schemas inside the grammar.
-fn check_lark(source: &str) -> Result<(), String> {
+fn check_lark(source: &str, limits: &GrammarLimits) -> Result<(), String> {
     limit(source.matches('&').count(), MAX_INTERSECTIONS, "intersections (&)")?;
-    let mut size = Size::default();
+    let mut size = Size::new(limits);
     for (at, keyword) in source.match_indices("%json") {
         let text = &source[at + keyword.len()..];
         // What does not parse here does not parse there.

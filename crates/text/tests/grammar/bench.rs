@@ -2,9 +2,13 @@
 //! tests and by the program that measures masks.
 
 use marlin_checkpoint::Checkpoint;
-use marlin_text::{GrammarMatcher, TextError, TokenMask, Tokenizer};
+use marlin_text::{
+    CallFormat, Grammar, GrammarFactory, GrammarMatcher, TextError, TokenMask, Tokenizer, Tool,
+    ToolChoice,
+};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Numbers that are the same in every run (splitmix64).
 pub struct Random(pub u64);
@@ -282,4 +286,63 @@ impl<'a> Writer<'a> {
         }
         Err(String::from_utf8_lossy(&text).into_owned())
     }
+}
+
+/// Times of compiling grammars of one kind and of making their masks.
+pub struct Times {
+    pub name: &'static str,
+    pub compile: Vec<Duration>,
+    pub mask: Vec<Duration>,
+}
+
+/// A time that this share of `times` is within.
+pub fn within(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    times[((times.len() - 1) as f64 * share) as usize]
+}
+
+/// Compiles grammars of every kind for `tokenizer`, `schemas` of them random schemas, and writes an answer under each.
+pub fn measure(tokenizer: &Tokenizer, schemas: usize) -> Vec<Times> {
+    let factory = GrammarFactory::new(tokenizer).expect("a vocabulary with an end");
+    factory.prepare().expect("a usable vocabulary");
+    let tool = json!({"name": "weather", "parameters": {"type": "object", "properties": {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "tags": {"type": "array", "items": {"type": "string"}},
+    }, "required": ["city"], "additionalProperties": false}});
+    let tools = [Tool::parse(&tool).expect("a tool")];
+    let calls = |format| {
+        Grammar::tool_calls(format, &tools, ToolChoice::Required, true).expect("there is a tool")
+    };
+    let mut random = Random(1);
+    let random_schemas =
+        (0..schemas).map(|_| Grammar::JsonSchema { schema: schema(&mut random, 3), strict: true });
+    let mut writer = Writer::new(tokenizer, 2);
+    let rows: [(&str, Vec<Grammar>); 5] = [
+        ("random schemas", random_schemas.collect()),
+        ("any JSON object", vec![Grammar::JsonObject; 50]),
+        ("calls, hermes", vec![calls(CallFormat::Hermes); 50]),
+        ("calls, glm", vec![calls(CallFormat::Glm); 50]),
+        ("calls, qwen-coder", vec![calls(CallFormat::QwenCoder); 50]),
+    ];
+    let mut measured = Vec::new();
+    for (name, grammars) in rows {
+        let (mut compile, mut mask) = (Vec::new(), Vec::new());
+        for grammar in grammars {
+            let started = Instant::now();
+            let mut matcher = factory.compile(&grammar).expect("a grammar that compiles");
+            compile.push(started.elapsed());
+            let mut text = Vec::new();
+            for tokens in 0..200 {
+                let started = Instant::now();
+                matcher.mask().expect("a token that fits");
+                mask.push(started.elapsed());
+                let closing = tokens > 40 || tokens % 2 == 1;
+                let next = writer.step(&mut matcher, closing, &mut text);
+                if next.expect("a token that fits").is_none() {
+                    break;
+                }
+            }
+        }
+        measured.push(Times { name, compile, mask });
+    }
+    measured
 }
