@@ -1,6 +1,7 @@
 //! Command-line arguments. Names are a contract: scripts call them.
 
 pub mod bench;
+mod limits;
 pub mod quantize;
 pub mod serve;
 

@@ -1,6 +1,6 @@
 //! A JSON object read field by field: every field is read, refused by name, or unknown by name.
 
-use crate::ApiError;
+use crate::{ApiError, RequestLimits};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -11,6 +11,8 @@ pub struct Fields {
     map: Map<String, Value>,
     /// Path of the object in the request, ending in a dot; empty for the request itself.
     at: String,
+    /// How much the request may hold.
+    limits: RequestLimits,
     #[cfg(test)]
     pub(crate) asked: std::collections::BTreeSet<String>,
 }
@@ -38,6 +40,7 @@ impl Fields {
             Value::Object(map) => Ok(Self {
                 map,
                 at,
+                limits: RequestLimits::default(),
                 #[cfg(test)]
                 asked: Default::default(),
             }),
@@ -45,6 +48,16 @@ impl Fields {
                 Err(wrong(if path.is_empty() { "the body" } else { path }, "an object", &other))
             }
         }
+    }
+
+    /// The same, which may hold as much as `limits` say.
+    pub fn within(self, limits: RequestLimits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// How much the request may hold.
+    pub fn limits(&self) -> RequestLimits {
+        self.limits
     }
 
     /// Path of field `name`.
@@ -139,8 +152,9 @@ impl Fields {
     /// # Errors
     /// When it is something else.
     pub fn object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
-        let path = self.path(name);
-        self.take(name).map(|value| Self::of(value, &path)).transpose()
+        let (path, limits) = (self.path(name), self.limits);
+        let of = |value| Ok(Self::of(value, &path)?.within(limits));
+        self.take(name).map(of).transpose()
     }
 
     /// A list, at most `most` long.

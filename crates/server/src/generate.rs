@@ -1,26 +1,18 @@
 //! What every protocol's request comes to: a prompt, how tokens are chosen, and when to end.
 
-use crate::ApiError;
 use crate::answer::{AnswerOptions, Answers};
 use crate::constraint::Shape;
 use crate::error::CONTEXT_EXCEEDED;
 use crate::fields::{Fields, token_ids, whole};
 use crate::models::Served;
 use crate::runtime::Refusal;
+use crate::{ApiError, RequestLimits};
 use marlin_engine::{Request, SamplingOptions, SamplingParams};
 use marlin_text::{OutputParser, ParserOptions, RenderLimits, Specials, TemplateInputs, ToolSet};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Most stop strings, and bytes of one.
-const STOPS: (usize, usize) = (4, 256);
-/// Most answers to one request.
-pub const MAX_N: u64 = 16;
-/// Most entries of `logit_bias`.
-const BIASES: usize = 1024;
-/// Most likeliest tokens reported.
-pub const MAX_TOP_LOGPROBS: u64 = 20;
 /// Bytes of a rendered prompt for each token of the context.
 const PROMPT_BYTES: usize = 64;
 /// Longest time a request may ask for, seconds.
@@ -68,7 +60,8 @@ impl Choosing {
         choosing.top_p = fields.number("top_p", 0.0..=1.0)?;
         choosing.presence_penalty = fields.number("presence_penalty", -2.0..=2.0)?;
         choosing.frequency_penalty = fields.number("frequency_penalty", -2.0..=2.0)?;
-        choosing.n = fields.count("n", 1..=MAX_N)?.unwrap_or(1) as usize;
+        let answers = fields.limits().answers as u64;
+        choosing.n = fields.count("n", 1..=answers)?.unwrap_or(1) as usize;
         choosing.stop = stop(fields, "stop")?;
         choosing.logit_bias = logit_bias(fields)?;
         choosing.seed = seed(fields)?;
@@ -142,7 +135,7 @@ impl Choosing {
 /// # Errors
 /// When it is something else, or too many, or too long.
 pub fn stop(fields: &mut Fields, name: &str) -> Result<Vec<String>, ApiError> {
-    let (most, bytes) = STOPS;
+    let RequestLimits { stops: most, stop_bytes: bytes, .. } = fields.limits();
     let Some(value) = fields.take(name) else { return Ok(Vec::new()) };
     let expected = format!("a string or up to {most} strings of 1 to {bytes} bytes");
     let list = match &value {
@@ -161,9 +154,10 @@ pub fn stop(fields: &mut Fields, name: &str) -> Result<Vec<String>, ApiError> {
 
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(value) = fields.take("logit_bias") else { return Ok(Vec::new()) };
-    let expected = format!("up to {BIASES} token ids with numbers from -100 to 100");
+    let most = fields.limits().biases;
+    let expected = format!("up to {most} token ids with numbers from -100 to 100");
     let wrong = || fields.wrong("logit_bias", &expected, &value);
-    let map = value.as_object().filter(|map| map.len() <= BIASES).ok_or_else(wrong)?;
+    let map = value.as_object().filter(|map| map.len() <= most).ok_or_else(wrong)?;
     let entry = |(id, bias): (&String, &Value)| {
         let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
         Ok((id.parse().map_err(|_| wrong())?, bias.ok_or_else(wrong)? as f32))
@@ -335,7 +329,7 @@ pub fn render(
         tools,
         extra: Some(extra),
         now: SystemTime::now(),
-        limits: RenderLimits { max_bytes, ..RenderLimits::default() },
+        limits: RenderLimits { max_bytes, max_time: served.template_time },
         ..TemplateInputs::new(&messages)
     };
     template.render(&inputs).map_err(|error| ApiError::invalid("messages", error.to_string()))

@@ -1,12 +1,14 @@
 //! The models of a server: which there are, which are loaded, and what one of them needs to answer.
 
-use crate::ApiError;
 use crate::error::CONTEXT_EXCEEDED;
 use crate::kv_events::KvEvents;
 use crate::metrics::StepTokens;
-use crate::runtime::{Listeners, QueueLimits, Runtime};
+use crate::runtime::{Listeners, Runtime};
+use crate::{ApiError, ModelLimits};
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
-use marlin_text::{ChatTemplate, GrammarFactory, OutputFormat, Specials, TextError, Tokenizer};
+use marlin_text::{
+    ChatTemplate, GrammarFactory, GrammarLimits, OutputFormat, Specials, TextError, Tokenizer,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -68,6 +70,9 @@ pub struct Served {
     pub block_size: usize,
     /// Device, for people.
     pub device: String,
+    /// Time for its template.
+    pub template_time: Duration,
+    grammar_limits: GrammarLimits,
     grammars: OnceLock<GrammarFactory>,
 }
 
@@ -110,7 +115,7 @@ impl Served {
         if let Some(factory) = self.grammars.get() {
             return Ok(factory.clone());
         }
-        let factory = GrammarFactory::new(&self.tokenizer)?;
+        let factory = GrammarFactory::within(&self.tokenizer, self.grammar_limits.clone())?;
         Ok(self.grammars.get_or_init(|| factory).clone())
     }
 }
@@ -127,7 +132,7 @@ pub struct Models {
     entries: Vec<Entry>,
     loader: Box<dyn Loader>,
     budget: Option<u64>,
-    queue: QueueLimits,
+    limits: ModelLimits,
     kv_events: Option<KvEvents>,
     step_tokens: OnceLock<StepTokens>,
     turn: AtomicU64,
@@ -147,7 +152,7 @@ impl Models {
         ids: Vec<String>,
         loader: Box<dyn Loader>,
         budget: Option<u64>,
-        queue: QueueLimits,
+        limits: ModelLimits,
     ) -> Self {
         assert!(!ids.is_empty(), "a server has a model");
         let entry = |id| Entry { id, loaded: RwLock::new(None), used: AtomicU64::new(0) };
@@ -155,7 +160,7 @@ impl Models {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (turn, loading, step_tokens) = (AtomicU64::new(1), Arc::default(), OnceLock::new());
         let kv_events = None;
-        Self { entries, loader, budget, queue, kv_events, step_tokens, turn, loading, created }
+        Self { entries, loader, budget, limits, kv_events, step_tokens, turn, loading, created }
     }
 
     /// The same, whose engines tell what their caches hold.
@@ -295,7 +300,7 @@ impl Models {
         loaded.options.cache_events = teller.is_some().then(|| id.as_str().into());
         let listeners =
             Listeners { teller, step_tokens: self.step_tokens.get().map(|steps| steps.of(id)) };
-        let runtime = Runtime::start(loaded.model, &loaded.options, self.queue, listeners);
+        let runtime = Runtime::start(loaded.model, &loaded.options, self.limits.queue, listeners);
         let runtime = runtime.map_err(|error| failed(error.to_string()))?;
         let detected = loaded.template.as_ref().map(OutputFormat::detect);
         Ok(Arc::new(Served {
@@ -309,6 +314,8 @@ impl Models {
             bytes: loaded.bytes,
             block_size: loaded.options.block_size,
             device: loaded.device,
+            template_time: self.limits.template_time,
+            grammar_limits: self.limits.grammars.clone(),
             grammars: OnceLock::new(),
         }))
     }

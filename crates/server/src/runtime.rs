@@ -74,13 +74,13 @@ pub enum Refusal {
 pub struct QueueLimits {
     /// Answers, beside those under way.
     pub answers: usize,
-    /// Prompt tokens of everything that has not ended, as a multiple of the pool.
+    /// Prompt tokens, beside a pool of those under way, as a multiple of the pool.
     pub pools: f64,
 }
 
 impl Default for QueueLimits {
     fn default() -> Self {
-        Self { answers: 256, pools: 3.0 }
+        Self { answers: 256, pools: 2.0 }
     }
 }
 
@@ -149,7 +149,7 @@ impl Runtime {
             restarts: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             most_answers: options.max_batch + queue.answers,
-            most_prompt_tokens: (pool as f64 * queue.pools) as usize,
+            most_prompt_tokens: (pool as f64 * (1.0 + queue.pools)) as usize,
         });
         let (commands, receiver) = mpsc::channel();
         let worker = Worker {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Running, Setup};
 use marlin_engine::EngineOptions;
-use marlin_server::{Config, QueueLimits};
+use marlin_server::{Config, ModelLimits, QueueLimits};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -189,9 +189,10 @@ fn deadlines_end_requests() {
 #[test]
 fn a_full_queue_says_so_and_when_to_come_back() {
     let queue = QueueLimits { answers: 2, ..QueueLimits::default() };
+    let limits = ModelLimits { queue, ..ModelLimits::default() };
     let options =
         EngineOptions { max_batch: 2, max_context: Some(512), ..EngineOptions::default() };
-    let server = Setup { queue, options, ..Setup::default() }.start();
+    let server = Setup { limits, options, ..Setup::default() }.start();
     slow(&server, Duration::from_millis(3));
     let open: Vec<_> = (0..4).map(|_| begin(&server, &chat("Hi", 400, true), false)).collect();
     std::thread::sleep(Duration::from_millis(100));

@@ -1,5 +1,6 @@
 //! Arguments of `serve` and `config`.
 
+use super::limits::Limits;
 use super::{CacheType, DeviceArgs, size};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -127,10 +128,12 @@ pub struct Serve {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub limits: Limits,
 }
 
 /// A whole number from 1 on.
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     match text.trim().parse::<usize>() {
         Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
         _ => Err("expected a whole number from 1 to 1048576".to_owned()),

@@ -9,9 +9,10 @@ use crate::args::serve::Serve;
 use crate::{console, exit};
 use anyhow::{Context, Result, anyhow};
 use marlin_server::{
-    Config, Exporter, Key, Keys, KvEvents, Listening, MODEL_IN_TOPIC, Models, Publishing,
-    QueueLimits, Quota, Server,
+    Config, Exporter, Key, Keys, KvEvents, Listening, MODEL_IN_TOPIC, ModelLimits, Models,
+    Publishing, QueueLimits, Quota, RequestLimits, Server,
 };
+use marlin_text::GrammarLimits;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -37,9 +38,8 @@ pub fn run(args: &Serve) -> Result<ExitCode> {
         Quota { per_minute: args.rate_limit, concurrent: args.max_concurrent.map(|n| n as usize) };
     let keys = Keys::new(keys, quota);
     let (names, loader) = models::of(args)?;
-    let queue = QueueLimits { answers: args.queue, ..QueueLimits::default() };
     let (events, publishing) = kv_events(args, names.len())?.unzip();
-    let models = Models::new(names, Box::new(loader), args.model_memory, queue);
+    let models = Models::new(names, Box::new(loader), args.model_memory, model_limits(args));
     let models = match events {
         Some(events) => models.telling(events),
         None => models,
@@ -118,6 +118,7 @@ fn config(args: &Serve) -> Config {
         hosts.push(args.host.to_string());
         hosts.extend(args.allowed_host.iter().cloned());
     }
+    let limits = &args.limits;
     Config {
         max_body_bytes: usize::try_from(args.max_body).unwrap_or(usize::MAX),
         header_timeout: Duration::from_secs(args.header_timeout),
@@ -129,6 +130,38 @@ fn config(args: &Serve) -> Config {
         hosts,
         page: !args.no_page,
         tracer: None,
+        max_head_bytes: usize::try_from(limits.max_head).unwrap_or(usize::MAX),
+        max_header_fields: limits.max_headers.into(),
+        idle_timeout: Duration::from_secs(limits.idle_timeout),
+        max_readers: limits.max_readers,
+        limits: RequestLimits {
+            answers: limits.max_answers,
+            prompts: limits.max_prompts,
+            stops: limits.max_stops,
+            stop_bytes: limits.max_stop_bytes,
+            biases: limits.max_biases,
+            top_logprobs: limits.max_top_logprobs,
+            messages: limits.max_messages,
+            tools: limits.max_tools,
+            inputs: limits.max_inputs,
+            schema_depth: limits.schema_depth.into(),
+            schema_values: limits.schema_values,
+        },
+    }
+}
+
+fn model_limits(args: &Serve) -> ModelLimits {
+    let limits = &args.limits;
+    ModelLimits {
+        queue: QueueLimits { answers: args.queue, pools: limits.queue_caches },
+        grammars: GrammarLimits {
+            max_depth: limits.schema_depth.into(),
+            max_nodes: limits.schema_values,
+            compile_time: Duration::from_millis(limits.grammar_time),
+            max_compiling: limits.max_grammars.into(),
+            ..GrammarLimits::default()
+        },
+        template_time: Duration::from_millis(limits.template_time),
     }
 }
 

@@ -4,22 +4,22 @@
 mod tests;
 
 use super::tools::{
-    MAX_TOOLS, NamedSchema, arguments, named_schema, offered, strict, tools_and_choice, with_calls,
+    NamedSchema, arguments, named_schema, offered, strict, tools_and_choice, with_calls,
 };
 use super::{Encoder, Spent, chat_logprobs, event, finish_reason, new_id, now};
 use crate::ApiError;
 use crate::answer::{Delta, Finish, Piece, Tally, Whole};
 use crate::constraint::Shape;
 use crate::fields::Fields;
-use crate::generate::{Choosing, Generate, MAX_TOP_LOGPROBS, Prompt};
+use crate::generate::{Choosing, Generate, Prompt};
 use crate::models::Served;
 use marlin_text::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Most messages of a request.
-pub(super) const MAX_MESSAGES: usize = 4096;
+/// Most calls of a message.
+const MAX_CALLS: usize = 128;
 
 /// What a request wants beside the answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,7 +47,7 @@ impl ChatRequest {
     /// Names the first field that is wrong, unknown, or not supported.
     pub fn parse(mut fields: Fields) -> Result<Self, ApiError> {
         let model = fields.string("model")?;
-        let messages = fields.list("messages", MAX_MESSAGES)?;
+        let messages = fields.list("messages", fields.limits().messages)?;
         let messages =
             messages.ok_or_else(|| ApiError::invalid("messages", "messages is missing"))?;
         if messages.is_empty() {
@@ -63,7 +63,7 @@ impl ChatRequest {
         let newer = fields.count("max_completion_tokens", 1..=1 << 32)?;
         choosing.max_tokens = newer.or(older).map(|n| n as usize);
 
-        let tools = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
+        let tools = fields.list("tools", fields.limits().tools)?.unwrap_or_default();
         let strict = strict(&tools);
         let (tools, choice) = tools_and_choice(&mut fields, tools)?;
         let mut shape = response_format(&mut fields)?;
@@ -72,7 +72,7 @@ impl ChatRequest {
         {
             return Err(ApiError::invalid("grammar", "grammar: only without response_format"));
         }
-        let (set, tools) = offered(&choice, tools)?;
+        let (set, tools) = offered(&choice, tools, fields.limits())?;
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
         let shape = with_calls(choice, shape, strict, parallel, "response_format")?;
         let mut extra = template_variables(&mut fields)?;
@@ -107,7 +107,7 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
 
 fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     let wanted = fields.flag("logprobs")?.unwrap_or(false);
-    let top = fields.count("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
+    let top = fields.count("top_logprobs", 0..=fields.limits().top_logprobs as u64)?;
     match (wanted, top) {
         (false, Some(1..)) => {
             Err(ApiError::invalid("top_logprobs", "top_logprobs: only with logprobs: true"))
@@ -215,7 +215,7 @@ pub fn message(value: Value, path: &str) -> Result<Value, ApiError> {
         }
     };
     let content = content(&mut fields, "content")?;
-    let calls = fields.list("tool_calls", MAX_TOOLS)?;
+    let calls = fields.list("tool_calls", MAX_CALLS)?;
     let mut out = Map::new();
     out.insert("role".into(), role.into());
     if content.is_none() && role != "assistant" {

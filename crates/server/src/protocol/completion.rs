@@ -11,11 +11,6 @@ use marlin_text::ToolSet;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Most prompts of a request.
-const MAX_PROMPTS: usize = 64;
-/// Most likeliest tokens reported.
-const MAX_LOGPROBS: u64 = 20;
-
 /// A parsed request.
 pub struct CompletionRequest {
     /// Model named.
@@ -54,14 +49,15 @@ impl CompletionRequest {
         let mut choosing = Choosing::read(&mut fields)?;
         // OpenAI's default.
         choosing.max_tokens = Some(fields.count("max_tokens", 1..=1 << 32)?.unwrap_or(16) as usize);
-        choosing.logprobs = fields.count("logprobs", 0..=MAX_LOGPROBS)?.map(|top| top as usize);
+        let most = fields.limits().top_logprobs as u64;
+        choosing.logprobs = fields.count("logprobs", 0..=most)?.map(|top| top as usize);
         let echo = fields.flag("echo")?.unwrap_or(false);
         if echo && choosing.logprobs.is_some() {
             let message =
                 "echo with logprobs is not supported: prompts are not scored; use /v1/perplexity";
             return Err(ApiError::unsupported("echo", message));
         }
-        if let Some(best_of) = fields.count("best_of", 1..=20)?
+        if let Some(best_of) = fields.count("best_of", 1..=1 << 20)?
             && best_of as usize != choosing.n
         {
             let message = "best_of other than n is not supported";
@@ -90,7 +86,8 @@ impl CompletionRequest {
 fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     let missing = || ApiError::invalid("prompt", "prompt is missing");
     let value = fields.take("prompt").ok_or_else(missing)?;
-    let expected = format!("a string, token ids, or a list of up to {MAX_PROMPTS} of either");
+    let most = fields.limits().prompts;
+    let expected = format!("a string, token ids, or a list of up to {most} of either");
     let wrong = || fields.wrong("prompt", &expected, &value);
     let list = match &value {
         Value::String(text) => return Ok(vec![Prompt::Text(text.clone())]),
@@ -100,7 +97,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     if let Some(ids) = token_ids(list) {
         return Ok(vec![Prompt::Tokens(ids)]);
     }
-    if list.len() > MAX_PROMPTS {
+    if list.len() > most {
         return Err(wrong());
     }
     let prompt = |value: &Value| match value {

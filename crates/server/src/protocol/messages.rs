@@ -7,10 +7,8 @@
 #[cfg(test)]
 mod tests;
 
-use super::chat::{MAX_MESSAGES, grammar, template_variables};
-use super::tools::{
-    MAX_TOOLS, ToolChoice, check_choice, check_schema, offered, strict, with_calls,
-};
+use super::chat::{grammar, template_variables};
+use super::tools::{ToolChoice, check_choice, check_schema, offered, strict, with_calls};
 use super::turns::Turns;
 use super::{Encoder, named_event, new_id};
 use crate::ApiError;
@@ -64,13 +62,13 @@ impl MessagesRequest {
         let mut choosing = choosing.with(temperature, top_p, stop(&mut fields, "stop_sequences")?);
         choosing.max_tokens = max_tokens;
 
-        let tools = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
+        let tools = fields.list("tools", fields.limits().tools)?.unwrap_or_default();
         let strict = strict(&tools);
         let tool = |(i, value)| tool(value, &format!("tools[{i}]"));
         let tools: Vec<_> = tools.into_iter().enumerate().map(tool).collect::<Result<_, _>>()?;
         let (choice, one_call) = tool_choice(&mut fields)?;
         check_choice(&choice, &tools)?;
-        let (set, tools) = offered(&choice, tools)?;
+        let (set, tools) = offered(&choice, tools, fields.limits())?;
 
         let mut extra = template_variables(&mut fields)?;
         thinking(&mut fields, max_tokens, &mut extra)?;
@@ -133,7 +131,7 @@ fn messages(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
     if let Some(system) = text(fields, "system")? {
         turns.say("system", &system);
     }
-    let messages = fields.list("messages", MAX_MESSAGES)?;
+    let messages = fields.list("messages", fields.limits().messages)?;
     let messages = messages.ok_or_else(|| fields.missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages: expected at least one"));
@@ -362,7 +360,7 @@ fn output_config(
     if !schema.is_object() {
         return Err(format.wrong("schema", "a JSON schema, an object", &schema));
     }
-    check_schema(&schema, &format.path("schema"))?;
+    check_schema(&schema, &format.path("schema"), format.limits())?;
     format.finish()?;
     Ok(Some(Shape::JsonSchema { schema, strict: true }))
 }

@@ -10,10 +10,9 @@ mod tests;
 
 pub use stream::Stream;
 
-use super::chat::{MAX_MESSAGES, content, effort, grammar, retention, template_variables};
+use super::chat::{content, effort, grammar, retention, template_variables};
 use super::tools::{
-    MAX_TOOLS, NamedSchema, ToolChoice, arguments, named_schema, offered, strict, tools_and_choice,
-    with_calls,
+    NamedSchema, ToolChoice, arguments, named_schema, offered, strict, tools_and_choice, with_calls,
 };
 use super::turns::Turns;
 use super::{Spent, chat_logprobs, new_id, now};
@@ -21,7 +20,7 @@ use crate::ApiError;
 use crate::answer::{Finish, TokenChance, Whole};
 use crate::constraint::Shape;
 use crate::fields::Fields;
-use crate::generate::{Choosing, Generate, MAX_TOP_LOGPROBS, Prompt};
+use crate::generate::{Choosing, Generate, Prompt};
 use crate::models::Served;
 use axum::http::StatusCode;
 use marlin_text::Tokenizer;
@@ -71,11 +70,11 @@ impl ResponsesRequest {
         let truncation = truncation(&mut fields)?;
         choosing.truncate_prompt |= truncation == "auto";
 
-        let given = fields.list("tools", MAX_TOOLS)?.unwrap_or_default();
+        let given = fields.list("tools", fields.limits().tools)?.unwrap_or_default();
         let tool = |(i, value): (usize, &Value)| tool(value.clone(), &format!("tools[{i}]"));
         let tools = given.iter().enumerate().map(tool).collect::<Result<_, _>>()?;
         let (tools, choice) = tools_and_choice(&mut fields, tools)?;
-        let (set, tools) = offered(&choice, tools)?;
+        let (set, tools) = offered(&choice, tools, fields.limits())?;
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
         // Only a server's own tools count.
         let most_calls = fields.count("max_tool_calls", 1..=1 << 32)?;
@@ -202,7 +201,8 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
             }
         }
     }
-    match (wanted, fields.count("top_logprobs", 0..=MAX_TOP_LOGPROBS)?) {
+    let most = fields.limits().top_logprobs as u64;
+    match (wanted, fields.count("top_logprobs", 0..=most)?) {
         (false, Some(1..)) => {
             let message = "top_logprobs: only with include: [\"message.output_text.logprobs\"]";
             Err(ApiError::invalid("top_logprobs", message))
@@ -264,7 +264,7 @@ fn reasoning(fields: &mut Fields, extra: &mut Map<String, Value>) -> Result<Valu
 fn text(fields: &mut Fields) -> Result<(Value, Option<Shape>), ApiError> {
     let plain = json!({"format": {"type": "text"}});
     let Some(given) = fields.take("text") else { return Ok((plain, None)) };
-    let mut text = Fields::of(given.clone(), "text")?;
+    let mut text = Fields::of(given.clone(), "text")?.within(fields.limits());
     text.refuse("verbosity", &[json!("medium")], "say it in the instructions")?;
     let format = text.object("format")?;
     text.finish()?;
@@ -319,15 +319,16 @@ fn messages(fields: &mut Fields, instructions: Option<&str>) -> Result<Vec<Value
     if let Some(text) = instructions {
         turns.say("system", text);
     }
+    let most = fields.limits().messages;
     match fields.take("input").ok_or_else(|| fields.missing("input"))? {
         Value::String(text) => turns.say("user", &text),
-        Value::Array(items) if (1..=MAX_MESSAGES).contains(&items.len()) => {
+        Value::Array(items) if (1..=most).contains(&items.len()) => {
             for (i, value) in items.into_iter().enumerate() {
                 item(value, &format!("input[{i}]"), &mut turns)?;
             }
         }
         other => {
-            let expected = format!("a string or a list of 1 to {MAX_MESSAGES} items");
+            let expected = format!("a string or a list of 1 to {most} items");
             return Err(fields.wrong("input", &expected, &other));
         }
     }
@@ -396,10 +397,13 @@ fn item(value: Value, path: &str, turns: &mut Turns) -> Result<(), ApiError> {
     fields.finish()
 }
 
+/// Most parts of a text.
+const MAX_PARTS: usize = 4096;
+
 /// Texts of parts of type `kind`.
 fn texts(fields: &mut Fields, name: &str, kind: &str) -> Result<Vec<String>, ApiError> {
     let path = fields.path(name);
-    let parts = fields.list(name, MAX_MESSAGES)?.unwrap_or_default();
+    let parts = fields.list(name, MAX_PARTS)?.unwrap_or_default();
     let text = |(i, value)| {
         let mut part = Fields::of(value, &format!("{path}[{i}]"))?;
         let found = required(&mut part, "type")?;

@@ -1,15 +1,10 @@
 //! Functions that answers may call, and schemas, as the requests of all protocols have them.
 
-use crate::ApiError;
 use crate::constraint::Shape;
 use crate::fields::Fields;
+use crate::{ApiError, RequestLimits};
 use marlin_text::{Tool, ToolSet};
 use serde_json::{Map, Value};
-
-/// Most tools of a request.
-pub(super) const MAX_TOOLS: usize = 128;
-/// Depth and nodes of a schema.
-const SCHEMA: (usize, usize) = (64, 20_000);
 
 /// The arguments of a call: the JSON text of an object, or the object.
 ///
@@ -126,11 +121,12 @@ pub(super) fn strict(tools: &[Value]) -> Vec<String> {
 pub(super) fn offered(
     choice: &ToolChoice,
     tools: Vec<Value>,
+    limits: RequestLimits,
 ) -> Result<(ToolSet, Vec<Value>), ApiError> {
     match choice {
         _ if tools.is_empty() => Ok((ToolSet::None, tools)),
         ToolChoice::None => Ok((ToolSet::None, Vec::new())),
-        _ => Ok((ToolSet::Only(parse_tools(&tools)?), tools)),
+        _ => Ok((ToolSet::Only(parse_tools(&tools, limits)?), tools)),
     }
 }
 
@@ -138,7 +134,7 @@ pub(super) fn offered(
 ///
 /// # Errors
 /// When one of them is malformed.
-pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
+pub fn parse_tools(tools: &[Value], limits: RequestLimits) -> Result<Vec<Tool>, ApiError> {
     let tool = |(i, value): (usize, &Value)| {
         let path = format!("tools[{i}]");
         let kind = value.get("type").and_then(Value::as_str);
@@ -146,7 +142,7 @@ pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
             let message = format!("{path}.type: only functions are supported");
             return Err(ApiError::unsupported(&path, message));
         }
-        check_schema(value, &path)?;
+        check_schema(value, &path, limits)?;
         let mut outer = Fields::of(value.clone(), &path)?;
         outer.take("type");
         let mut function = outer.object("function")?;
@@ -168,21 +164,23 @@ pub fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
 ///
 /// # Errors
 /// When it is deeper or larger.
-pub(super) fn check_schema(schema: &Value, path: &str) -> Result<(), ApiError> {
+pub(super) fn check_schema(
+    schema: &Value,
+    path: &str,
+    limits: RequestLimits,
+) -> Result<(), ApiError> {
     fn nodes(value: &Value, depth: usize) -> Option<usize> {
-        let (most, _) = SCHEMA;
-        let add = |sum: usize, value: &Value| Some(sum + nodes(value, depth + 1)?);
+        let add = |sum: usize, value: &Value| Some(sum + nodes(value, depth.checked_sub(1)?)?);
         match value {
-            _ if depth > most => None,
             Value::Array(list) => list.iter().try_fold(1, add),
             Value::Object(map) => map.values().try_fold(1, add),
             _ => Some(1),
         }
     }
-    match nodes(schema, 0) {
-        Some(count) if count <= SCHEMA.1 => Ok(()),
+    let RequestLimits { schema_depth: depth, schema_values: count, .. } = limits;
+    match nodes(schema, depth) {
+        Some(found) if found <= count => Ok(()),
         _ => {
-            let (depth, count) = SCHEMA;
             let message = format!("{path}: a schema may be {depth} deep and have {count} values");
             Err(ApiError::invalid(path, message))
         }
@@ -212,7 +210,7 @@ pub(super) fn named_schema(fields: &mut Fields) -> Result<NamedSchema, ApiError>
         if !schema.is_object() && !schema.is_boolean() {
             return Err(fields.wrong("schema", "a JSON schema", schema));
         }
-        check_schema(schema, &fields.path("schema"))?;
+        check_schema(schema, &fields.path("schema"), fields.limits())?;
     }
     Ok(NamedSchema { name, schema, strict })
 }

@@ -57,7 +57,7 @@ impl Server {
             _ => blocking(move || Fields::parse(&bytes)).await,
         }?;
         notes::note(&fields);
-        Ok(fields)
+        Ok(fields.within(self.config.limits))
     }
 }
 
@@ -80,15 +80,6 @@ pub(super) struct Readers {
     places: Arc<Semaphore>,
 }
 
-/// Requests that read, or wait to.
-const READERS: usize = 64;
-
-impl Default for Readers {
-    fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), places: Arc::new(Semaphore::new(READERS)) }
-    }
-}
-
 /// Says that nobody waits any more when it is dropped.
 struct Waiting(Arc<AtomicBool>);
 
@@ -99,6 +90,11 @@ impl Drop for Waiting {
 }
 
 impl Readers {
+    /// As many as `most` read, or wait to.
+    pub(super) fn new(most: usize) -> Self {
+        Self { turn: Arc::new(Semaphore::new(1)), places: Arc::new(Semaphore::new(most)) }
+    }
+
     /// [`blocking`] when it is the request's turn. `work` asks between its parts whether the client has left.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Connections: accepted, bounded, drained.
 
-use super::Server;
+use super::{Config, Server};
 use axum::Router;
 use axum::extract::Request;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,12 +17,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
-/// Bytes of a request's head.
-const HEAD_BYTES: usize = 64 << 10;
-/// Time for a connection without a request; longer than that of usual proxies, which are to close first.
-const IDLE: Duration = Duration::from_secs(75);
-/// Header fields of a request.
-const HEADERS: usize = 100;
+/// Least that the reader of heads works with, bytes.
+const MIN_HEAD_BYTES: usize = 8 << 10;
 
 /// A server that listens.
 pub struct Listening {
@@ -72,8 +68,21 @@ impl Listening {
                     Err(_) => tracing::warn!("too many connections, one is closed"),
                     Ok(permit) => {
                         let router = router.clone();
-                        let head_time = server.config.header_timeout;
-                        let connection = Connection { router, ends: ends.clone(), head_time };
+                        let Config {
+                            header_timeout: head_time,
+                            idle_timeout,
+                            max_head_bytes,
+                            max_header_fields,
+                            ..
+                        } = server.config;
+                        let connection = Connection {
+                            router,
+                            ends: ends.clone(),
+                            head_time,
+                            idle_timeout,
+                            max_head_bytes,
+                            max_header_fields,
+                        };
                         let tls = tls.clone();
                         tokio::spawn(async move {
                             connection.serve(stream, tls).await;
@@ -133,6 +142,9 @@ struct Connection {
     router: Router,
     ends: watch::Receiver<Ending>,
     head_time: Duration,
+    idle_timeout: Duration,
+    max_head_bytes: usize,
+    max_header_fields: usize,
 }
 
 impl Connection {
@@ -153,9 +165,9 @@ impl Connection {
         let service = TowerToHyperService::new(self.router);
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
-            .header_read_timeout(IDLE.max(self.head_time))
-            .max_buf_size(HEAD_BYTES)
-            .max_headers(HEADERS)
+            .header_read_timeout(self.idle_timeout.max(self.head_time))
+            .max_buf_size(self.max_head_bytes.max(MIN_HEAD_BYTES))
+            .max_headers(self.max_header_fields)
             .keep_alive(true);
         let asked = Arc::new(AtomicBool::new(false));
         let first = asked.clone();

@@ -16,7 +16,7 @@ pub(crate) use text::read_fields;
 use crate::auth::Keys;
 use crate::metrics::Metrics;
 use crate::trace::{self, Span, TraceContext, Tracer};
-use crate::{ApiError, Models};
+use crate::{ApiError, Models, RequestLimits};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::{
@@ -46,6 +46,16 @@ pub struct Config {
     pub drain: Duration,
     /// Connections at once.
     pub max_connections: usize,
+    /// Bytes of a request's head, 8 KiB at least.
+    pub max_head_bytes: usize,
+    /// Header fields of a request.
+    pub max_header_fields: usize,
+    /// Time for a connection without a request.
+    pub idle_timeout: Duration,
+    /// Texts that are read without being answered, or wait for it.
+    pub max_readers: usize,
+    /// How much a request may hold.
+    pub limits: RequestLimits,
     /// Origins of web pages that may ask; `*` is every one.
     pub cors: Vec<String>,
     /// Names under which the server may be asked for; everything if empty. Keeps web pages from
@@ -66,6 +76,12 @@ impl Default for Config {
             keep_alive: Duration::from_secs(15),
             drain: Duration::from_secs(30),
             max_connections: 4096,
+            max_head_bytes: 64 << 10,
+            max_header_fields: 100,
+            // Longer than that of usual proxies, which are to close first.
+            idle_timeout: Duration::from_secs(75),
+            max_readers: 64,
+            limits: RequestLimits::default(),
             cors: Vec::new(),
             hosts: Vec::new(),
             page: true,
@@ -92,7 +108,8 @@ pub struct Server {
 impl Server {
     /// A server that does not listen yet.
     pub fn new(models: Arc<Models>, config: Config, keys: Arc<Keys>) -> Arc<Self> {
-        let (draining, active, readers) = Default::default();
+        let (draining, active) = Default::default();
+        let readers = body::Readers::new(config.max_readers);
         let metrics = Metrics::new();
         models.measure_steps(metrics.step_tokens());
         Arc::new(Self { models, config, keys, metrics, draining, active, readers })
@@ -196,7 +213,8 @@ async fn watch(State(server): State<Arc<Server>>, request: Request, next: Next) 
     let span = tracer.and_then(|tracer| Span::begin(tracer, &path, caller.as_ref(), &id));
     let origin = request.headers().get(ORIGIN).cloned();
     let notes = notes::Notes::default();
-    let mut response = match check_host(&server, &request) {
+    let checked = check_head(&server, &request).and_then(|()| check_host(&server, &request));
+    let mut response = match checked {
         Err(error) => error.into_response(),
         Ok(()) if method == Method::OPTIONS && origin.is_some() => {
             StatusCode::NO_CONTENT.into_response()
@@ -246,6 +264,32 @@ impl Server {
         let origin = origin.to_str().unwrap_or_default();
         self.config.cors.iter().any(|allowed| allowed == "*" || allowed == origin)
     }
+}
+
+/// Bytes of a path with its query.
+const PATH_BYTES: usize = 16 << 10;
+
+/// What reads heads gives up where they are much too large, and counts in pieces; this is exact.
+fn check_head(server: &Server, request: &Request) -> Result<(), ApiError> {
+    let uri = request.uri();
+    let path = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);
+    let fields = request.headers().iter();
+    // With what stands between name and value, and at the end.
+    let bytes: usize =
+        path + fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    let most = server.config.max_head_bytes;
+    let (status, message) = match () {
+        () if path > PATH_BYTES => {
+            let message = format!("the path has {path} bytes, at most {PATH_BYTES} are read");
+            (StatusCode::URI_TOO_LONG, message)
+        }
+        () if bytes > most => {
+            let message = format!("the head has {bytes} bytes, at most {most} are read");
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, message)
+        }
+        () => return Ok(()),
+    };
+    Err(ApiError { status, param: None, ..ApiError::invalid("", message) })
 }
 
 fn check_host(server: &Server, request: &Request) -> Result<(), ApiError> {

@@ -2,26 +2,29 @@
 
 mod conversations;
 
-use crate::FINGERPRINT;
+use super::Server;
+use crate::{FINGERPRINT, RequestLimits};
 use axum::Json;
+use axum::extract::State;
 use axum::response::Html;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
+use std::sync::Arc;
 
 /// `GET /openapi.json`.
-pub(super) async fn document() -> Json<Value> {
-    Json(description())
+pub(super) async fn document(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(description(&server.config.limits))
 }
 
 /// The paths that are described.
 #[cfg(test)]
 pub(super) fn paths() -> Vec<String> {
-    description()["paths"].as_object().unwrap().keys().cloned().collect()
+    description(&RequestLimits::default())["paths"].as_object().unwrap().keys().cloned().collect()
 }
 
 /// `GET /docs`: paths and fields, without a script.
-pub(super) async fn page() -> Html<String> {
-    let document = description();
+pub(super) async fn page(State(server): State<Arc<Server>>) -> Html<String> {
+    let document = description(&server.config.limits);
     let mut html = String::from(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <title>Marlin: paths and fields</title><link rel=stylesheet href=page/style.css>\
@@ -91,7 +94,7 @@ fn one_of(words: &[&str]) -> Value {
     json!({"type": "string", "enum": words})
 }
 
-fn list(items: Value, most: u64) -> Value {
+fn list(items: Value, most: usize) -> Value {
     json!({"type": "array", "items": items, "maxItems": most})
 }
 
@@ -119,9 +122,9 @@ fn or_null_with(schema: &Value) -> Value {
     schema
 }
 
-fn stop() -> Value {
-    let one = json!({"type": "string", "minLength": 1, "maxLength": 256});
-    json!({"anyOf": [one, list(one.clone(), 4)]})
+fn stop(limits: &RequestLimits) -> Value {
+    let one = json!({"type": "string", "minLength": 1, "maxLength": limits.stop_bytes});
+    json!({"anyOf": [one, list(one.clone(), limits.stops)]})
 }
 
 fn content() -> Value {
@@ -224,7 +227,7 @@ fn extensions() -> Vec<(&'static str, Value)> {
     ]
 }
 
-fn choosing() -> Vec<(&'static str, Value)> {
+fn choosing(limits: &RequestLimits) -> Vec<(&'static str, Value)> {
     let mut fields = vec![
         (
             "model",
@@ -243,7 +246,7 @@ fn choosing() -> Vec<(&'static str, Value)> {
         (
             "logit_bias",
             with(
-                json!({"type": "object", "maxProperties": 1024, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                json!({"type": "object", "maxProperties": limits.biases, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
                 "Added to logits, by token id.",
             ),
@@ -255,8 +258,11 @@ fn choosing() -> Vec<(&'static str, Value)> {
                 "Same seed, same answer.",
             ),
         ),
-        ("n", with(count(1, 16), "Answers to one prompt, which is computed once.")),
-        ("stop", with(stop(), "Texts that end an answer, which does not hold them.")),
+        (
+            "n",
+            with(count(1, limits.answers as u64), "Answers to one prompt, which is computed once."),
+        ),
+        ("stop", with(stop(limits), "Texts that end an answer, which does not hold them.")),
         ("stream", with(flag(), "Sends the answer as it comes.")),
         (
             "stream_options",
@@ -290,7 +296,7 @@ fn choosing() -> Vec<(&'static str, Value)> {
     fields
 }
 
-fn chat() -> Value {
+fn chat(limits: &RequestLimits) -> Value {
     let schema = object(
         &[
             ("name", string()),
@@ -308,16 +314,19 @@ fn chat() -> Value {
         &[("type", one_of(&["function"])), ("function", object(&[("name", string())], &["name"]))],
         &["type", "function"],
     );
-    let mut messages = list(message(), 4096);
+    let mut messages = list(message(), limits.messages);
     messages["minItems"] = 1.into();
     let mut fields = vec![
         ("messages", with(messages, "The conversation.")),
         ("max_tokens", with(count(1, 1 << 32), "Most tokens of an answer.")),
         ("max_completion_tokens", with(count(1, 1 << 32), "The same by its newer name.")),
         ("logprobs", with(flag(), "Says how likely each token was.")),
-        ("top_logprobs", with(count(0, 20), "And this many of the likeliest.")),
+        (
+            "top_logprobs",
+            with(count(0, limits.top_logprobs as u64), "And this many of the likeliest."),
+        ),
         ("response_format", with(format, "JSON, or JSON of a schema.")),
-        ("tools", with(list(tool(), 128), "Functions that the model may call.")),
+        ("tools", with(list(tool(), limits.tools), "Functions that the model may call.")),
         (
             "tool_choice",
             with(
@@ -338,25 +347,27 @@ fn chat() -> Value {
             with(json!({"type": "object"}), "Variables for the model's template."),
         ),
     ];
-    fields.extend(choosing());
+    fields.extend(choosing(limits));
     object(&fields, &["messages"])
 }
 
-fn completion() -> Value {
-    let prompt =
-        json!({"anyOf": [string(), token_ids(), list(string(), 64), list(token_ids(), 64)]});
+fn completion(limits: &RequestLimits) -> Value {
+    let prompt = json!({"anyOf": [string(), token_ids(), list(string(), limits.prompts), list(token_ids(), limits.prompts)]});
     let mut fields = vec![
         ("prompt", with(prompt, "Text or token ids to go on from, or several.")),
         ("max_tokens", with(count(1, 1 << 32), "Most tokens of an answer; 16 if left out.")),
         (
             "logprobs",
-            with(count(0, 20), "Says how likely each token was, and this many of the likeliest."),
+            with(
+                count(0, limits.top_logprobs as u64),
+                "Says how likely each token was, and this many of the likeliest.",
+            ),
         ),
         ("echo", with(flag(), "Begins the answer with the prompt.")),
-        ("best_of", with(count(1, 20), "Must be n.")),
+        ("best_of", with(count(1, 1 << 20), "Must be n.")),
         ("suffix", with(json!({"type": "string", "maxLength": 0}), "Not supported.")),
     ];
-    fields.extend(choosing());
+    fields.extend(choosing(limits));
     object(&fields, &["prompt"])
 }
 
@@ -401,7 +412,7 @@ fn at_least(fields: &[(&str, Value)]) -> Value {
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-fn description() -> Value {
+fn description(limits: &RequestLimits) -> Value {
     let answers = at_least(&[
         ("id", string()),
         ("object", string()),
@@ -411,8 +422,7 @@ fn description() -> Value {
         ("usage", json!({"type": "object"})),
     ]);
     let model = ("model", with(string(), "Model, by its name in /v1/models."));
-    let texts =
-        json!({"anyOf": [string(), list(string(), 2048), token_ids(), list(token_ids(), 2048)]});
+    let texts = json!({"anyOf": [string(), list(string(), limits.inputs), token_ids(), list(token_ids(), limits.inputs)]});
     let embeddings = object(
         &[
             model.clone(),
@@ -439,8 +449,8 @@ fn description() -> Value {
         &[],
     );
     let template = [
-        ("messages", with(list(message(), 4096), "A conversation.")),
-        ("tools", with(list(tool(), 128), "Functions.")),
+        ("messages", with(list(message(), limits.messages), "A conversation.")),
+        ("tools", with(list(tool(), limits.tools), "Functions.")),
         ("chat_template_kwargs", with(json!({"type": "object"}), "Variables for the template.")),
         ("add_generation_prompt", with(flag(), "Ends where the model is to answer.")),
     ];
@@ -483,11 +493,11 @@ fn description() -> Value {
                 ("param", json!({"type": ["string", "null"]})), ("code", json!({"type": ["string", "null"]}))]))])},
         },
         "paths": {
-            "/v1/chat/completions": post(operation("Answers a conversation.", Some(chat()), as_json_or_stream(answers.clone()))),
-            "/v1/completions": post(operation("Goes on with a text.", Some(completion()), as_json_or_stream(answers))),
-            "/v1/responses": post(operation("OpenAI's responses, text only.", Some(conversations::responses()), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
-            "/v1/messages": post(of_anthropic(operation("Anthropic's messages, with its errors.", Some(conversations::messages(false)), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))]))))),
-            "/v1/messages/count_tokens": post(of_anthropic(operation("Tokens of such a request.", Some(conversations::messages(true)), as_json(at_least(&[("input_tokens", count(0, 1 << 40))]))))),
+            "/v1/chat/completions": post(operation("Answers a conversation.", Some(chat(limits)), as_json_or_stream(answers.clone()))),
+            "/v1/completions": post(operation("Goes on with a text.", Some(completion(limits)), as_json_or_stream(answers))),
+            "/v1/responses": post(operation("OpenAI's responses, text only.", Some(conversations::responses(limits)), as_json_or_stream(at_least(&[("id", string()), ("output", json!({"type": "array"}))])))),
+            "/v1/messages": post(of_anthropic(operation("Anthropic's messages, with its errors.", Some(conversations::messages(false, limits)), as_json_or_stream(at_least(&[("id", string()), ("content", json!({"type": "array"}))]))))),
+            "/v1/messages/count_tokens": post(of_anthropic(operation("Tokens of such a request.", Some(conversations::messages(true, limits)), as_json(at_least(&[("input_tokens", count(0, 1 << 40))]))))),
             "/v1/embeddings": post(operation("Vectors of texts: pooled hidden states of length 1.", Some(embeddings), as_json(at_least(&[("data", json!({"type": "array"}))])))),
             "/v1/models": get(operation("The models.", None, as_json(cards))),
             "/v1/models/{id}": get(one),
@@ -515,7 +525,7 @@ mod tests {
 
     /// Fields that are read only to be refused, or accepted without effect, are not described.
     fn described(path: &str) -> BTreeSet<String> {
-        let document = description();
+        let document = description(&RequestLimits::default());
         let schema = &document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
             ["schema"];
         schema["properties"].as_object().unwrap().keys().cloned().collect()

@@ -14,9 +14,6 @@ use marlin_text::Specials;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// Most texts of a request.
-const MAX_INPUTS: usize = 2048;
-
 fn token_ids(fields: &Fields, name: &str, value: &Value) -> Result<Vec<u32>, ApiError> {
     let ids = value.as_array().and_then(|list| crate::fields::token_ids(list));
     ids.ok_or_else(|| fields.wrong(name, "token ids", value))
@@ -40,7 +37,8 @@ struct Embeddings {
 impl Embeddings {
     fn parse(mut fields: Fields) -> Result<Self, ApiError> {
         let model = fields.string("model")?;
-        let expected = format!("a string, token ids, or a list of up to {MAX_INPUTS} of either");
+        let most = fields.limits().inputs;
+        let expected = format!("a string, token ids, or a list of up to {most} of either");
         let missing = || ApiError::invalid("input", "input is missing");
         let value = fields.take("input").ok_or_else(missing)?;
         let one = |value: &Value| match value {
@@ -52,7 +50,7 @@ impl Embeddings {
         };
         let inputs = match &value {
             Value::Array(list)
-                if list.len() <= MAX_INPUTS && !list.is_empty() && !list[0].is_number() =>
+                if list.len() <= most && !list.is_empty() && !list[0].is_number() =>
             {
                 list.iter().map(one).collect::<Result<Vec<_>, _>>()?
             }
@@ -331,7 +329,7 @@ pub(super) async fn tokenize(
 type Messages = (Vec<Value>, Vec<Value>, Map<String, Value>);
 
 fn messages(fields: &mut Fields) -> Result<Option<Messages>, ApiError> {
-    let tools = fields.list("tools", 128)?.unwrap_or_default();
+    let tools = fields.list("tools", fields.limits().tools)?.unwrap_or_default();
     let mut extra = match fields.take("chat_template_kwargs") {
         None => Map::new(),
         Some(Value::Object(map)) => map,
@@ -340,13 +338,13 @@ fn messages(fields: &mut Fields) -> Result<Option<Messages>, ApiError> {
     if let Some(prompt) = fields.flag("add_generation_prompt")? {
         extra.insert("add_generation_prompt".into(), prompt.into());
     }
-    let Some(list) = fields.list("messages", 4096)? else { return Ok(None) };
+    let Some(list) = fields.list("messages", fields.limits().messages)? else { return Ok(None) };
     if list.is_empty() {
         return Err(ApiError::invalid("messages", "messages: expected at least one"));
     }
     let message = |(i, value)| crate::protocol::chat::message(value, &format!("messages[{i}]"));
     let list = list.into_iter().enumerate().map(message).collect::<Result<_, _>>()?;
-    crate::protocol::tools::parse_tools(&tools)?;
+    crate::protocol::tools::parse_tools(&tools, fields.limits())?;
     Ok(Some((list, tools, extra)))
 }
 

@@ -5,7 +5,7 @@
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_engine::{EngineError, EngineOptions, GenerationConfig, LanguageModel};
 use marlin_server::{
-    Config, Key, Keys, KvEvents, Listening, Loaded, Loader, Models, QueueLimits, Quota, Server,
+    Config, Key, Keys, KvEvents, Listening, Loaded, Loader, ModelLimits, Models, Quota, Server,
 };
 use marlin_tensor::{Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Tensor};
 use marlin_text::{ChatTemplate, Specials, Tokenizer};
@@ -243,7 +243,7 @@ impl Loader for Fake {
 pub struct Setup {
     pub config: Config,
     pub options: EngineOptions,
-    pub queue: QueueLimits,
+    pub limits: ModelLimits,
     pub keys: Option<Vec<Key>>,
     pub quota: Quota,
     pub budget: Option<u64>,
@@ -268,7 +268,7 @@ impl Default for Setup {
         Self {
             config: Config { drain: Duration::from_secs(5), ..Config::default() },
             options,
-            queue: QueueLimits::default(),
+            limits: ModelLimits::default(),
             keys: None,
             quota: Quota::default(),
             budget: None,
@@ -306,7 +306,7 @@ impl Setup {
             tools: self.tools,
         };
         let names = ["first", "second", "broken"].map(str::to_owned).to_vec();
-        let models = Models::new(names, Box::new(loader), self.budget, self.queue);
+        let models = Models::new(names, Box::new(loader), self.budget, self.limits);
         let bound = self.kv_events.map(|topic| KvEvents::bind(LOCAL.parse().unwrap(), topic));
         let (kv_events, publishing) = bound.transpose().unwrap().unzip();
         publishing.map(|publishing| runtime.spawn(publishing.run()));

@@ -1,6 +1,7 @@
 //! Fields of OpenAI's responses and of Anthropic's messages.
 
 use super::{count, flag, grammar, list, number, object, one_of, stop, string, with};
+use crate::RequestLimits;
 use serde_json::{Value, json};
 
 fn any_object() -> Value {
@@ -18,8 +19,8 @@ fn extensions() -> Vec<(&'static str, Value)> {
 }
 
 /// `POST /v1/responses`.
-pub(super) fn responses() -> Value {
-    let input = json!({"anyOf": [string(), list(any_object(), 4096)]});
+pub(super) fn responses(limits: &RequestLimits) -> Value {
+    let input = json!({"anyOf": [string(), list(any_object(), limits.messages)]});
     let include = one_of(&["message.output_text.logprobs", "reasoning.encrypted_content"]);
     let metadata = json!({"type": "object", "maxProperties": 16, "propertyNames": {"maxLength": 64},
         "additionalProperties": {"type": "string", "maxLength": 512}});
@@ -43,9 +44,12 @@ pub(super) fn responses() -> Value {
             with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
         ),
         ("include", with(list(include, 32), "Whether to say how likely each token was.")),
-        ("top_logprobs", with(count(0, 20), "And this many of the likeliest.")),
+        (
+            "top_logprobs",
+            with(count(0, limits.top_logprobs as u64), "And this many of the likeliest."),
+        ),
         ("text", with(any_object(), "`format`: text, json_object or json_schema.")),
-        ("tools", with(list(any_object(), 128), "Functions that the model may call.")),
+        ("tools", with(list(any_object(), limits.tools), "Functions that the model may call.")),
         ("tool_choice", with(choice, "Whether it may, or must.")),
         ("parallel_tool_calls", with(flag(), "Whether an answer may hold several calls.")),
         (
@@ -72,8 +76,8 @@ pub(super) fn responses() -> Value {
 }
 
 /// `POST /v1/messages`, and for the number of tokens where `max_tokens` may be left out.
-pub(super) fn messages(counts: bool) -> Value {
-    let mut turns = list(any_object(), 4096);
+pub(super) fn messages(counts: bool, limits: &RequestLimits) -> Value {
+    let mut turns = list(any_object(), limits.messages);
     turns["minItems"] = 1.into();
     let system = json!({"anyOf": [string(), list(any_object(), 4096)]});
     let mut fields = vec![
@@ -92,8 +96,11 @@ pub(super) fn messages(counts: bool) -> Value {
             "top_p",
             with(number(0.0, 1.0), "Keep the likeliest tokens with this share of the probability."),
         ),
-        ("stop_sequences", with(stop(), "Texts that end an answer, which does not hold them.")),
-        ("tools", with(list(any_object(), 128), "Tools that the model may use.")),
+        (
+            "stop_sequences",
+            with(stop(limits), "Texts that end an answer, which does not hold them."),
+        ),
+        ("tools", with(list(any_object(), limits.tools), "Tools that the model may use.")),
         ("tool_choice", with(any_object(), "`auto`, `any`, `tool` with its name, or `none`.")),
         ("thinking", with(any_object(), "Whether to think.")),
         ("output_config", with(any_object(), "`format`: JSON of a schema; `effort`.")),
