@@ -286,19 +286,22 @@ impl Generate {
     pub(crate) fn prompt(&self, served: &Served) -> Result<(Vec<u32>, String), ApiError> {
         let truncates = self.choosing.truncate_prompt;
         let asked = self.choosing.max_tokens.unwrap_or(1);
+        let with_answer = |error: ApiError| match error.code {
+            Some(CONTEXT_EXCEEDED) => {
+                let message = format!("{}; the answer is to have {asked}", error.message);
+                ApiError { message, ..error }
+            }
+            _ => error,
+        };
         let encode = |text: &str, specials| {
-            let ids = served.encode(text, specials, self.prompt_field, truncates);
-            ids.map_err(|error| match error.code {
-                Some(CONTEXT_EXCEEDED) => {
-                    let message = format!("{}; the answer is to have {asked}", error.message);
-                    ApiError { message, ..error }
-                }
-                _ => error,
-            })
+            served.encode(text, specials, self.prompt_field, truncates).map_err(with_answer)
         };
         match &self.prompt {
             Prompt::Chat { messages, tools, extra } => {
-                let text = render(served, messages, tools, extra)?;
+                let text = render(served, messages, tools, extra).map_err(|error| {
+                    let param = error.param.is_some().then(|| self.prompt_field.to_owned());
+                    with_answer(ApiError { param, ..error })
+                })?;
                 Ok((encode(&text, Specials::TEMPLATE)?, text))
             }
             Prompt::Text(text) => Ok((encode(text, Specials::PROMPT)?, String::new())),
@@ -321,10 +324,15 @@ pub fn render(
         let message = format!("model {} has no chat template; use /v1/completions", served.id);
         ApiError::invalid("messages", message)
     })?;
-    let tools = (!tools.is_empty()).then_some(tools);
-    let messages = template.prepare(messages, tools, None);
     // No text of a prompt that fits has so many bytes; a template that multiplies what it is given would.
     let max_bytes = PROMPT_BYTES * served.runtime.limits().max_context.max(4096);
+    let text = |message: &Value| message["content"].as_str().map_or(0, str::len);
+    let bytes: usize = messages.iter().map(text).sum();
+    if bytes > max_bytes {
+        return Err(served.too_long(bytes, "messages"));
+    }
+    let tools = (!tools.is_empty()).then_some(tools);
+    let messages = template.prepare(messages, tools, None);
     let inputs = TemplateInputs {
         tools,
         extra: Some(extra),

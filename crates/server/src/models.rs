@@ -95,16 +95,20 @@ impl Served {
     ) -> Result<Vec<u32>, ApiError> {
         let context = self.runtime.limits().max_context;
         if !truncates && text.len() > BYTES_PER_TOKEN * (context + 64) {
-            let message = format!(
-                "the context holds {context} tokens, the text has {} bytes, which are at least {}",
-                text.len(),
-                text.len() / BYTES_PER_TOKEN
-            );
-            let error = ApiError::invalid(field, message);
-            return Err(ApiError { code: Some(CONTEXT_EXCEEDED), ..error });
+            return Err(self.too_long(text.len(), field));
         }
         let ids = self.tokenizer.encode(text, specials);
         ids.map_err(|error| ApiError::invalid(field, error.to_string()))
+    }
+
+    /// The error of a text of so many bytes, which no context holds.
+    pub fn too_long(&self, bytes: usize, field: &str) -> ApiError {
+        let context = self.runtime.limits().max_context;
+        let tokens = bytes / BYTES_PER_TOKEN;
+        let message = format!(
+            "the context holds {context} tokens, the text has {bytes} bytes, which are at least {tokens}"
+        );
+        ApiError { code: Some(CONTEXT_EXCEEDED), ..ApiError::invalid(field, message) }
     }
 
     /// What compiles grammars for its vocabulary.

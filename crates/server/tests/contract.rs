@@ -281,7 +281,8 @@ fn completions_take_texts_and_tokens() {
 #[test]
 fn a_context_that_overflows_is_told_with_its_numbers() {
     let server = Setup::default().start();
-    let (short, long, huge) = ("Hi".to_owned(), "word ".repeat(2000), "word ".repeat(20_000));
+    let (short, long) = ("Hi".to_owned(), "word ".repeat(2000));
+    let (huge, endless) = ("word ".repeat(20_000), "word ".repeat(60_000));
     let count = |path: &str, text: &str| {
         let tokens = |body: Value| {
             server.post("/tokenize", &body).json()["count"].as_u64().unwrap() as usize
@@ -293,7 +294,7 @@ fn a_context_that_overflows_is_told_with_its_numbers() {
             }
         }
     };
-    for text in [&short, &long, &huge] {
+    for text in [&short, &long, &huge, &endless] {
         for (path, field, most) in [
             ("/v1/chat/completions", "messages", "max_tokens"),
             ("/v1/completions", "prompt", "max_tokens"),
@@ -311,7 +312,7 @@ fn a_context_that_overflows_is_told_with_its_numbers() {
             let message = error["message"].as_str().unwrap();
             // What is far too long is not even made into tokens, and told by what it has at least.
             let prompt = match text.len() {
-                100_000 => huge.len() / 64,
+                bytes @ 100_000.. => bytes / 64,
                 _ => count(path, text),
             };
             let numbers: Vec<&str> =
