@@ -207,7 +207,9 @@ fn a_server_that_cannot_be_asked_is_told_at_once() {
     for (url, arguments, code, words) in [
         (url.as_str(), &["--model", "unknown"][..], 1, "no such model"),
         (&format!("http://{closed}"), &[], 5, "is the server running?"),
-        ("https://127.0.0.1", &[], 2, "https is not measured"),
+        ("ftp://127.0.0.1", &[], 2, "ftp is not measured"),
+        (&url.replace("http", "https"), &[], 5, "--ca-file names a certificate"),
+        (&url, &["--ca-file", "x", "--insecure"], 2, "--insecure"),
         (&url, &["--rate", "0"], 2, "--rate"),
         (&url, &["--rate", "1", "--concurrency", "2"], 2, "--concurrency"),
         (&url, &["--requests", "0"], 2, "--requests"),

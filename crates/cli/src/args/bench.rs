@@ -171,9 +171,15 @@ stream has text, one finish_reason with no text after it, [DONE] as its last eve
 throughout. Exit code 1: some failed. ignore_eos is sent, an extension that makes answers equally
 long; servers that refuse it need --no-ignore-eos.")]
 pub struct Serve {
-    /// Root of the server, such as http://127.0.0.1:8080.
+    /// Root of the server, such as http://127.0.0.1:8080 or https://models.example.
     #[arg(value_name = "URL")]
     pub url: String,
+    /// Believe the certificates in this PEM file and what they have signed, instead of public ones.
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    pub ca_file: Option<PathBuf>,
+    /// Believe any certificate.
+    #[arg(long)]
+    pub insecure: bool,
     /// Streams at once: each client sends its next request when its last one is answered [default: 8].
     #[arg(long, value_name = "N", conflicts_with = "rate", value_parser = value_parser!(u16).range(1..=4096))]
     pub concurrency: Option<u16>,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod client;
+mod connection;
 mod prompts;
 mod report;
 mod target;
@@ -11,6 +12,7 @@ use crate::{console, exit, interrupt};
 use answer::{Answer, Fault};
 use anyhow::Result;
 use client::{Outcome, Plan, Schedule};
+use connection::Trust;
 use prompts::Prompts;
 use report::{Report, Verified};
 use std::process::ExitCode;
@@ -23,7 +25,12 @@ const CONCURRENCY: u16 = 8;
 
 /// Sends the requests and reports what came of them.
 pub fn run(args: &Serve) -> Result<ExitCode> {
-    let target = Target::find(&args.url, args.api_key.as_deref())?;
+    let trust = match &args.ca_file {
+        Some(file) => Trust::File(file),
+        None if args.insecure => Trust::Anybody,
+        None => Trust::Public,
+    };
+    let target = Target::find(&args.url, args.api_key.as_deref(), trust)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let prompts = Prompts::new(args, seed);
     let requests = args.requests as usize;

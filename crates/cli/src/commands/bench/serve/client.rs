@@ -3,9 +3,9 @@
 //! stream is read at one go.
 
 use super::answer::{Answer, Fault, refusal};
+use super::connection::Connection;
 use super::target::Target;
 use crate::http::{Events, Head, HttpError, Piece, Response};
-use mio::net::TcpStream;
 use mio::{Interest, Poll, Token};
 use std::io::{ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,7 +81,7 @@ struct Job {
 /// A place for one request at a time, and its connection, kept from one to the next.
 #[derive(Default)]
 struct Slot {
-    stream: Option<TcpStream>,
+    stream: Option<Connection>,
     job: Option<Job>,
 }
 
@@ -204,11 +204,9 @@ impl Client<'_> {
     fn connect(&mut self, slot: usize) -> Result<(), Fault> {
         let place = &mut self.slots[slot];
         if place.stream.is_none() {
-            let mut stream = TcpStream::connect(self.plan.target.address)?;
-            // Fails before the connection stands on some systems; a request is one write, so little is lost.
-            let _ = stream.set_nodelay(true);
+            let mut stream = Connection::open(self.plan.target)?;
             self.poll.registry().register(
-                &mut stream,
+                stream.socket(),
                 Token(slot),
                 Interest::READABLE | Interest::WRITABLE,
             )?;
