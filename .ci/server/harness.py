@@ -137,9 +137,9 @@ class Server:
     def post(self, path, body, **more):
         return self.request("POST", path, json=body, **more)
 
-    def chat(self, text, **more):
+    def chat(self, text, headers=None, **more):
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **more}
-        return self.post("/v1/chat/completions", body)
+        return self.post("/v1/chat/completions", body, headers=headers)
 
     def metric(self, name):
         """Sum of a metric over its labels."""

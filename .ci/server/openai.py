@@ -2,7 +2,10 @@
 import base64
 import json
 import math
+import shutil
 import struct
+import tempfile
+from pathlib import Path
 
 from .harness import check, equal, expect
 
@@ -189,6 +192,29 @@ def embeddings(context):
     equal(size, 4 * len(plain.data[0].embedding), "bytes")
     near, far = (sum(a * b for a, b in zip(plain.data[0].embedding, plain.data[i].embedding)) for i in (1, 2))
     expect(near > far, f"likeness {near} of near texts, {far} of far ones")
+
+
+@check("openai: embeddings of a model that says how they are made")
+def declared_pooling(context):
+    import openai
+    model = Path(__file__).resolve().parents[2] / "crates/cli/assets/glm-stories"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stories"
+        shutil.copytree(model, copy)
+        config = copy / "1_Pooling/config.json"
+        config.parent.mkdir()
+        for way, taken in (("lasttoken", "last"), ("mean_tokens", "mean"), ("cls_token", None)):
+            config.write_text(json.dumps({"word_embedding_dimension": 128, f"pooling_mode_{way}": True}))
+            with context.start("-m", str(copy)) as server:
+                client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+                ask = lambda **more: client.embeddings.create(model="stories", input="A brave mouse.", extra_body=more).data[0].embedding  # noqa: E731
+                for pooling in ("mean", "last"):
+                    try:
+                        vector = ask(pooling=pooling)
+                    except openai.BadRequestError as error:
+                        expect(pooling != taken and error.param == "pooling", way, error)
+                    else:
+                        equal((pooling, vector), (taken, ask()), f"{way}: the way taken, and its vector")
 
 
 @check("openai: models")

@@ -18,6 +18,8 @@ max-body = "1M"
 no_page = true
 cors-origin = ["https://a.example", "https://b.example"]
 api_key = "sk-of-the-file-1"
+max_answers = 2
+schema-depth = 9
 """
 
 
@@ -54,14 +56,16 @@ def precedence(context):
 def followed(context):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "marlin.toml").write_text(FILE)
-        with context.start("--max-body", "2000", folder=folder, env={"MARLIN_NO_PAGE": "false", "MARLIN_PORT": "0"}) as server:
+        with context.start("--max-body", "2000", folder=folder, env={"MARLIN_NO_PAGE": "false", "MARLIN_PORT": "0", "MARLIN_MAX_STOPS": "1"}) as server:
             equal(server.get("/v1/models").status_code, 401, "the file's key is asked for; status")
             key = {"authorization": "Bearer sk-of-the-file-1"}
             equal(server.get("/v1/models", headers=key).status_code, 200, "status with the file's key")
+            equal([server.chat("Hi", n=n, headers=key).status_code for n in (2, 3)], [200, 400], "status of two and three answers")
+            equal(server.chat("Hi", stop=["a", "b"], headers=key).status_code, 400, "status of two stop strings")
             equal(server.post("/tokenize", {"prompt": "a" * 3000}, headers=key).status_code, 413, "status over --max-body")
             equal(server.get("/").status_code, 200, "MARLIN_NO_PAGE=false goes before the file; status of the page")
         with context.start(folder=folder) as server:
-            equal(server.get("/").status_code, 404, "no_page of the file; status of the page")
+            equal(server.get("/", headers=key).status_code, 404, "no_page of the file; status of the page")
 
 
 @check("settings: what is wrong in a file is told")

@@ -5,6 +5,7 @@ use crate::{console, exit, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_cpu::{Activations, CpuBackend, CpuEncoder, CpuOptions, Level};
+use marlin_engine::evaluate::DeclaredPooling;
 use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
@@ -171,6 +172,8 @@ pub struct Parts {
     pub end_ids: Vec<u32>,
     /// Backend's own name.
     pub device: String,
+    /// How states become a vector, if the model says so.
+    pub pooling: DeclaredPooling,
 }
 
 impl Parts {
@@ -195,7 +198,8 @@ impl Parts {
         end_ids.sort_unstable();
         end_ids.dedup();
         let device = model.backend().name();
-        Ok(Self { model, tokenizer, template, defaults, end_ids, device })
+        let pooling = DeclaredPooling::of(&checkpoint);
+        Ok(Self { model, tokenizer, template, defaults, end_ids, device, pooling })
     }
 }
 
@@ -221,7 +225,7 @@ impl Session {
     /// Opens and loads `model`.
     pub fn open(model: Option<&str>, context: &ContextArgs, device: &DeviceArgs) -> Result<Self> {
         let parts = Parts::open(model, backend(device, ActivationsArg::Auto)?)?;
-        let Parts { model, tokenizer, template, defaults, end_ids, device } = parts;
+        let Parts { model, tokenizer, template, defaults, end_ids, device, .. } = parts;
         let activations = activations_name(model.backend().as_ref());
         let limit = model.spec().max_position_embeddings;
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));

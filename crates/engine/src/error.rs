@@ -119,6 +119,12 @@ pub enum EngineError {
         /// Vocabulary of the model.
         model: usize,
     },
+    /// Vectors of this model would mean nothing.
+    #[error("pooling: {reason}")]
+    Pooling {
+        /// Why.
+        reason: String,
+    },
     /// The states of a text have no direction.
     #[error("the states of the text have length {length}; the weights or a kernel are broken")]
     Embedding {

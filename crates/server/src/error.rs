@@ -117,6 +117,7 @@ impl ApiError {
             E::Parameter { field, .. } | E::UnknownToken { field, .. } => {
                 Self::invalid(field, message)
             }
+            E::Pooling { .. } => Self::unsupported("pooling", message),
             _ => Self::internal(message),
         }
     }

@@ -5,6 +5,7 @@ use crate::kv_events::KvEvents;
 use crate::metrics::StepTokens;
 use crate::runtime::{Listeners, Runtime};
 use crate::{ApiError, ModelLimits};
+use marlin_engine::evaluate::DeclaredPooling;
 use marlin_engine::{EngineOptions, GenerationConfig, LanguageModel};
 use marlin_text::{
     ChatTemplate, GrammarFactory, GrammarLimits, OutputFormat, Specials, TextError, Tokenizer,
@@ -34,6 +35,8 @@ pub struct Loaded {
     pub bytes: u64,
     /// Device, for people.
     pub device: String,
+    /// How its states become a vector, if it says so.
+    pub pooling: DeclaredPooling,
 }
 
 /// Brings models into memory; blocks while it does.
@@ -70,6 +73,8 @@ pub struct Served {
     pub block_size: usize,
     /// Device, for people.
     pub device: String,
+    /// How its states become a vector, if it says so.
+    pub pooling: DeclaredPooling,
     /// Time for its template.
     pub template_time: Duration,
     grammar_limits: GrammarLimits,
@@ -318,6 +323,7 @@ impl Models {
             bytes: loaded.bytes,
             block_size: loaded.options.block_size,
             device: loaded.device,
+            pooling: loaded.pooling,
             template_time: self.limits.template_time,
             grammar_limits: self.limits.grammars.clone(),
             grammars: OnceLock::new(),

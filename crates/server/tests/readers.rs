@@ -4,7 +4,7 @@ mod common;
 
 use common::Setup;
 use marlin_engine::EngineOptions;
-use marlin_engine::evaluate::{PerplexityOptions, perplexity};
+use marlin_engine::evaluate::{DeclaredPooling, PerplexityOptions, Pooling, perplexity};
 use serde_json::{Value, json};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
@@ -150,4 +150,38 @@ fn a_model_that_reads_is_not_unloaded() {
     let response = server.post("/v1/embeddings", &ask);
     assert_eq!(response.status, 200, "{}", response.body);
     assert!(server.server.models.loaded(0).is_none(), "now it was");
+}
+
+/// A model that was made for vectors is pooled as it says, and in no other way; one that was made to write, as is asked.
+#[test]
+fn vectors_that_would_mean_nothing_are_refused() {
+    let start = |pooling| Setup { pooling, ..Setup::default() }.start();
+    let vector = |server: &common::Running, pooling: &str| {
+        let body = json!({"input": "one two three", "pooling": pooling});
+        let body = if pooling.is_empty() { json!({"input": "one two three"}) } else { body };
+        let response = server.post("/v1/embeddings", &body);
+        match response.status {
+            200 => Ok(response.json()["data"][0]["embedding"].clone()),
+            400 => Err(response.json()["error"].clone()),
+            other => panic!("{other}: {}", response.body),
+        }
+    };
+    let plain = start(DeclaredPooling::Unsaid);
+    let [mean, last] = ["mean", "last"].map(|pooling| vector(&plain, pooling).unwrap());
+    assert_ne!(mean, last);
+    assert_eq!(vector(&plain, ""), Ok(mean));
+    let made = start(DeclaredPooling::Known(Pooling::Last));
+    assert_eq!(vector(&made, ""), Ok(last.clone()));
+    assert_eq!(vector(&made, "last"), Ok(last));
+    let refused = vector(&made, "mean").unwrap_err();
+    assert_eq!(
+        (&refused["param"], &refused["code"]),
+        (&json!("pooling"), &json!("unsupported_parameter"))
+    );
+    assert!(refused["message"].as_str().unwrap().contains("trained with last"), "{refused}");
+    let other = start(DeclaredPooling::Other("cls".into()));
+    for pooling in ["", "mean", "last"] {
+        let refused = vector(&other, pooling).unwrap_err();
+        assert!(refused["message"].as_str().unwrap().contains("cls"), "{refused}");
+    }
 }

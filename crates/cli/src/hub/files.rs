@@ -29,7 +29,9 @@ pub fn is_small_file(path: &str) -> bool {
         "hf_quant_config.json",
         INDEX,
     ];
-    !path.contains('/') && (named.contains(&path) || path.starts_with("tokenizer"))
+    // How the states of a model for embeddings become a vector.
+    path == "1_Pooling/config.json"
+        || !path.contains('/') && (named.contains(&path) || path.starts_with("tokenizer"))
 }
 
 /// The weight files among `files`. `config` and `index` are the contents of `config.json` and

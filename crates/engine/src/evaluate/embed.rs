@@ -14,6 +14,15 @@ pub enum Pooling {
     Last,
 }
 
+impl std::fmt::Display for Pooling {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mean => "mean",
+            Self::Last => "last",
+        })
+    }
+}
+
 /// The pooled states after the final norm of `tokens`, of length 1: `[hidden_size]`.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ mod choices;
 mod embed;
 mod logits;
 mod perplexity;
+mod pooling;
 
 pub use choices::{Choice, ChoiceRow, ChoicesReport, choices};
 pub use embed::{Pooling, embed};
@@ -15,6 +16,7 @@ pub use logits::{for_each_logits, for_each_logprob, logits};
 pub use perplexity::{
     NamedModel, PerplexityOptions, PerplexityProgress, PerplexityReport, compare, perplexity,
 };
+pub use pooling::DeclaredPooling;
 
 use crate::{BlockManager, BlockTable, EngineError, LanguageModel};
 use marlin_tensor::{Batch, Cache, CacheType};

@@ -430,7 +430,10 @@ fn description(limits: &RequestLimits) -> Value {
             ("encoding_format", with(one_of(&["float", "base64"]), "How vectors are written.")),
             (
                 "pooling",
-                with(one_of(&["mean", "last"]), "The mean of the states, or the last one."),
+                with(
+                    one_of(&["mean", "last"]),
+                    "The mean of the states, or the last one; the model's own if it says so, else the mean.",
+                ),
             ),
             ("dimensions", with(count(1, 1 << 20), "Must be the model's own.")),
             ("user", string()),

@@ -30,7 +30,7 @@ struct Embeddings {
     model: Option<String>,
     inputs: Vec<Input>,
     base64: bool,
-    pooling: Pooling,
+    pooling: Option<Pooling>,
     dimensions: Option<u64>,
 }
 
@@ -64,8 +64,9 @@ impl Embeddings {
             }
         };
         let pooling = match fields.string("pooling")?.as_deref() {
-            None | Some("mean") => Pooling::Mean,
-            Some("last") => Pooling::Last,
+            None => None,
+            Some("mean") => Some(Pooling::Mean),
+            Some("last") => Some(Pooling::Last),
             Some(other) => return Err(fields.wrong("pooling", "mean or last", &json!(other))),
         };
         let dimensions = fields.count("dimensions", 1..=1 << 20)?;
@@ -162,6 +163,8 @@ pub(super) async fn embeddings(
     let Embeddings { model, inputs, base64, pooling, dimensions } = request;
     let served = server.models.get(model.as_deref()).await?;
     let id = served.id.clone();
+    let pooling = served.pooling.choose(pooling);
+    let pooling = pooling.map_err(|error| ApiError::of_engine(&error, "pooling"))?;
     let read = server.readers.read(move |go_on| {
         let (mut data, mut tokens) = (Vec::new(), 0);
         for (index, input) in inputs.into_iter().enumerate() {

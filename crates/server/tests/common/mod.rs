@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Every test binary uses its own part.
 
 use marlin_checkpoint::{Checkpoint, Container};
+use marlin_engine::evaluate::DeclaredPooling;
 use marlin_engine::{EngineError, EngineOptions, GenerationConfig, LanguageModel};
 use marlin_server::{
     Config, Key, Keys, KvEvents, Listening, Loaded, Loader, ModelLimits, Models, Quota, Server,
@@ -209,6 +210,7 @@ struct Fake {
     options: EngineOptions,
     load_time: Duration,
     tools: bool,
+    pooling: DeclaredPooling,
 }
 
 impl Loader for Fake {
@@ -231,6 +233,7 @@ impl Loader for Fake {
             defaults: GenerationConfig::default(),
             bytes: 1000,
             device: "a test".into(),
+            pooling: self.pooling.clone(),
         })
     }
 
@@ -251,6 +254,8 @@ pub struct Setup {
     pub wait: bool,
     /// The model knows how to call functions.
     pub tools: bool,
+    /// How it says that states become a vector.
+    pub pooling: DeclaredPooling,
     /// Topic of what is told of the caches, if it is.
     pub kv_events: Option<&'static str>,
 }
@@ -275,6 +280,7 @@ impl Default for Setup {
             load_time: Duration::ZERO,
             wait: true,
             tools: false,
+            pooling: DeclaredPooling::Unsaid,
             kv_events: None,
         }
     }
@@ -304,6 +310,7 @@ impl Setup {
             options: self.options,
             load_time: self.load_time,
             tools: self.tools,
+            pooling: self.pooling,
         };
         let names = ["first", "second", "broken"].map(str::to_owned).to_vec();
         let models = Models::new(names, Box::new(loader), self.budget, self.limits);

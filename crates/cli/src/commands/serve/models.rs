@@ -93,7 +93,7 @@ impl ModelLoader {
     fn open(&self, index: usize) -> Result<Loaded> {
         let args = &self.args;
         let parts = Parts::open(self.sources[index].as_deref(), self.backend.clone())?;
-        let Parts { model, tokenizer, template, defaults, end_ids, device } = parts;
+        let Parts { model, tokenizer, template, defaults, end_ids, device, pooling } = parts;
         let max_context = parts_context(args.context, model.spec().max_position_embeddings);
         let cache_type = args.cache_type.into();
         let token = model.cache_spec(1, BLOCK_SIZE, cache_type).bytes_per_token() as u64;
@@ -121,6 +121,7 @@ impl ModelLoader {
             end_ids,
             bytes,
             device,
+            pooling,
         })
     }
 }
