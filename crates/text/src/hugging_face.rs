@@ -33,6 +33,8 @@ struct Header {
     #[serde(default)]
     decoder: Option<Value>,
     #[serde(default)]
+    normalizer: Option<Value>,
+    #[serde(default)]
     model: Option<serde::de::IgnoredAny>,
 }
 
@@ -60,6 +62,9 @@ impl HuggingFace {
             serde_json::from_slice(bytes).map_err(|error| syntax_error(path, bytes, &error))?;
         if header.model.is_none() {
             return Err(corrupt(path, "model", "missing"));
+        }
+        if let Some(normalizer) = &header.normalizer {
+            check_charsmaps(path, normalizer)?;
         }
         let rules = Rules::compile(path, header.decoder.as_ref())?;
         // The crate's panics on odd but well-formed files are turned into the error they should be.
@@ -94,6 +99,34 @@ impl HuggingFace {
     pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
     }
+}
+
+/// Refuses maps of characters that say they are longer than they are: the crate makes room for what they say.
+fn check_charsmaps(path: &Path, normalizer: &Value) -> Result<(), TextError> {
+    match normalizer {
+        Value::Array(list) => list.iter().try_for_each(|part| check_charsmaps(path, part)),
+        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| match value {
+            Value::String(map) if key == "precompiled_charsmap" => {
+                // What is not even as long as its size is an error of the crate's.
+                let says = first_u32(map).unwrap_or(0) as usize;
+                match says <= map.len() / 4 * 3 {
+                    true => Ok(()),
+                    false => Err(corrupt(path, key, "the trie is longer than the map")),
+                }
+            }
+            value => check_charsmaps(path, value),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The first four bytes of a text in base 64, as a number, the lowest first.
+fn first_u32(text: &str) -> Option<u32> {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |byte: &u8| Some(DIGITS.iter().position(|digit| digit == byte)? as u64);
+    let digits: Option<Vec<u64>> = text.as_bytes().get(..6)?.iter().map(digit).collect();
+    let bits = digits?.iter().fold(0, |bits, digit| bits << 6 | digit);
+    Some(((bits >> 4) as u32).swap_bytes())
 }
 
 /// Lays the tokens out by id.

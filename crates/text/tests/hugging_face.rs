@@ -127,6 +127,17 @@ fn bad_fields_are_named() {
         ),
         ("/pre_tokenizer", json!({"type": "Mystery"}), "pre_tokenizer"),
         ("/normalizer", json!({"type": "Mystery"}), "normalizer"),
+        // Says that it is 4 GB long; found by the fuzz target.
+        (
+            "/normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "precompiled_charsmap: the trie is longer",
+        ),
+        (
+            "/normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AAAAAQAAAAA="}]}),
+            "precompiled_charsmap: the trie is longer",
+        ),
         ("/post_processor", json!({"type": "Mystery"}), "post_processor"),
         ("/version", json!("9.0"), "version"),
     ];
