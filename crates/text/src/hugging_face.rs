@@ -77,6 +77,13 @@ impl HuggingFace {
             .with_truncation(None)
             .map_err(|error| corrupt(path, "truncation", &error.to_string()))?;
         let vocabulary = table(path, &tokenizer, &header.added_tokens, &rules)?;
+        // What it puts around every text is written in the file beside the vocabulary.
+        let around = tokenizer.encode_fast("", true);
+        let around = around.map_err(|error| corrupt(path, "post_processor", &error.to_string()))?;
+        if let Some(id) = around.get_ids().iter().find(|id| **id as usize >= vocabulary.len()) {
+            let reason = format!("it adds token {id}, but there are {} tokens", vocabulary.len());
+            return Err(corrupt(path, "post_processor", &reason));
+        }
         Ok((Self { tokenizer, literal: OnceLock::new() }, vocabulary))
     }
 

@@ -139,6 +139,14 @@ fn bad_fields_are_named() {
             "precompiled_charsmap: the trie is longer",
         ),
         ("/post_processor", json!({"type": "Mystery"}), "post_processor"),
+        // Found by the fuzz target.
+        (
+            "/post_processor",
+            json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [9_999_999], "tokens": ["<s>"]}}}),
+            "post_processor: it adds token 9999999",
+        ),
         ("/version", json!("9.0"), "version"),
     ];
     for (pointer, value, field) in rows {
