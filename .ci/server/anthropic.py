@@ -51,12 +51,13 @@ def stream(context):
 
 @check("anthropic: tools")
 def tools(context):
+    context = context.caller
     context.needs(PATH, BODY)
     history = [*BODY["messages"], {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"town": "Oslo"}}]},
                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "rain"}]}]}]
     context.needs(PATH, {**BODY, "tools": TOOLS})
     equal(client(context).messages.create(**{**BODY, "messages": history}, tools=TOOLS).type, "message")
-    forced = {**BODY, "max_tokens": 100, "tools": TOOLS, "tool_choice": {"type": "any"}, "extra_body": {"temperature": 0}}
+    forced = {**BODY, "max_tokens": 300, "tools": TOOLS, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}, "extra_body": {"temperature": 0}}
     whole = client(context).messages.create(**forced)
     equal(whole.stop_reason, "tool_use", "stop_reason")
     calls = [block for block in whole.content if block.type == "tool_use"]

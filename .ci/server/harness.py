@@ -13,10 +13,23 @@ import tempfile
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import httpx
 
 START_SECONDS = 120
+EMBEDDED = Path(__file__).resolve().parents[2] / "crates/cli/assets/glm-stories"
+# How Qwen and Hermes are told of functions and call them.
+CALLS = """{% if tools %}<|im_start|>system
+Call a function with <tool_call></tool_call>:{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 Check = collections.namedtuple("Check", "name run")
 CHECKS = []
 
@@ -224,7 +237,7 @@ class Context:
 
     def __init__(self, marlin, model):
         self.marlin, self.model = marlin, model
-        self._server = None
+        self._server = self._folder = None
 
     @property
     def server(self):
@@ -248,9 +261,23 @@ class Context:
             self._server.stop()
             self._server = None
 
+    @functools.cached_property
+    def caller(self):
+        """The same with a model that calls functions: the embedded one with a template that tells it of them, unless another is named."""
+        if self.model:
+            return self
+        self._folder = tempfile.mkdtemp(prefix="marlin-caller-")
+        model = Path(self._folder) / "caller"
+        shutil.copytree(EMBEDDED, model)
+        (model / "chat_template.jinja").write_text(CALLS)
+        return Context(self.marlin, str(model))
+
     def close(self):
         if self._server is not None:
             self._server.stop()
+        if self._folder is not None:
+            self.caller.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def openai(self):

@@ -30,6 +30,7 @@ def stream(context):
 
 @check("langchain: bind_tools")
 def bind_tools(context):
+    context = context.caller
     from langchain_core.tools import tool
     context.needs_chat(tools=TOOLS)
 
@@ -63,7 +64,8 @@ def by_schema(context):
 
 @check("langchain: with_structured_output by a call")
 def by_call(context):
+    context = context.caller
     context.needs_chat(tools=TOOLS, tool_choice="required")
     Pet = pet()
-    answer = model(context, max_tokens=100, extra_body={}).with_structured_output(Pet, method="function_calling").invoke("A brave mouse.")
+    answer = model(context, max_tokens=300, extra_body={}).with_structured_output(Pet, method="function_calling", strict=True).invoke("A brave mouse.")
     expect(isinstance(answer, Pet), answer)
