@@ -78,9 +78,9 @@ impl HuggingFace {
             .map_err(|error| corrupt(path, "truncation", &error.to_string()))?;
         let vocabulary = table(path, &tokenizer, &header.added_tokens, &rules)?;
         // What it puts around every text is written in the file beside the vocabulary.
-        let around = tokenizer.encode_fast("", true);
-        let around = around.map_err(|error| corrupt(path, "post_processor", &error.to_string()))?;
-        if let Some(id) = around.get_ids().iter().find(|id| **id as usize >= vocabulary.len()) {
+        let around = encode(&tokenizer, "", true);
+        let around = around.map_err(|reason| corrupt(path, "post_processor", &reason))?;
+        if let Some(id) = around.iter().find(|id| **id as usize >= vocabulary.len()) {
             let reason = format!("it adds token {id}, but there are {} tokens", vocabulary.len());
             return Err(corrupt(path, "post_processor", &reason));
         }
@@ -97,14 +97,21 @@ impl HuggingFace {
                 literal
             })
         };
-        let encoding = tokenizer
-            .encode_fast(text, specials.add)
-            .map_err(|error| TextError::Encode { reason: error.to_string() })?;
-        Ok(encoding.get_ids().to_vec())
+        encode(tokenizer, text, specials.add).map_err(|reason| TextError::Encode { reason })
     }
 
     pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
         self.tokenizer.token_to_id(token)
+    }
+}
+
+/// Ids of a text. Some files that the crate opens make it panic at a text.
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str, add: bool) -> Result<Vec<u32>, String> {
+    let encode = std::panic::AssertUnwindSafe(|| tokenizer.encode_fast(text, add));
+    match std::panic::catch_unwind(encode) {
+        Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the tokenizer library fails on this text".to_owned()),
     }
 }
 
@@ -333,8 +340,11 @@ fn library_error(path: &Path, bytes: &[u8], message: &str) -> TextError {
         return corrupt(path, "(JSON syntax)", message);
     };
     let part = |name: &str| file.get(name).cloned().unwrap_or(Value::Null);
+    // It may panic on a part alone, too, as it may on the whole.
     fn ok<T: serde::de::DeserializeOwned>(value: Value) -> bool {
-        value.is_null() || serde_json::from_value::<T>(value).is_ok()
+        value.is_null()
+            || std::panic::catch_unwind(|| serde_json::from_value::<T>(value).is_ok())
+                .unwrap_or(false)
     }
     let field = if !ok::<String>(part("version")) || part("version") != "1.0" {
         "version"
