@@ -5,8 +5,9 @@
 
 Starts a server with a small cache (so that prompts queue, are preempted and push each other out), and until the time
 is up has every client send one request after the other: 20 % are left by the client (in the middle of a stream, of a
-prompt, of an answer that does not stream), 5 % are invalid, 5 % bring tools, the others are chats,
-streams, completions, embeddings, tokens and perplexities. Every few seconds it notes memory and metrics.
+prompt, of an answer that does not stream), 5 % are invalid, 5 % bring tools, half of which require a call, the others are chats,
+streams, completions, embeddings, tokens and perplexities. Every few seconds it notes memory and metrics. Without --model it serves
+the embedded model, with a template that tells it of tools.
 
 Fails when the server ends, answers 5xx, sends a broken stream or refuses an invalid body in another shape; when memory
 grows by more than 3 % after minute 2 (in runs up to 3 minutes: 15 % after the first third); when at the end anything is still
@@ -31,6 +32,8 @@ from pathlib import Path
 # After minute 2; a run that is shorter ends before every buffer has been as large as it gets.
 GROWTH, SHORT_GROWTH = 0.03, 0.15
 CONTEXT, CACHE_TOKENS = 512, 1024
+ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED, CALLS = ROOT / "crates/cli/assets/glm-stories", ROOT / ".ci/server/calls.jinja"
 REQUEST_SECONDS = 120
 WORDS = "mouse river mill brave old cat house moon bread song winter letter king road lamp".split()
 INVALID = [
@@ -179,6 +182,8 @@ class Soak:
             raise Wrong(body, data[-600:])
         if chunks[-1]["usage"]["completion_tokens"] > body["max_tokens"] * body.get("n", 1):
             raise Wrong(body, chunks[-1])
+        self.counts["calls"] += sum("name" in call.get("function", {}) for chunk in chunks for choice in chunk.get("choices", [])
+                                    for call in choice["delta"].get("tool_calls") or [])
 
     # Kinds of requests.
 
@@ -186,8 +191,14 @@ class Soak:
         await self.streamed(chat(rng))
 
     async def tools(self, rng):
+        body = chat(rng, tools=TOOLS)
+        body |= {"messages": [{"role": "user", "content": prompt(rng, 10)}], "max_tokens": 64}
+        if rng.random() < 0.5:
+            body |= {"tool_choice": "required", "parallel_tool_calls": False}
+        # In the middle of a call it would be an error, as it should.
+        body.pop("stop", None)
         try:
-            await self.streamed(chat(rng, tools=TOOLS))
+            await self.streamed(body)
         except Wrong as wrong:
             # Not every model has a form of calls; then they have to be refused, by name.
             if "unsupported_parameter" not in str(wrong.args[1]):
@@ -323,7 +334,12 @@ def growth(samples, minutes):
 
 def start_server(options, folder):
     command = [options.marlin, "serve", "--port", "0", "--context", str(CONTEXT), "--cache-tokens", str(CACHE_TOKENS), "--parallel", "16", "--queue", "64"]
-    command += ["-m", options.model] if options.model else []
+    model = options.model
+    if not model:
+        model = Path(folder) / "stories"
+        shutil.copytree(EMBEDDED, model)
+        shutil.copyfile(CALLS, model / "chat_template.jinja")
+    command += ["-m", str(model)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MARLIN_")} | {"XDG_CONFIG_HOME": folder, "NO_COLOR": "1"}
     log = open(Path(folder) / "log", "w+", encoding="utf-8")
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder)
@@ -389,7 +405,7 @@ def main():
         options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     print(f"\nrequests: {', '.join(f'{kind} {count}' for kind, count in sorted(soak.counts.items()))}")
     print(f"first token: p50 {result['first_token_p50_seconds'] * 1e3:.0f} ms, p95 {result['first_token_p95_seconds'] * 1e3:.0f} ms")
-    print(f"memory: {grown:+.2%} after second {warm:.0f}, {rss / 1e6:.2f} MB at idle; preemptions {last['num_preemptions']:.0f}, disconnects {last['disconnects_total']:.0f}")
+    print(f"memory: {grown:+.2%} after second {warm:.0f}, {rss / 1e6:.2f} MB at idle; preemptions {last['num_preemptions_total']:.0f}, disconnects {last['disconnects_total']:.0f}")
     for fault in soak.faults:
         print(f"fault in {fault['kind']}: {fault['request']}\n  {fault['found']}")
     print("FAILED: " + "; ".join(failures) if failures else "ok")

@@ -20,16 +20,7 @@ import httpx
 START_SECONDS = 120
 EMBEDDED = Path(__file__).resolve().parents[2] / "crates/cli/assets/glm-stories"
 # How Qwen and Hermes are told of functions and call them.
-CALLS = """{% if tools %}<|im_start|>system
-Call a function with <tool_call></tool_call>:{% for tool in tools %}
-{{ tool | tojson }}{% endfor %}<|im_end|>
-{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content }}{% for call in m.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
+CALLS = (Path(__file__).resolve().parent / "calls.jinja").read_text()
 Check = collections.namedtuple("Check", "name run")
 CHECKS = []
 

@@ -51,8 +51,8 @@ fn what_is_given_up_is_bounded() {
     assert_eq!(limits.compiling.count(), 3, "they go on");
     if cfg!(target_os = "linux") {
         // Beside those of other tests.
-        let last = priorities().into_iter().filter(|priority| *priority == 19).count();
-        assert_eq!(last, 3, "{:?}", priorities());
+        let low = priorities().into_iter().filter(|priority| *priority == 10).count();
+        assert_eq!(low, 3, "{:?}", priorities());
     }
     for factory in &factories {
         let error = factory.compile(&Grammar::JsonObject).unwrap_err();
@@ -60,7 +60,7 @@ fn what_is_given_up_is_bounded() {
     }
     let (started, mut most) = (Instant::now(), before);
     while limits.compiling.count() > 0 {
-        assert!(started.elapsed() < Duration::from_secs(60), "they end");
+        assert!(started.elapsed() < Duration::from_secs(300), "they end");
         most = most.max(memory());
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -70,6 +70,23 @@ fn what_is_given_up_is_bounded() {
     // Their places are free again. A usual grammar takes a few milliseconds, more on a busy machine.
     let compiled = (0..50).any(|_| factories[0].compile(&Grammar::JsonObject).is_ok());
     assert!(compiled);
+}
+
+/// Usual grammars wait for each other: many at once are no reason to refuse any.
+#[test]
+fn usual_grammars_wait_for_a_place() {
+    let tokenizer = common::bytes_tokenizer(&[], &["<|end|>"]);
+    let limits = GrammarLimits { max_compiling: 1, ..GrammarLimits::default() };
+    let factory = GrammarFactory::within(&tokenizer, limits.clone()).expect("a vocabulary");
+    factory.prepare().expect("a usable vocabulary");
+    std::thread::scope(|scope| {
+        let compile = || factory.compile(&Grammar::JsonObject).map(drop);
+        let all: Vec<_> = (0..48).map(|_| scope.spawn(compile)).collect();
+        for one in all {
+            one.join().expect("no panic").expect("a place, in time");
+        }
+    });
+    assert_eq!(limits.compiling.count(), 0);
 }
 
 #[test]

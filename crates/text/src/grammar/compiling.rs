@@ -1,16 +1,18 @@
 //! Where grammars of clients are compiled: on threads with a deep stack, since the compilers recurse over what the client sent; a
 //! few at a time; given up after a while.
 //!
-//! Nothing can stop a compiler in its work. One that was given up goes on until its fuel is used up, keeps its place, and from then on
+//! A usual grammar takes milliseconds, so when every place is taken it is worth waiting for one, for half the time that compiling may
+//! take; then what is there takes long, and whoever asks is told so. Nothing can stop a compiler in its work. One that was given up goes on until its fuel is used up, keeps its place, and from then on
 //! gives way to everything else on the machine where the system lets a thread do so.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Address space, of which a usual grammar touches a few pages.
 const STACK: usize = 64 << 20;
+/// Most that wait for a place: each keeps a thread of its caller.
+const MAX_WAITING: usize = 128;
 
 /// What grammars of clients may take. Clones share the places in which they are compiled.
 #[derive(Debug, Clone)]
@@ -29,12 +31,24 @@ pub struct GrammarLimits {
 
 /// Grammars that are being compiled, those that were given up among them. Clones count together.
 #[derive(Debug, Clone, Default)]
-pub struct Compiling(Arc<AtomicUsize>);
+pub struct Compiling(Arc<Places>);
+
+#[derive(Debug, Default)]
+struct Places {
+    taken: Mutex<Taken>,
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    places: usize,
+    waiting: usize,
+}
 
 impl Compiling {
     /// How many.
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).places
     }
 }
 
@@ -94,14 +108,30 @@ struct Turn(Compiling);
 
 impl Turn {
     fn take(limits: &GrammarLimits) -> Option<Self> {
-        let turn = Self(limits.compiling.clone());
-        (turn.0.0.fetch_add(1, Ordering::Relaxed) < limits.max_compiling).then_some(turn)
+        let places = &limits.compiling.0;
+        let mut taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.places >= limits.max_compiling {
+            if taken.waiting == MAX_WAITING {
+                return None;
+            }
+            taken.waiting += 1;
+            let full = |taken: &mut Taken| taken.places >= limits.max_compiling;
+            let waited = places.freed.wait_timeout_while(taken, limits.compile_time / 2, full);
+            (taken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            taken.waiting -= 1;
+            if full(&mut taken) {
+                return None;
+            }
+        }
+        taken.places += 1;
+        Some(Self(limits.compiling.clone()))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.0.taken.lock().unwrap_or_else(PoisonError::into_inner).places -= 1;
+        self.0.0.freed.notify_one();
     }
 }
 
@@ -111,8 +141,8 @@ mod priority {
     use rustix::process::{Pid, setpriority_process};
     use std::sync::{Mutex, PoisonError};
 
-    /// Runs when nothing else wants to.
-    const LAST: i32 = 19;
+    /// A tenth of what others get: it does not hold them up, and still ends and leaves its place where the machine is always busy.
+    const LOW: i32 = 10;
 
     /// A thread, while it works: its number may be another's afterwards.
     #[derive(Default)]
@@ -132,12 +162,12 @@ mod priority {
             Working(self)
         }
 
-        /// Lets everything else go first, if it still works.
+        /// Lets everything else go before it, if it still works.
         pub fn give_way(&self) {
             let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(thread) = *thread {
                 // Refused, it goes on as it is, and in its place.
-                let _ = setpriority_process(Some(thread), LAST);
+                let _ = setpriority_process(Some(thread), LOW);
             }
         }
     }
