@@ -8,6 +8,7 @@ use marlin_text::{
     ToolChoice, ToolSet,
 };
 use serde_json::Value;
+use std::time::Duration;
 
 /// What a request wants an answer to look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +99,9 @@ impl Shape {
     ) -> Result<Box<dyn Constraint>, ApiError> {
         let field = self.field(schema_field);
         let wrong = |error: TextError| match error {
-            TextError::TooManyGrammars => ApiError::unavailable(error.to_string()),
+            TextError::TooManyGrammars => {
+                ApiError::too_many(error.to_string(), Duration::from_secs(1))
+            }
             error => ApiError::invalid(field, error.to_string()),
         };
         let tools = if let ToolSet::Only(tools) = tools { &tools[..] } else { &[] };

@@ -283,7 +283,7 @@ fn grammars_and_templates_have_the_time_that_is_set() {
     assert_eq!(given_up.status, 400, "{}", given_up.body);
     assert!(given_up.body.contains("not compiled within 1ms"), "{}", given_up.body);
     let full = server.post("/v1/completions", &usual);
-    assert_eq!(full.status, 503, "{}", full.body);
+    assert_eq!(full.status, 429, "{}", full.body);
     assert!(full.headers.contains_key("retry-after"));
     let template = server.post("/apply-template", &base("/apply-template"));
     assert_eq!(template.status, 400);

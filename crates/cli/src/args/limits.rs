@@ -50,7 +50,7 @@ pub struct Limits {
     /// Milliseconds to compile a schema or grammar.
     #[arg(long, value_name = "MS", env = "MARLIN_GRAMMAR_TIME", default_value_t = 2000, value_parser = value_parser!(u64).range(1..=600_000))]
     pub grammar_time: u64,
-    /// Schemas and grammars compiled at once; more are answered with 503.
+    /// Schemas and grammars compiled at once; more wait, and are refused with 429 after half of that time.
     #[arg(long, value_name = "N", env = "MARLIN_MAX_GRAMMARS", default_value_t = 4, value_parser = value_parser!(u16).range(1..=1024))]
     pub max_grammars: u16,
     /// Milliseconds for the model's chat template.
