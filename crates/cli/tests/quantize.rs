@@ -345,13 +345,27 @@ fn tensors_that_are_left_out_are_named() {
     let found = read_safetensors(&file).unwrap();
     let mut tensors: Vec<(String, HostTensor)> =
         found.tensors.iter().map(|t| (t.name.clone(), t.plain().unwrap())).collect();
-    tensors.push(("model.layers.0.sinks".to_owned(), HostTensor::from_f32(vec![1], &[0.5])));
+    // The second is of a part that the configuration does not have: nothing was said of it.
+    for name in ["model.layers.0.sinks", "vision_tower.patch_embedding.weight"] {
+        tensors.push((name.to_owned(), HostTensor::from_f32(vec![1], &[0.5])));
+    }
     // Not over the file that is mapped.
     let more = directory.path().join("more.safetensors");
     write_safetensors(&more, tensors.iter().map(|(name, t)| (name.as_str(), t)), &[]).unwrap();
     fs::rename(&more, &file).unwrap();
-    let planned = run(&model, &text, &directory.path().join("out"), &["--plan-only"]);
-    assert!(planned.status.success(), "{}", stderr(&planned));
-    let says = "1 tensors of the source are left out: model.layers.0.sinks";
-    assert!(stderr(&planned).contains(says), "{}", stderr(&planned));
+    let page = directory.path().join("page.html");
+    let says = "2 tensors of the source, 8 B, are left out: model.layers.0.sinks, vision_tower.patch_embedding.weight";
+    let left_out = json!({
+        "tensors": ["model.layers.0.sinks", "vision_tower.patch_embedding.weight"],
+        "bytes": 8,
+    });
+    for more in [&["--plan-only"][..], &["--report", page.to_str().unwrap()]] {
+        let more = [more, &["--json"]].concat();
+        let told = run(&model, &text, &directory.path().join("out"), &more);
+        assert!(told.status.success(), "{}", stderr(&told));
+        assert!(stderr(&told).contains(says), "{}", stderr(&told));
+        let document: Value = serde_json::from_slice(&told.stdout).unwrap();
+        assert_eq!(document["left_out"], left_out, "{more:?}");
+    }
+    assert!(fs::read_to_string(&page).unwrap().contains("2 tensors, 8 B"));
 }

@@ -16,7 +16,7 @@ use marlin_models::{
 };
 use marlin_tensor::{DType, HostTensor, RopeStyle, Weight};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +25,15 @@ type Result<T> = std::result::Result<T, ConvertError>;
 
 /// A named tensor of the output.
 pub type Named = (String, HostTensor);
+
+/// Tensors of the source that are not in what is made of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct LeftOut {
+    /// Their names, in order.
+    pub tensors: Vec<String>,
+    /// Bytes that the source stores them in.
+    pub bytes: u64,
+}
 
 /// An opened source.
 pub struct Origin<'a> {
@@ -156,7 +165,7 @@ impl<'a> Origin<'a> {
     ///
     /// # Errors
     /// When a tensor that is needed is missing.
-    pub fn dropped(&self, plan: &Plan) -> Result<Vec<String>> {
+    pub fn left_out(&self, plan: &Plan) -> Result<LeftOut> {
         for target in &plan.targets {
             self.weight(&target.spec)?;
             self.source.bias(&target.spec)?;
@@ -184,7 +193,11 @@ impl<'a> Origin<'a> {
                 }
             }
         }
-        Ok(self.source.unused(usize::MAX))
+        let names: BTreeSet<String> =
+            self.source.unused(usize::MAX).into_iter().chain(self.source.elsewhere()).collect();
+        let stored = names.iter().filter_map(|name| self.source.checkpoint().get(name));
+        let bytes = stored.map(|t| t.data.len() as u64).sum();
+        Ok(LeftOut { tensors: names.into_iter().collect(), bytes })
     }
 
     /// The bias of `spec`, in the output's order, if it has one.

@@ -4,6 +4,7 @@ mod common;
 
 use common::{convert, load, options};
 use marlin_checkpoint::{Checkpoint, Container, StoredTensor};
+use marlin_convert::origin::LeftOut;
 use marlin_convert::output::{
     Module, clear, copy_sidecars, read_tensors, tensor_storage, write_tensors,
 };
@@ -179,14 +180,14 @@ fn routers_and_prediction_layers_are_described_as_exllamav3_does() {
 fn what_has_no_place_in_the_output_is_told() {
     let dropped = |source: &Checkpoint| {
         let origin = Origin::open(source).unwrap();
-        origin.dropped(&Plan::new(&origin.output, origin.mtp)).unwrap()
+        origin.left_out(&Plan::new(&origin.output, origin.mtp)).unwrap()
     };
     let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/fixtures/gguf");
     let gguf = ["llama_bias", "mixtral", "qwen3moe", "deepseek2_v3", "deepseek2_glm"]
         .map(|name| gguf.join(format!("{name}.gguf")));
     for path in FAMILIES.map(tiny_model).into_iter().chain(gguf) {
         let source = Checkpoint::open(&path).unwrap();
-        let mut dropped = dropped(&source);
+        let mut dropped = dropped(&source).tensors;
         // Copies of the trunk's tables in the prediction layer, which shares them in what is made.
         let copies = [".embed_tokens.weight", ".shared_head.head.weight"];
         dropped.retain(|name| !copies.iter().any(|copy| name.ends_with(copy)));
@@ -202,8 +203,16 @@ fn what_has_no_place_in_the_output_is_told() {
         let container = Container::HuggingFace { config: config.clone(), generation_config: None };
         Checkpoint::from_parts(source.path.clone(), container, tensors, BTreeMap::new())
     };
-    let names = ["model.layers.0.self_attn.sinks", "model.layers.7.mlp.up_proj.weight"];
-    assert_eq!(dropped(&with(&names, config)), names);
+    // The last two are of a part that the configuration does not have: nothing was said of them.
+    let names = [
+        "model.layers.0.self_attn.sinks",
+        "model.layers.7.mlp.up_proj.weight",
+        "multi_modal_projector.linear.weight",
+        "vision_tower.layers.0.mlp.fc1.weight",
+    ];
+    let bytes = 4 * source.tensors().next().unwrap().data.len() as u64;
+    let tensors = names.map(str::to_owned).to_vec();
+    assert_eq!(dropped(&with(&names, config)), LeftOut { tensors, bytes });
 
     let mut seeing = config.clone();
     seeing["vision_config"] = json!({"hidden_size": 8});

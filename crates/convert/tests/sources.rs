@@ -133,7 +133,7 @@ fn fp8_blocks_are_a_source() {
     });
     let origin = Origin::open(&source).unwrap();
     let plan = Plan::new(&origin.output, origin.mtp);
-    assert_eq!(origin.dropped(&plan).unwrap(), [""; 0]);
+    assert_eq!(origin.left_out(&plan).unwrap().tensors, [""; 0]);
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("out");
     convert(&source, &real(), &options(&source, family, &output, 8.0));

@@ -33,6 +33,10 @@ const SPELLINGS: [(&str, &str); 4] = [
 const ELSEWHERE: [&str; 5] =
     ["vision_", "visual.", "audio_", "multi_modal_projector", "embed_vision"];
 
+fn is_elsewhere(name: &str) -> bool {
+    ELSEWHERE.iter().any(|part| name.contains(part))
+}
+
 /// A checkpoint seen through the keys of a specification.
 pub struct Source<'a> {
     checkpoint: &'a Checkpoint,
@@ -72,17 +76,22 @@ impl<'a> Source<'a> {
             let used = loaded.contains(*name) || parameter != "bias" && loaded.contains(module);
             let outside = match self.layer_of(name) {
                 Some(layer) => layer >= layers,
-                None => ELSEWHERE.iter().any(|part| name.contains(part)),
+                None => is_elsewhere(name),
             };
             !used && !outside && parameter != "inv_freq"
         });
         unused.map(str::to_owned).collect()
     }
 
+    /// Stored tensors of what is not the language model: encoders of images or sound, adapters between.
+    pub fn elsewhere(&self) -> Vec<String> {
+        let names = self.checkpoint.tensors().map(|t| t.name.as_str());
+        names.filter(|name| is_elsewhere(name)).map(str::to_owned).collect()
+    }
+
     fn layer_of(&self, name: &str) -> Option<usize> {
         let marker = if self.gguf { "blk." } else { "layers." };
-        let outside = ELSEWHERE.iter().any(|part| name.contains(part));
-        let (_, rest) = name.split_once(marker).filter(|_| !outside)?;
+        let (_, rest) = name.split_once(marker).filter(|_| !is_elsewhere(name))?;
         rest.split_once('.')?.0.parse().ok()
     }
 

@@ -62,10 +62,9 @@ fn quantize(args: &Quantize) -> Result<()> {
     let tokenizer = Tokenizer::open(&checkpoint)?;
     let origin = Origin::open(&checkpoint)?;
     let plan = Plan::new(&origin.output, origin.mtp);
-    let dropped = origin.dropped(&plan)?;
-    if !dropped.is_empty() {
-        let (count, first) = (dropped.len(), dropped[..dropped.len().min(3)].join(", "));
-        console::note(&format!("note: {count} tensors of the source are left out: {first}"));
+    let left_out = origin.left_out(&plan)?;
+    if !left_out.tensors.is_empty() {
+        console::note(&format!("note: {}", present::left_out(&left_out)));
     }
     let codebook = args.codebook.codebook();
     let text = text::read(args, &tokenizer, &origin.output)?;
@@ -116,7 +115,7 @@ fn quantize(args: &Quantize) -> Result<()> {
     if args.plan_only {
         let known = measuring.as_ref().filter(|m| m.is_done()).map(Measuring::known);
         options.bits = work.bits(&rates, known.as_deref())?;
-        return present::plan(args, &plan, &origin, &options, measuring.as_ref());
+        return present::plan(args, &plan, &origin, &options, measuring.as_ref(), &left_out);
     }
     // All that can be refused is, before hours are spent.
     store::refuse_finished(&options.output, options.fresh)?;
@@ -145,10 +144,11 @@ fn quantize(args: &Quantize) -> Result<()> {
         true => work.quality(&text.held_out, text.window)?,
         false => None,
     };
+    let made = present::Made { report: &report, quality: quality.as_ref(), left_out: &left_out };
     if let Some(path) = &args.report {
-        present::page(path, args, &origin, &plan, &options, &report, quality.as_ref())?;
+        present::page(path, args, &origin, &plan, &options, &made)?;
     }
-    present::report(args, &plan, &options, &report, quality.as_ref())
+    present::report(args, &plan, &options, &made)
 }
 
 /// Refuses what disk or memory has no room for.

@@ -5,6 +5,7 @@ use crate::args::quantize::Quantize;
 use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
 use crate::{console, loaded};
 use anyhow::{Context, Result};
+use marlin_convert::origin::LeftOut;
 use marlin_convert::{JobOptions, JobReport, Origin, Plan, TensorReport, memory};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -16,6 +17,7 @@ pub fn plan(
     origin: &Origin,
     options: &JobOptions,
     measuring: Option<&Measuring>,
+    left_out: &LeftOut,
 ) -> Result<()> {
     let weights: u64 = plan.groups.iter().map(|g| g.weights).sum();
     let disk = memory::disk_bytes(plan, origin, options);
@@ -42,6 +44,7 @@ pub fn plan(
             "available_memory_bytes": available,
             "to_measure": left.map(|m| json!({"groups": m.groups(), "rates": m.rates})),
             "groups": groups,
+            "left_out": left_out,
         }));
     }
     for (group, bits) in plan.groups.iter().zip(&options.bits) {
@@ -89,14 +92,30 @@ pub struct Quality {
     pub tokens: usize,
 }
 
+/// What a finished job has to tell.
+pub struct Made<'a> {
+    /// What it says about itself.
+    pub report: &'a JobReport,
+    /// Of source and output, when it was measured.
+    pub quality: Option<&'a Quality>,
+    /// Of the source, what is not in the output.
+    pub left_out: &'a LeftOut,
+}
+
+/// What of the source is not in the output, in a line.
+pub fn left_out(left_out: &LeftOut) -> String {
+    let LeftOut { tensors, bytes } = left_out;
+    let (count, first) = (tensors.len(), tensors[..tensors.len().min(3)].join(", "));
+    let more = if count > 3 { ", …" } else { "" };
+    format!(
+        "{count} tensors of the source, {}, are left out: {first}{more}",
+        console::bytes(*bytes)
+    )
+}
+
 /// Prints a finished job.
-pub fn report(
-    args: &Quantize,
-    plan: &Plan,
-    options: &JobOptions,
-    report: &JobReport,
-    quality: Option<&Quality>,
-) -> Result<()> {
+pub fn report(args: &Quantize, plan: &Plan, options: &JobOptions, made: &Made) -> Result<()> {
+    let Made { report, quality, .. } = *made;
     if args.json {
         let mut document = serde_json::to_value(report)?;
         document["model"] = json!(args.model);
@@ -107,6 +126,7 @@ pub fn report(
             .zip(&options.bits)
             .map(|(g, bits)| json!({"name": g.name, "bits": bits}))
             .collect();
+        document["left_out"] = json!(made.left_out);
         if let Some(q) = quality {
             document["quality"] = json!({
                 "perplexity_before": q.before,
@@ -163,9 +183,9 @@ pub fn page(
     origin: &Origin,
     plan: &Plan,
     options: &JobOptions,
-    report: &JobReport,
-    quality: Option<&Quality>,
+    made: &Made,
 ) -> Result<()> {
+    let Made { report, quality, .. } = *made;
     let rounded = |v: f64| format!("{v:.3}");
     let row = |name: &str, bits, bytes, perplexity, kl| QualityRow {
         name: name.to_owned(),
@@ -200,6 +220,11 @@ pub fn page(
         layer: plan.groups.iter().find(|g| g.name == e.layer).map_or(0, |g| g.layer),
         counts: e.tokens.clone(),
     });
+    let LeftOut { tensors: lost, bytes } = made.left_out;
+    let lost = match lost.len() {
+        0 => "none".to_owned(),
+        count => format!("{count} tensors, {}", console::bytes(*bytes)),
+    };
     let page = html(&QuantizationReport {
         title: format!("{} in EXL3, {} bits", args.model, args.bits),
         summary: vec![
@@ -207,6 +232,7 @@ pub fn page(
             ("stored, with scales and padding".to_owned(), rounded(report.stored_bits)),
             ("stored, output projection".to_owned(), rounded(report.head_stored_bits)),
             ("files".to_owned(), console::bytes(report.file_bytes)),
+            ("left out of the source".to_owned(), lost),
             ("calibration tokens".to_owned(), options.calibration.tokens().to_string()),
             ("seconds".to_owned(), format!("{:.0}", report.seconds)),
             ("encoder".to_owned(), report.encoder.clone()),
