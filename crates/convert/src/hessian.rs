@@ -85,6 +85,22 @@ impl Hessian {
         self.borrowed += rows;
     }
 
+    /// Takes the sum of `pool` for its own; the rows are still those it saw itself.
+    pub fn lean_only_on(&mut self, pool: &Self) {
+        self.sum.clone_from(&pool.sum);
+        self.borrowed = pool.rows - self.rows.min(pool.rows);
+    }
+
+    /// Lets input `order[i]` stand where input `i` stood.
+    pub fn exchange(&mut self, order: &[usize]) {
+        let sum = self.sum.clone();
+        for (i, &from) in order.iter().enumerate() {
+            for (value, &column) in self.sum.row_mut(i).iter_mut().zip(order) {
+                *value = sum.row(from)[column];
+            }
+        }
+    }
+
     /// The mean, `[size, size]`; `None` when it says nothing: no row, all zero, or not finite.
     pub fn mean(&self) -> Option<Matrix> {
         let rows = self.rows + self.borrowed;

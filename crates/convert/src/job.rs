@@ -10,7 +10,7 @@ use crate::moments::Moments;
 use crate::origin::{Named, Origin, half};
 use crate::output::{self, Module};
 use crate::plan::{Plan, Role, Target};
-use crate::pooling::pool_starved;
+use crate::pooling::{Through, prepare};
 use crate::quantizer::{TensorReport, quantize_linear};
 use crate::report::{JobReport, fingerprint, fnv, hash};
 use crate::store::{Store, named};
@@ -193,7 +193,11 @@ impl Job<'_> {
             self.in_passes(&part, &targets, |stream, labels| stream.capture(layer, labels))?;
             let tick = self.tick(&part, false);
             let stream = self.stream(&tick);
-            stream.advance(layer, self.block_tensors(layer)?)?;
+            let tensors = match self.quantizer.options.calibration.through {
+                Through::Quantized => self.block_tensors(layer)?,
+                Through::Source => self.origin.source_tensors(&self.plan, layer, None)?,
+            };
+            stream.advance(layer, tensors)?;
             stream.states(layer).remove();
         }
         let head = self.plan.targets_with(Role::Head);
@@ -291,7 +295,8 @@ impl Job<'_> {
 
     /// Quantizes what is not finished of `targets`, a few at a time.
     fn quantize(&self, targets: &[&Target], mut hessians: Hessians) -> Result<()> {
-        let notes = pool_starved(&mut hessians);
+        let rule = self.quantizer.options.calibration;
+        let notes = prepare(rule.moments, &mut hessians);
         let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
         let jobs = memory::jobs(targets, &self.origin, self.options);
         for some in pending.chunks(jobs) {

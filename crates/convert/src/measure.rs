@@ -12,12 +12,12 @@ use crate::error::ConvertError;
 use crate::hessian::Hessians;
 use crate::origin::{Named, Origin, view};
 use crate::plan::{Plan, Role, Target};
-use crate::pooling::pool_starved;
+use crate::pooling::{MomentsRule, prepare};
 use crate::quantizer::{Quantizer, quantize_linear};
 use crate::store::named;
 use crate::stream::{Stream, batch, cache};
 use marlin_models::{Block, Loader, Model, Step};
-use marlin_tensor::{Backend, HostTensor, Tensor};
+use marlin_tensor::{Backend, Tensor};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ impl Probe<'_> {
             if !of_layer.is_empty() {
                 let labels = targets.iter().map(|t| t.spec.label.clone()).collect();
                 let mut hessians = stream.capture(layer, labels)?;
-                pool_starved(&mut hessians);
+                prepare(MomentsRule::Own, &mut hessians);
                 for group in of_layer {
                     for &rate in self.rates {
                         let name = &groups[group].name;
@@ -144,7 +144,7 @@ impl Probe<'_> {
             inputs = self.pass(layer, source.block(layer), &inputs)?;
             // Nothing is measured after the last block: no states are needed there.
             if layer >= start && layer + 1 < self.plan.layers {
-                stream.advance(layer, self.tensors(layer, None)?)?;
+                stream.advance(layer, self.origin.source_tensors(self.plan, layer, None)?)?;
             }
             if layer >= start {
                 stream.states(layer).remove();
@@ -225,29 +225,11 @@ impl Probe<'_> {
             })
             .collect::<Result<_>>()?;
         let replaced = (group, quantized.concat());
-        let view = view(self.directory, &self.origin.config, self.tensors(layer, Some(replaced))?);
+        let tensors = self.origin.source_tensors(self.plan, layer, Some(replaced))?;
+        let view = view(self.directory, &self.origin.config, tensors);
         let mut progress = |_| {};
         let mut loader = Loader::new(&view, self.backend.clone(), &mut progress);
         Ok(Block::load(&mut loader, &self.origin.output.blocks[layer])?)
-    }
-
-    /// All tensors of block `layer` in fp16, with those of one group replaced.
-    fn tensors(&self, layer: usize, replaced: Option<(usize, Vec<Named>)>) -> Result<Vec<Named>> {
-        let (ours, theirs) = (&self.origin.spec.blocks[layer], &self.origin.output.blocks[layer]);
-        let mut tensors = self.origin.plain_tensors(ours, theirs)?;
-        let group = replaced.as_ref().map(|r| r.0);
-        for target in self.plan.targets_of(layer) {
-            let spec = &target.spec;
-            if Some(target.group) != group {
-                tensors.push(self.origin.half_weight(spec, &self.origin.matrix(spec)?));
-            }
-            if let Some(bias) = self.origin.bias(spec)? {
-                let name = format!("{}.bias", self.origin.output_key(spec));
-                tensors.push((name, HostTensor::from_f32(vec![bias.len()], &bias)));
-            }
-        }
-        tensors.extend(replaced.into_iter().flat_map(|r| r.1));
-        Ok(tensors)
     }
 }
 

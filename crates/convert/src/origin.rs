@@ -279,6 +279,33 @@ impl<'a> Origin<'a> {
         Ok(out)
     }
 
+    /// All tensors of block `layer` in fp16, with those of the group `replaced` names in place of its own.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn source_tensors(
+        &self,
+        plan: &Plan,
+        layer: usize,
+        replaced: Option<(usize, Vec<Named>)>,
+    ) -> Result<Vec<Named>> {
+        let mut tensors =
+            self.plain_tensors(&self.spec.blocks[layer], &self.output.blocks[layer])?;
+        let group = replaced.as_ref().map(|r| r.0);
+        for target in plan.targets_of(layer) {
+            let spec = &target.spec;
+            if Some(target.group) != group {
+                tensors.push(self.half_weight(spec, &self.matrix(spec)?));
+            }
+            if let Some(bias) = self.bias(spec)? {
+                let name = format!("{}.bias", self.output_key(spec));
+                tensors.push((name, HostTensor::from_f32(vec![bias.len()], &bias)));
+            }
+        }
+        tensors.extend(replaced.into_iter().flat_map(|r| r.1));
+        Ok(tensors)
+    }
+
     /// A matrix that is kept, in fp16.
     pub fn half_weight(&self, spec: &LinearSpec, matrix: &Matrix) -> Named {
         let name = format!("{}.weight", self.output_key(spec));

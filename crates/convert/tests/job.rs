@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::{calibration, convert, convert_with, divergence, files, load, options};
+use common::{
+    Greedy, backend, calibration, convert, convert_with, divergence, files, load, options,
+    quantizer,
+};
 use marlin_checkpoint::Checkpoint;
-use marlin_convert::{ConvertError, Event};
+use marlin_convert::pooling::{CalibrationRule, MomentsRule, Through};
+use marlin_convert::{ConvertError, Event, run};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_testkit::{FAMILIES, tiny_model};
@@ -107,6 +111,33 @@ fn a_resumed_job_does_not_gather_moments_again() {
     let gathered = gathered.into_inner().unwrap();
     assert!(!gathered.iter().any(|part| part == "layer 0"), "{gathered:?}");
     assert!(gathered.iter().any(|part| part == "layer 1"), "{gathered:?}");
+}
+
+/// What the guide compares the defaults with: other moments, and inputs that went through the source, give
+/// another model with the same matrices.
+#[test]
+fn choices_of_the_calibration_reach_the_matrices() {
+    let family = "glm4_moe_lite";
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model(family)).unwrap();
+    let made = |name: &str, calibration: CalibrationRule| {
+        let mut quantizer = quantizer(Arc::new(Greedy));
+        quantizer.options.calibration = calibration;
+        let output = directory.path().join(name);
+        let options = options(&source, family, &output, 3.0);
+        let stop = AtomicBool::new(false);
+        run(&source, backend(2), &quantizer, &options, &|_| {}, &stop).unwrap();
+        std::fs::read(output.join("model.safetensors")).unwrap()
+    };
+    let rule = CalibrationRule::default();
+    let own = made("own", rule);
+    let through = CalibrationRule { through: Through::Source, ..rule };
+    let random = CalibrationRule { moments: MomentsRule::Random, ..rule };
+    let pooled = CalibrationRule { moments: MomentsRule::Pooled, ..rule };
+    for (name, rule) in [("source", through), ("random", random), ("pooled", pooled)] {
+        let other = made(name, rule);
+        assert!(other.len() == own.len() && other != own, "{name}");
+    }
 }
 
 /// One matrix as embedding and head, where the source has one.

@@ -86,6 +86,28 @@ fn every_step_lowers_the_error() {
     assert!(fitted < plain && once < fitted && twice < once, "{plain} {fitted} {once} {twice}");
 }
 
+/// From a root mean square that is far off, the search finds back to what the table has, on a few tiles of a
+/// matrix of one panel or of several, with any number of threads.
+#[test]
+fn the_search_finds_the_scale_that_the_table_has() {
+    for (n, k, bits) in [(256, 256, 2.0), (256, 256, 4.0), (PANEL + 128, 128, 3.0)] {
+        let (w, h) = (gaussian(n, k, 23), moments(k, 29));
+        let of = |gain, search, threads| {
+            let q = fast(Exl3Options { gain, search, ..Exl3Options::default() });
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| quantize(&q, &w, Some(&h), bits)).0
+        };
+        let loss = |packed: &Weight| error(&w, packed, &h);
+        let (table, off) = (loss(&of(1.0, 0, 2)), loss(&of(0.7, 0, 2)));
+        let searched = of(0.7, 64, 3);
+        assert!(off > 1.1 * table, "{off} {table}");
+        assert!(loss(&searched) < 1.03 * table, "{} {table}", loss(&searched));
+        for ((name, a), (_, b)) in searched.parts.iter().zip(&of(0.7, 64, 1).parts) {
+            assert!(a.bytes() == b.bytes(), "{name} depends on threads");
+        }
+    }
+}
+
 #[test]
 fn the_report_says_what_the_file_decodes_to() {
     let h = moments(200, 11);

@@ -48,7 +48,10 @@ pub struct Coder<'a> {
 impl Coder<'_> {
     /// Encodes `targets: [rows, 16]`, outputs by inputs, into `states: [rows / 16, 256]` and
     /// `decoded: [rows, 16]`.
-    fn encode(
+    ///
+    /// # Errors
+    /// When the encoder's device fails.
+    pub fn encode(
         &self,
         targets: &[f32],
         states: &mut [u16],

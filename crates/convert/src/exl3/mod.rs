@@ -2,19 +2,22 @@
 //!
 //! 1. [`basis`]: channel scales, random signs, Hadamard rotation of both sides.
 //! 2. [`ldl`]: the rotated Hessian, damped, as `L D Lᵀ`.
-//! 3. [`feedback`]: LDLQ with the tail-biting Viterbi encoder, tile by tile.
-//! 4. [`refit`]: least-squares scales of both sides for the tiles that were chosen.
-//! 5. Passes of coordinate descent, each followed by another fit.
+//! 3. [`search`]: the root mean square of `Ŵ`, on some of its tiles, or from a table by rate.
+//! 4. [`feedback`]: LDLQ with the tail-biting Viterbi encoder, tile by tile.
+//! 5. [`refit`]: least-squares scales of both sides for the tiles that were chosen.
+//! 6. Passes of coordinate descent, each followed by another fit.
 
 pub mod basis;
 pub mod feedback;
 pub mod ldl;
 pub mod panels;
 pub mod refit;
+pub mod search;
 pub mod table;
 
 use crate::error::ConvertError;
 use crate::matrix::{Matrix, dot};
+use crate::pooling::CalibrationRule;
 use crate::quantizer::{LinearInput, Quantizer, TensorReport};
 use basis::{ScaleRule, Scales};
 use bytes::Bytes;
@@ -47,6 +50,10 @@ pub struct Exl3Options {
     pub feedback: bool,
     /// Root mean square of `Ŵ` relative to the best for Gaussian weights.
     pub gain: f32,
+    /// Tiles of each matrix that its root mean square is searched on; 0 takes that of Gaussian weights.
+    pub search: usize,
+    /// What a job makes of the calibration rows.
+    pub calibration: CalibrationRule,
 }
 
 impl Default for Exl3Options {
@@ -58,6 +65,8 @@ impl Default for Exl3Options {
             refit: true,
             feedback: true,
             gain: 1.0,
+            search: 0,
+            calibration: CalibrationRule::default(),
         }
     }
 }
@@ -118,14 +127,11 @@ impl Quantizer for Exl3Quantizer {
 
         let diagonal = used.map(|h| diagonal(h, self.options.damping));
         let rule = self.options.scales;
-        let mut scales = Scales::choose(
-            [n, k],
-            &|each| panels.weights(each),
-            diagonal.as_deref(),
-            rule,
-            self.rms(rate),
-            input.seeds,
-        )?;
+        let choose = |panels: &Panels, rms| {
+            let visit = |each: &mut dyn FnMut(usize, &Matrix)| panels.weights(each);
+            Scales::choose([n, k], &visit, diagonal.as_deref(), rule, rms, input.seeds)
+        };
+        let mut scales = choose(&panels, self.rms(rate))?;
         let table = self.codebook.table();
         let tiles = n * k / TILE * (1 + self.options.passes);
         let encoder = Timed::new(self.encoder.as_ref(), tiles, input.progress);
@@ -136,6 +142,12 @@ impl Quantizer for Exl3Quantizer {
             fallback = Some("the Hessian has no factorisation".to_owned());
         }
         let factor = factor.flatten().map(|(l, _)| l);
+        if self.options.search > 0 {
+            let tiles = self.options.search;
+            let gain = search::gain(&panels, &coder, &scales, factor.as_ref(), tiles)?;
+            // One factor on all inputs: `L` stays what it is.
+            scales = choose(&panels, self.rms(rate) * gain as f32)?;
+        }
         panels.encode(h.as_ref(), |rows, w| {
             coder.feedback(&scales.part(rows).rotate(w), factor.as_ref())
         })?;

@@ -67,6 +67,17 @@ impl<'a> Panels<'a> {
         })
     }
 
+    /// The weights of some outputs, before they are encoded.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Matrix, ConvertError> {
+        match &self.whole {
+            Some(whole) => Ok(whole.part(rows)),
+            None => self.read(rows),
+        }
+    }
+
     fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let n = self.n;
         (0..n).step_by(PANEL).map(move |first| first..(first + PANEL).min(n))

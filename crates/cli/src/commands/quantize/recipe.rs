@@ -44,10 +44,15 @@ pub fn settings(changes: &[String]) -> Result<Exl3Options> {
         let known = flat_keys(&value).join(", ");
         let unknown = || exit::usage(format!("--set {change}: unknown key; there are {known}"));
         let place = key.split('.').try_fold(&mut value, |v, k| v.get_mut(k)).ok_or_else(unknown)?;
-        *place =
-            serde_json::from_str(text).map_err(|e| exit::usage(format!("--set {change}: {e}")))?;
+        let refuse = |e: serde_json::Error| exit::usage(format!("--set {change}: {e}"));
+        *place = match place {
+            // A word stands for itself.
+            Value::String(_) => Value::String(text.to_owned()),
+            _ => serde_json::from_str(text).map_err(refuse)?,
+        };
+        serde_json::from_value::<Exl3Options>(value.clone()).map_err(refuse)?;
     }
-    serde_json::from_value(value).map_err(|e| exit::usage(format!("--set: {e}")))
+    Ok(serde_json::from_value(value)?)
 }
 
 fn flat_keys(value: &Value) -> Vec<String> {
@@ -62,15 +67,20 @@ fn flat_keys(value: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use marlin_convert::pooling::MomentsRule;
 
     #[test]
     fn choices_are_set_by_name_or_refused() {
         let changes = ["damping=0.5".to_owned(), "scales.exponent=1.0".to_owned()];
         let options = settings(&changes).unwrap();
         assert_eq!((options.damping, options.scales.exponent), (0.5, 1.0));
-        for bad in ["damping", "dumping=1", "damping=x", "scales=1"] {
+        let words = ["calibration.moments=pooled".to_owned(), "search=64".to_owned()];
+        let options = settings(&words).unwrap();
+        assert_eq!((options.calibration.moments, options.search), (MomentsRule::Pooled, 64));
+        let bad = ["damping", "dumping=1", "damping=x", "scales=1", "calibration.through=air"];
+        for bad in bad {
             let error = settings(&[bad.to_owned()]).unwrap_err().to_string();
-            assert!(error.starts_with("--set"), "{error}");
+            assert!(error.starts_with(&format!("--set {bad}: ")), "{error}");
         }
     }
 }
