@@ -199,7 +199,8 @@ fn misuse_is_told_before_anything_is_written() {
     for (more, code, says) in [
         (&["--bits", "9"][..], 2, "--bits"),
         (&["--bits", "0.9"], 2, "--bits"),
-        (&["--head-bits", "5.5"], 2, "rate 5.5"),
+        (&["--head-bits", "5.5"], 2, "lm_head: mul1 has no rate 5.5"),
+        (&["--head-bits", "16", "--tied"], 2, "--tied"),
         (&["--codebook", "mcg", "--head-bits", "2.5"], 2, "rate 2.5"),
         (&["--embedding-bits", "9"], 2, "--embedding-bits"),
         (&["--set", "nothing=1"], 2, "unknown key"),

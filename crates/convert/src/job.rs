@@ -16,6 +16,7 @@ use crate::report::{JobReport, fingerprint, fnv, hash};
 use crate::store::{Store, named};
 use crate::stream::Stream;
 use marlin_checkpoint::{Checkpoint, Container, write_file};
+use marlin_models::LinearSpec;
 use marlin_tensor::Backend;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -26,6 +27,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, ConvertError>;
+
+/// Bits of an output projection that is not quantized but stored in fp16, as exllamav3 does.
+pub const KEPT: f64 = 16.0;
 
 /// What a job is to do.
 pub struct JobOptions {
@@ -119,7 +123,7 @@ pub fn run(
     let plan = Plan::new(&origin.output, origin.mtp);
     assert_eq!(plan.groups.len(), options.bits.len(), "one rate per group");
     if options.tied {
-        check_tied(&origin, options)?;
+        check_tied(&origin, &plan, options)?;
     }
     let settings = json!({
         "source": fingerprint(checkpoint),
@@ -147,13 +151,16 @@ pub fn run(
 }
 
 /// Refuses to store one matrix where the source has two.
-fn check_tied(origin: &Origin, options: &JobOptions) -> Result<()> {
+fn check_tied(origin: &Origin, plan: &Plan, options: &JobOptions) -> Result<()> {
     let head = &origin.output.head;
+    let mut groups = plan.groups.iter().zip(&options.bits);
+    let kept = groups.any(|(g, bits)| g.role == Role::Head && *bits == KEPT);
     let reason = match () {
         () if !head.tied || origin.source.has(&head.linear.key) => {
             "the source's embedding and output projection are two matrices"
         }
         () if head.linear.bias => "the output projection has a bias, the embedding cannot have one",
+        () if kept => "the one matrix is quantized at --head-bits, and 16 quantizes nothing",
         () if options.embedding_bits.is_some() => "the embedding has the bits of --head-bits",
         () => return Ok(()),
     };
@@ -201,9 +208,12 @@ impl Job<'_> {
             stream.states(layer).remove();
         }
         let head = self.plan.targets_with(Role::Head);
-        self.in_passes("head", &head, |stream, labels| {
-            labels.into_iter().map(|label| Ok((label, stream.head()?))).collect()
-        })?;
+        match head.iter().all(|t| self.is_kept(t)) {
+            true => self.quantize(&head, Hessians::new())?,
+            false => self.in_passes("head", &head, |stream, labels| {
+                labels.into_iter().map(|label| Ok((label, stream.head()?))).collect()
+            })?,
+        }
         let ahead = self.plan.targets_with(Role::Prediction);
         self.in_passes("prediction layer", &ahead, |stream, labels| stream.prediction(labels))
     }
@@ -308,6 +318,11 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Whether `target` is an output projection that stays as it is.
+    fn is_kept(&self, target: &Target) -> bool {
+        target.is_head() && self.options.bits[target.group] == KEPT
+    }
+
     fn quantize_one(
         &self,
         target: &Target,
@@ -315,6 +330,9 @@ impl Job<'_> {
         notes: &BTreeMap<String, String>,
     ) -> Result<()> {
         let start = Instant::now();
+        if self.is_kept(target) {
+            return self.keep(&target.spec, start);
+        }
         let (spec, bits) = (&target.spec, self.options.bits[target.group]);
         let (key, told) = (self.origin.output_key(spec), AtomicUsize::new(0));
         let progress = |share: f64| {
@@ -334,6 +352,21 @@ impl Job<'_> {
             half(vec![values.len()], &values)
         });
         self.store.put(&report, &named(&report.key, packed.parts, bias))?;
+        (self.events)(Event::Matrix(report));
+        Ok(())
+    }
+
+    /// The matrix of `spec` in fp16, under the names of a layer that is not quantized.
+    fn keep(&self, spec: &LinearSpec, start: Instant) -> Result<()> {
+        let key = self.origin.output_key(spec);
+        let mut tensors = vec![self.origin.half_matrix(spec)?];
+        if let Some(bias) = self.origin.bias(spec)? {
+            tensors.push((format!("{key}.bias"), half(vec![bias.len()], &bias)));
+        }
+        let shape = [spec.out_features, spec.in_features];
+        let mut report = TensorReport::kept(&key, shape);
+        report.seconds = start.elapsed().as_secs_f64();
+        self.store.put(&report, &tensors)?;
         (self.events)(Event::Matrix(report));
         Ok(())
     }

@@ -312,6 +312,21 @@ impl<'a> Origin<'a> {
         (name, half(vec![matrix.rows, matrix.columns], &matrix.data))
     }
 
+    /// The matrix of `spec` in fp16, read some rows at a time.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn half_matrix(&self, spec: &LinearSpec) -> Result<Named> {
+        let (rows, columns) = (spec.out_features, spec.in_features);
+        let mut bytes = Vec::with_capacity(rows * columns * 2);
+        for first in (0..rows).step_by(PANEL) {
+            let some = self.rows(spec, first..rows.min(first + PANEL))?;
+            bytes.extend_from_slice(half(vec![some.data.len()], &some.data).bytes());
+        }
+        let name = format!("{}.weight", self.output_key(spec));
+        Ok((name, HostTensor::new(DType::F16, vec![rows, columns], bytes.into())?))
+    }
+
     /// A norm's weight without the offset that the output's model adds.
     ///
     /// # Errors

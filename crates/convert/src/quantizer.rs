@@ -68,16 +68,22 @@ impl TensorReport {
 
     /// Of a table that has no inputs to calibrate with.
     pub fn uncalibrated(key: &str, shape: [usize; 2], bits: f64) -> Self {
+        let fallback = Some("a table has no inputs".to_owned());
+        Self { bits, fallback, ..Self::kept(key, shape) }
+    }
+
+    /// Of a matrix that is stored in fp16.
+    pub fn kept(key: &str, shape: [usize; 2]) -> Self {
         Self {
             key: key.to_owned(),
             shape,
-            bits,
+            bits: 16.0,
             proxy_error: 0.0,
             relative_output_error: 0.0,
             relative_weight_error: 0.0,
             cosine: 1.0,
             calibration_rows: 0,
-            fallback: Some("a table has no inputs".to_owned()),
+            fallback: None,
             seconds: 0.0,
             encoder_seconds: 0.0,
         }

@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{convert, load, options};
-use marlin_checkpoint::{Checkpoint, Container, StoredTensor};
-use marlin_convert::origin::LeftOut;
+use common::{convert, divergence, load, options};
+use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
+use marlin_convert::job::KEPT;
+use marlin_convert::origin::{LeftOut, half};
 use marlin_convert::output::{
     Module, clear, copy_sidecars, read_tensors, tensor_storage, write_tensors,
 };
@@ -137,6 +138,56 @@ fn a_directory_has_no_configuration_until_it_is_verified() {
     let seen = seen.into_inner().unwrap();
     assert!(!seen.iter().any(|e| matches!(e, Event::Matrix(_))), "{seen:?}");
     assert!(output.join("config.json").exists() && !output.join(".quantize").exists());
+}
+
+/// `--head-bits 16` was refused. exllamav3 leaves the output projection in fp16 then, on its own also where the source ties it.
+#[test]
+fn a_head_of_sixteen_bits_stays_as_it_is() {
+    for family in ["qwen2", "glm4_moe_lite"] {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Checkpoint::open(&tiny_model(family)).unwrap();
+        let output = directory.path().join("out");
+        let mut options = options(&source, family, &output, 8.0);
+        let origin = Origin::open(&source).unwrap();
+        let plan = Plan::new(&origin.output, origin.mtp);
+        let head = plan.groups.iter().position(|g| g.role == Role::Head).unwrap();
+        options.bits[head] = KEPT;
+        let report = convert(&source, &options, &|_| {}, &AtomicBool::new(false)).unwrap();
+        assert_eq!(report.head_stored_bits, 16.0, "{family}");
+        assert!(report.tensors.iter().any(|t| t.key == "lm_head" && t.bits == 16.0), "{family}");
+
+        let made = Checkpoint::open(&output).unwrap();
+        let of_head: Vec<_> = made.tensors().filter(|t| t.name.starts_with("lm_head")).collect();
+        assert_eq!(of_head.len(), 1, "{family}");
+        let stored = of_head[0];
+        assert_eq!(
+            (stored.name.as_str(), stored.encoding),
+            ("lm_head.weight", Encoding::Plain(DType::F16))
+        );
+        let spec = &origin.output.head.linear;
+        assert_eq!(stored.shape, [spec.out_features, spec.in_features], "{family}: no padding");
+        let own = half(stored.shape.clone(), &origin.matrix(spec).unwrap().data);
+        assert!(stored.data == *own.bytes(), "{family}");
+
+        let read = |name: &str| -> Value {
+            serde_json::from_slice(&fs::read(output.join(name)).unwrap()).unwrap()
+        };
+        let (config, table) = (read("config.json"), read("quantization_config.json"));
+        assert_eq!(config["quantization_config"]["head_bits"], 16);
+        assert_eq!(config["tie_word_embeddings"], false);
+        let size = 2 * spec.out_features * spec.in_features;
+        let weight = json!({"shape": stored.shape, "n_bytes": size, "dtype": "torch.float16"});
+        let module = json!({"stored_tensors": {"lm_head.weight": weight}});
+        assert_eq!(table["tensor_storage"]["lm_head"], module, "{family}");
+        let divergence = divergence(&load(&tiny_model(family)), &load(&output), family);
+        // What the quick encoder of the tests reaches.
+        assert!(divergence < 0.5, "{family}: {divergence}");
+
+        options.tied = true;
+        options.output = directory.path().join("tied");
+        let refused = convert(&source, &options, &|_| {}, &AtomicBool::new(false));
+        assert!(refused.unwrap_err().to_string().starts_with("--tied"), "{family}");
+    }
 }
 
 /// As exllamav3 1.6.5 writes them for GLM-4.7-Flash's kind: the bits of the prediction layer, and the correction

@@ -26,7 +26,7 @@ pub struct Quantize {
     /// Bits per weight on average, 1.0 to 8.0.
     #[arg(long, value_name = "B", default_value_t = 4.0)]
     pub bits: f64,
-    /// Bits of the output projection.
+    /// Bits of the output projection; 16 keeps it, in fp16.
     #[arg(long, value_name = "B", default_value_t = 6.0)]
     pub head_bits: f64,
     /// Bits of the token embedding, 1 to 8; 16 keeps it as it is.

@@ -12,8 +12,10 @@ use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
+use marlin_convert::job::KEPT;
+use marlin_convert::plan::Group;
 use marlin_convert::{
-    ConvertError, Exl3Quantizer, JobOptions, Origin, Plan, allocate, memory, store,
+    ConvertError, Exl3Quantizer, JobOptions, Origin, Plan, Role, allocate, memory, store,
 };
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
@@ -219,11 +221,22 @@ impl Work<'_> {
             recipe::apply_recipe(&text, self.plan, &mut chosen)
                 .map_err(|e| exit::usage(format!("{}: {e}", path.display())))?;
         }
-        if let Some(bad) = chosen.iter().find(|b| !rates.contains(b)) {
+        let is_known = |(bits, group): &(&f64, &Group)| {
+            rates.contains(bits) || group.role == Role::Head && **bits == KEPT
+        };
+        let mut groups = chosen.iter().zip(&self.plan.groups);
+        if let Some((bad, group)) = groups.find(|g| !is_known(g)) {
             let name = self.quantizer.codebook.name();
             let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
             let known = rates.join(", ");
-            return Err(exit::usage(format!("{name} has no rate {bad}; it has {known}")));
+            let or_not = match group.role {
+                Role::Head => ", and 16 for no quantization",
+                _ => "",
+            };
+            let what = &group.name;
+            return Err(exit::usage(format!(
+                "{what}: {name} has no rate {bad}; it has {known}{or_not}"
+            )));
         }
         Ok(chosen)
     }
