@@ -154,3 +154,16 @@ fn states(words: &[u16], bits: usize) -> [u16; GROUP] {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `docs/formats/exl3.md` gives to check a reader with.
+    #[test]
+    fn the_example_of_the_page_has_the_states_it_says() {
+        let words: Vec<u16> = (0..64).map(|i| [0x3210, 0x7654, 0xba98, 0xfedc][i % 4]).collect();
+        let found = states(&words, 4);
+        assert_eq!((found[3], found[4], found[18]), (0x0123, 0x1234, 0xf012));
+    }
+}
