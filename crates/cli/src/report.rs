@@ -50,7 +50,7 @@ pub struct TensorRow {
     pub shape: [usize; 2],
     /// What the quantizer minimised, relative.
     pub proxy_error: f64,
-    /// Squared error of the outputs over their squared norm.
+    /// Norm of the outputs' error over that of the outputs.
     pub relative_output_error: f64,
     /// Between outputs before and after.
     pub cosine: f64,
@@ -99,6 +99,11 @@ impl TensorRow {
     /// For a chart with a logarithmic axis.
     fn error(&self) -> Option<f64> {
         Some(self.relative_output_error).filter(|e| e.is_finite() && *e > 0.0)
+    }
+
+    /// Of the outputs, in decibels.
+    fn signal_to_noise(&self) -> Option<f64> {
+        Some(-20.0 * self.error()?.log10())
     }
 
     fn title(&self) -> String {
@@ -194,7 +199,7 @@ fn charts(page: &mut String, rows: &[TensorRow]) {
     });
     let bars: Vec<_> = bars.collect();
     page.push_str(&chart::columns("Bits by layer", ("layer", "bits per weight"), &bars));
-    let rate = series(&|row| Some((row.bits, -10.0 * row.error()?.log10())));
+    let rate = series(&|row| Some((row.bits, row.signal_to_noise()?)));
     let axes = ("bits per weight", "signal to noise of the outputs, dB");
     page.push_str(&chart::scatter("Rate and distortion", axes, Scale::Linear, &rate));
     page.push_str("</div>\n");

@@ -142,4 +142,7 @@ fn matrices_have_layers_and_kinds() {
         let row = TensorRow { name: name.to_owned(), ..base.clone() };
         assert_eq!((row.layer(), row.kind().as_str()), (layer, kind));
     }
+    // The error is one of norms: the chart had half the decibels.
+    let tenth = TensorRow { relative_output_error: 0.1, ..base };
+    assert!((tenth.signal_to_noise().unwrap() - 20.0).abs() < 1e-9);
 }

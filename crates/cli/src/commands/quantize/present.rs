@@ -231,6 +231,7 @@ pub fn page(
             ("bits per weight".to_owned(), rounded(report.bits)),
             ("stored, with scales and padding".to_owned(), rounded(report.stored_bits)),
             ("stored, output projection".to_owned(), rounded(report.head_stored_bits)),
+            ("stored, all matrices".to_owned(), rounded(report.all_stored_bits)),
             ("files".to_owned(), console::bytes(report.file_bytes)),
             ("left out of the source".to_owned(), lost),
             ("calibration tokens".to_owned(), options.calibration.tokens().to_string()),
