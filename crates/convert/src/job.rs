@@ -1,16 +1,16 @@
 //! A quantization from an opened source to a finished directory, resumable at every matrix.
 
-use crate::calibration::Calibration;
 use crate::error::ConvertError;
 use crate::exl3::table::quantize_table;
 use crate::exl3::{Exl3Quantizer, PADDING};
 use crate::hessian::{Hessian, Hessians};
 use crate::memory;
 use crate::moments::Moments;
+use crate::options::{JobOptions, KEPT};
 use crate::origin::{Named, Origin, half};
 use crate::output::{self, Module};
-use crate::plan::{Plan, Role, Target};
-use crate::pooling::{Through, prepare};
+use crate::plan::{Plan, Role, Target, in_order, with_labels};
+use crate::pooling::{Pools, Through, pool_of, prepare};
 use crate::quantizer::{TensorReport, quantize_linear};
 use crate::report::{JobReport, fingerprint, fnv, hash};
 use crate::store::{Store, named};
@@ -21,41 +21,12 @@ use marlin_tensor::Backend;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, ConvertError>;
-
-/// Bits of an output projection that is not quantized but stored in fp16, as exllamav3 does.
-pub const KEPT: f64 = 16.0;
-
-/// What a job is to do.
-pub struct JobOptions {
-    /// Directory to make.
-    pub output: PathBuf,
-    /// Bits of every group of the plan.
-    pub bits: Vec<f64>,
-    /// Bits of the embedding table; `None` keeps it as it is.
-    pub embedding_bits: Option<usize>,
-    /// Whether one quantized matrix is stored as embedding and head.
-    pub tied: bool,
-    /// Rows to calibrate on.
-    pub calibration: Calibration,
-    /// Seed of all that is random.
-    pub seed: u64,
-    /// Matrices at a time.
-    pub jobs: usize,
-    /// Threads in all.
-    pub threads: usize,
-    /// Bytes of memory to stay under.
-    pub max_memory: Option<u64>,
-    /// Whether to throw away an earlier job or result in the same place.
-    pub fresh: bool,
-    /// Files to write beside the weights (a tokenizer made from a GGUF's vocabulary).
-    pub files: Vec<(String, Vec<u8>)>,
-}
 
 /// How a job gets on.
 #[derive(Debug, Clone)]
@@ -123,7 +94,7 @@ pub fn run(
     let plan = Plan::new(&origin.output, origin.mtp);
     assert_eq!(plan.groups.len(), options.bits.len(), "one rate per group");
     if options.tied {
-        check_tied(&origin, &plan, options)?;
+        options.check_tied(&origin, &plan)?;
     }
     let settings = json!({
         "source": fingerprint(checkpoint),
@@ -148,23 +119,6 @@ pub fn run(
     let seconds = start.elapsed().as_secs_f64();
     let encoder = quantizer.encoder.name();
     Ok(JobReport { seconds, encoder, ..job.finish(checkpoint)? })
-}
-
-/// Refuses to store one matrix where the source has two.
-fn check_tied(origin: &Origin, plan: &Plan, options: &JobOptions) -> Result<()> {
-    let head = &origin.output.head;
-    let mut groups = plan.groups.iter().zip(&options.bits);
-    let kept = groups.any(|(g, bits)| g.role == Role::Head && *bits == KEPT);
-    let reason = match () {
-        () if !head.tied || origin.source.has(&head.linear.key) => {
-            "the source's embedding and output projection are two matrices"
-        }
-        () if head.linear.bias => "the output projection has a bias, the embedding cannot have one",
-        () if kept => "the one matrix is quantized at --head-bits, and 16 quantizes nothing",
-        () if options.embedding_bits.is_some() => "the embedding has the bits of --head-bits",
-        () => return Ok(()),
-    };
-    Err(ConvertError::Option { field: "--tied".to_owned(), reason: reason.to_owned() })
 }
 
 /// Threads for the arithmetic of a job.
@@ -209,7 +163,7 @@ impl Job<'_> {
         }
         let head = self.plan.targets_with(Role::Head);
         match head.iter().all(|t| self.is_kept(t)) {
-            true => self.quantize(&head, Hessians::new())?,
+            true => self.quantize(&head, Hessians::new(), &BTreeSet::new(), &Pools::default())?,
             false => self.in_passes("head", &head, |stream, labels| {
                 labels.into_iter().map(|label| Ok((label, stream.head()?))).collect()
             })?,
@@ -226,25 +180,50 @@ impl Job<'_> {
         targets: &[&Target],
         gather: impl Fn(&Stream, BTreeSet<String>) -> Result<Hessians>,
     ) -> Result<()> {
-        for labels in memory::passes(targets, &self.origin, self.options) {
-            let chosen: Vec<&Target> =
-                targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect();
-            let kept = Moments::of(&self.store.path, &labels);
+        let passes = memory::passes(targets, &self.origin, self.options);
+        let gathered = |labels: &BTreeSet<String>| {
+            let tick = self.tick(part, true);
+            gather(&self.stream(&tick), labels.clone())
+        };
+        let names: BTreeSet<String> =
+            targets.iter().filter_map(|t| pool_of(&t.spec.label)).collect();
+        // A starved expert borrows from all others of its block, also from those of other passes.
+        let shared = passes.len() > 1 && !names.is_empty();
+        let kept_pools = Moments::of_pools(&self.store.path, &names);
+        let mut pools = Pools::default();
+        if shared && !targets.iter().all(|t| self.finished(t)) {
+            pools = match kept_pools.read() {
+                Some(sums) => sums.into(),
+                None => {
+                    for labels in &passes {
+                        pools.add(&gathered(labels)?, in_order(&with_labels(targets, labels)));
+                    }
+                    kept_pools.write(pools.sums())?;
+                    pools
+                }
+            };
+        }
+        for labels in &passes {
+            let chosen = with_labels(targets, labels);
+            let kept = Moments::of(&self.store.path, labels);
             if chosen.iter().all(|t| self.finished(t)) {
                 continue;
             }
             let hessians = match kept.read() {
                 Some(hessians) => hessians,
                 None => {
-                    let tick = self.tick(part, true);
-                    let hessians = gather(&self.stream(&tick), labels.clone())?;
+                    let hessians = gathered(labels)?;
                     kept.write(&hessians)?;
                     hessians
                 }
             };
-            self.quantize(&chosen, hessians)?;
+            if !shared {
+                pools.add(&hessians, in_order(&chosen));
+            }
+            self.quantize(&chosen, hessians, labels, &pools)?;
             kept.remove();
         }
+        kept_pools.remove();
         Ok(())
     }
 
@@ -304,9 +283,15 @@ impl Job<'_> {
     }
 
     /// Quantizes what is not finished of `targets`, a few at a time.
-    fn quantize(&self, targets: &[&Target], mut hessians: Hessians) -> Result<()> {
+    fn quantize(
+        &self,
+        targets: &[&Target],
+        mut hessians: Hessians,
+        labels: &BTreeSet<String>,
+        pools: &Pools,
+    ) -> Result<()> {
         let rule = self.quantizer.options.calibration;
-        let notes = prepare(rule.moments, &mut hessians);
+        let notes = prepare(rule.moments, &mut hessians, labels, pools);
         let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
         let jobs = memory::jobs(targets, &self.origin, self.options);
         for some in pending.chunks(jobs) {

@@ -11,14 +11,15 @@ use crate::calibration::Calibration;
 use crate::error::ConvertError;
 use crate::hessian::Hessians;
 use crate::origin::{Named, Origin, view};
-use crate::plan::{Plan, Role, Target};
-use crate::pooling::{MomentsRule, prepare};
+use crate::plan::{Plan, Role, Target, in_order};
+use crate::pooling::{MomentsRule, Pools, prepare};
 use crate::quantizer::{Quantizer, quantize_linear};
 use crate::store::named;
 use crate::stream::{Stream, batch, cache};
 use marlin_models::{Block, Loader, Model, Step};
 use marlin_tensor::{Backend, Tensor};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -121,9 +122,12 @@ impl Probe<'_> {
             of_layer.dedup();
             of_layer.retain(|g| is_open(&found, *g));
             if !of_layer.is_empty() {
-                let labels = targets.iter().map(|t| t.spec.label.clone()).collect();
-                let mut hessians = stream.capture(layer, labels)?;
-                prepare(MomentsRule::Own, &mut hessians);
+                let labels: BTreeSet<String> =
+                    targets.iter().map(|t| t.spec.label.clone()).collect();
+                let mut hessians = stream.capture(layer, labels.clone())?;
+                let mut pools = Pools::default();
+                pools.add(&hessians, in_order(&targets));
+                prepare(MomentsRule::Own, &mut hessians, &labels, &pools);
                 for group in of_layer {
                     for &rate in self.rates {
                         let name = &groups[group].name;

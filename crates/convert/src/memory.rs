@@ -4,10 +4,11 @@
 use crate::error::ConvertError;
 use crate::exl3::PADDING;
 use crate::exl3::panels::PANEL;
-use crate::job::JobOptions;
 use crate::moments::{LIMIT, file_bytes};
+use crate::options::JobOptions;
 use crate::origin::Origin;
 use crate::plan::{Plan, Role, Target};
+use crate::pooling::pool_of;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -47,6 +48,13 @@ fn moments(target: &Target) -> u64 {
     4 * (target.spec.in_features as u64).pow(2)
 }
 
+/// Bytes of the sums over experts, which starved ones borrow from.
+fn pools(targets: &[&Target]) -> u64 {
+    let sums: BTreeMap<String, u64> =
+        targets.iter().filter_map(|t| Some((pool_of(&t.spec.label)?, moments(t)))).collect();
+    sums.into_values().sum()
+}
+
 /// Bytes of a block as it runs: its weights as they are loaded, and one row of text.
 fn running(targets: &[&Target], options: &JobOptions) -> u64 {
     // The head's inputs are gathered without it.
@@ -60,7 +68,10 @@ fn running(targets: &[&Target], options: &JobOptions) -> u64 {
 /// Bytes that `targets` take at the least: one matrix at a time, one label at a time.
 fn least(targets: &[&Target], origin: &Origin, options: &JobOptions) -> u64 {
     let one = |f: fn(&Target) -> u64| targets.iter().map(|t| f(t)).max().unwrap_or(0);
-    base(origin, options) + one(moments) + one(quantizing).max(running(targets, options))
+    base(origin, options)
+        + pools(targets)
+        + one(moments)
+        + one(quantizing).max(running(targets, options))
 }
 
 /// What has to be in memory at once, part by part of the job, at the least.
@@ -113,7 +124,8 @@ pub fn measure_bytes(plan: &Plan, origin: &Origin, probe_bytes: u64) -> u64 {
     let block = (0..plan.layers).map(|layer| {
         let targets = plan.targets_of(layer);
         let weights: u64 = targets.iter().map(|t| 4 * t.weights()).sum();
-        weights + targets.iter().map(|t| quantizing(t) + moments(t)).sum::<u64>()
+        let each = targets.iter().map(|t| quantizing(t) + moments(t)).sum::<u64>();
+        weights + each + pools(&targets)
     });
     let tokenizer = TOKEN * origin.output.vocab_size as u64;
     BASE + tokenizer + source + probe_bytes + block.max().unwrap_or(0)
@@ -121,7 +133,7 @@ pub fn measure_bytes(plan: &Plan, origin: &Origin, probe_bytes: u64) -> u64 {
 
 /// Labels whose moments are gathered together, in passes that fit.
 pub fn passes(targets: &[&Target], origin: &Origin, options: &JobOptions) -> Vec<BTreeSet<String>> {
-    let used = base(origin, options) + running(targets, options);
+    let used = base(origin, options) + pools(targets) + running(targets, options);
     let room = options.max_memory.map_or(u64::MAX, |m| m.saturating_sub(used));
     let mut passes: Vec<BTreeSet<String>> = Vec::new();
     let mut filled = 0;
@@ -154,7 +166,7 @@ pub fn jobs(targets: &[&Target], origin: &Origin, options: &JobOptions) -> usize
         .filter_map(|l| targets.iter().find(|t| t.spec.label == *l))
         .map(|t| moments(t))
         .sum();
-    let room = allowed.saturating_sub(base(origin, options) + kept);
+    let room = allowed.saturating_sub(base(origin, options) + pools(targets) + kept);
     let one = targets.iter().map(|t| quantizing(t)).max().unwrap_or(1);
     options.jobs.clamp(1, (room / one.max(1)).max(1) as usize)
 }
@@ -213,9 +225,10 @@ fn kept_moments(plan: &Plan) -> u64 {
         let targets = plan.targets_of(layer);
         let sizes: BTreeMap<&str, usize> =
             targets.iter().map(|t| (t.spec.label.as_str(), t.spec.in_features)).collect();
-        sizes.into_values().map(|size| file_bytes(size as u64)).sum::<u64>()
+        let own = sizes.into_values().map(|size| file_bytes(size as u64)).sum::<u64>();
+        own.min(LIMIT) + pools(&targets)
     };
-    (0..=plan.layers).map(of_layer).max().unwrap_or(0).min(LIMIT)
+    (0..=plan.layers).map(of_layer).max().unwrap_or(0)
 }
 
 fn folder_bytes(path: &Path) -> u64 {

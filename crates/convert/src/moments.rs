@@ -16,6 +16,8 @@ type Result<T> = std::result::Result<T, ConvertError>;
 pub const LIMIT: u64 = 4 << 30;
 /// Names the labels of the pass, and which of them have a file.
 const LIST: &str = "moments.json";
+/// The same of the sums over experts, which outlast a pass.
+const POOLS: &str = "pools.json";
 
 /// Bytes of the file of a label with `size` inputs.
 pub fn file_bytes(size: u64) -> u64 {
@@ -26,12 +28,18 @@ pub fn file_bytes(size: u64) -> u64 {
 pub struct Moments<'a> {
     directory: &'a Path,
     labels: &'a BTreeSet<String>,
+    list: &'static str,
 }
 
 impl<'a> Moments<'a> {
     /// Of `labels`, kept in `directory`.
     pub fn of(directory: &'a Path, labels: &'a BTreeSet<String>) -> Self {
-        Self { directory, labels }
+        Self { directory, labels, list: LIST }
+    }
+
+    /// Of sums over experts, named by `labels`, beside the moments of a pass.
+    pub fn of_pools(directory: &'a Path, labels: &'a BTreeSet<String>) -> Self {
+        Self { directory, labels, list: POOLS }
     }
 
     fn file(&self, label: &str) -> PathBuf {
@@ -40,7 +48,7 @@ impl<'a> Moments<'a> {
 
     /// All that were kept, if every file is there and whole.
     pub fn read(&self) -> Option<Hessians> {
-        let list = std::fs::read(self.directory.join(LIST)).ok()?;
+        let list = std::fs::read(self.directory.join(self.list)).ok()?;
         let seen: BTreeMap<String, bool> = serde_json::from_slice(&list).ok()?;
         if !seen.keys().eq(self.labels) {
             return None;
@@ -68,12 +76,12 @@ impl<'a> Moments<'a> {
         // Last; experts that no token reached have no file.
         let seen: BTreeMap<&String, bool> =
             self.labels.iter().map(|label| (label, hessians.contains_key(label))).collect();
-        Ok(write_file(&self.directory.join(LIST), json!(seen).to_string().as_bytes())?)
+        Ok(write_file(&self.directory.join(self.list), json!(seen).to_string().as_bytes())?)
     }
 
     /// Removes the files.
     pub fn remove(&self) {
-        let _ = std::fs::remove_file(self.directory.join(LIST));
+        let _ = std::fs::remove_file(self.directory.join(self.list));
         for label in self.labels {
             // Only disk space is lost when one stays.
             let _ = std::fs::remove_file(self.file(label));

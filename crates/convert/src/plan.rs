@@ -4,6 +4,7 @@ use crate::exl3::PADDING;
 use marlin_models::{
     BlockSpec, FeedForwardSpec, GatedSpec, LinearSpec, MixerSpec, MlaQuery, ModelSpec, MtpSpec,
 };
+use std::collections::BTreeSet;
 
 /// What a group of matrices does in the model; decides who gets surplus bits first.
 #[derive(
@@ -157,4 +158,21 @@ impl Plan {
     pub fn targets_with(&self, role: Role) -> Vec<&Target> {
         self.targets.iter().filter(|t| self.groups[t.group].role == role).collect()
     }
+}
+
+/// Labels of `targets`, each once, in the order of the model.
+pub fn in_order<'a>(targets: &[&'a Target]) -> Vec<&'a str> {
+    let mut labels: Vec<&str> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for target in targets {
+        if seen.insert(target.spec.label.as_str()) {
+            labels.push(&target.spec.label);
+        }
+    }
+    labels
+}
+
+/// Those of `targets` with one of `labels`.
+pub fn with_labels<'a>(targets: &[&'a Target], labels: &BTreeSet<String>) -> Vec<&'a Target> {
+    targets.iter().copied().filter(|t| labels.contains(&t.spec.label)).collect()
 }

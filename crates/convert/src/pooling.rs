@@ -8,7 +8,7 @@
 use crate::exl3::basis::Random;
 use crate::hessian::{Hessian, Hessians};
 use crate::report::fnv;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Choices of the calibration. All but the defaults are there to show what the defaults are worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -43,55 +43,83 @@ pub enum Through {
     Source,
 }
 
-/// The moments that `rule` asks for in place of those gathered; says by label what a starved expert borrowed.
-pub fn prepare(rule: MomentsRule, hessians: &mut Hessians) -> BTreeMap<String, String> {
-    match rule {
-        MomentsRule::Own => pool_starved(hessians),
-        MomentsRule::Pooled => {
-            let pools = pools(hessians);
-            for (label, hessian) in hessians.iter_mut() {
-                if let Some(pool) = kind(label).and_then(|kind| pools.get(&kind)) {
-                    hessian.lean_only_on(pool);
-                }
-            }
-            BTreeMap::new()
-        }
-        MomentsRule::Random => {
-            let notes = pool_starved(hessians);
-            for (label, hessian) in hessians.iter_mut() {
-                let mut random = Random(fnv(label.as_bytes()));
-                let mut order: Vec<usize> = (0..hessian.size()).collect();
-                for i in (1..order.len()).rev() {
-                    order.swap(i, (random.draw() % (i as u64 + 1)) as usize);
-                }
-                hessian.exchange(&order);
-            }
-            notes
-        }
-    }
-}
-
 /// Sums over all experts of a block, by what they are inputs of.
-fn pools(hessians: &Hessians) -> BTreeMap<(String, String), Hessian> {
-    let mut pools: BTreeMap<(String, String), Hessian> = BTreeMap::new();
-    for (label, hessian) in hessians {
-        if let Some(kind) = kind(label) {
-            let new = || Hessian::new(hessian.size());
-            pools.entry(kind).or_insert_with(new).merge(hessian);
+#[derive(Debug, Default)]
+pub struct Pools(Hessians);
+
+impl Pools {
+    /// Adds what the experts among `hessians` have seen. However the labels come in parts, the sums are the same
+    /// as long as they come in the same order.
+    pub fn add<'a>(&mut self, hessians: &Hessians, order: impl IntoIterator<Item = &'a str>) {
+        for label in order {
+            if let (Some(name), Some(hessian)) = (pool_of(label), hessians.get(label)) {
+                let new = || Hessian::new(hessian.size());
+                self.0.entry(name).or_insert_with(new).merge(hessian);
+            }
         }
     }
-    pools
+
+    /// The sums by name.
+    pub fn sums(&self) -> &Hessians {
+        &self.0
+    }
+
+    fn of(&self, label: &str) -> Option<&Hessian> {
+        self.0.get(&pool_of(label)?)
+    }
 }
 
-/// Mixes the pooled moments into starved experts; says by label what was done.
-fn pool_starved(hessians: &mut Hessians) -> BTreeMap<String, String> {
-    let pools = pools(hessians);
+impl From<Hessians> for Pools {
+    fn from(sums: Hessians) -> Self {
+        Self(sums)
+    }
+}
+
+/// The moments of `labels` that `rule` asks for, in place of those gathered; says by label what a starved expert
+/// borrowed.
+pub fn prepare(
+    rule: MomentsRule,
+    hessians: &mut Hessians,
+    labels: &BTreeSet<String>,
+    pools: &Pools,
+) -> BTreeMap<String, String> {
+    if rule == MomentsRule::Pooled {
+        for label in labels {
+            if let Some(pool) = pools.of(label) {
+                let new = || Hessian::new(pool.size());
+                hessians.entry(label.clone()).or_insert_with(new).lean_only_on(pool);
+            }
+        }
+        return BTreeMap::new();
+    }
+    let notes = pool_starved(hessians, labels, pools);
+    if rule == MomentsRule::Random {
+        for (label, hessian) in hessians.iter_mut() {
+            let mut random = Random(fnv(label.as_bytes()));
+            let mut order: Vec<usize> = (0..hessian.size()).collect();
+            for i in (1..order.len()).rev() {
+                order.swap(i, (random.draw() % (i as u64 + 1)) as usize);
+            }
+            hessian.exchange(&order);
+        }
+    }
+    notes
+}
+
+/// Mixes the pooled moments into starved experts, also those that no token reached; says by label what was done.
+fn pool_starved(
+    hessians: &mut Hessians,
+    labels: &BTreeSet<String>,
+    pools: &Pools,
+) -> BTreeMap<String, String> {
     let mut notes = BTreeMap::new();
-    for (label, hessian) in hessians.iter_mut() {
-        let Some(pool) = kind(label).and_then(|kind| pools.get(&kind)) else { continue };
-        let (own, size) = (hessian.rows(), hessian.size() as u64);
+    for label in labels {
+        let Some(pool) = pools.of(label) else { continue };
+        let size = pool.size() as u64;
+        let own = hessians.get(label).map_or(0, Hessian::rows);
         if own < size && pool.rows() > own {
-            hessian.lean_on(pool, size - own);
+            let new = || Hessian::new(pool.size());
+            hessians.entry(label.clone()).or_insert_with(new).lean_on(pool, size - own);
             notes.insert(
                 label.clone(),
                 format!("{own} tokens for {size} inputs: pooled with the block's other experts"),
@@ -101,11 +129,11 @@ fn pool_starved(hessians: &mut Hessians) -> BTreeMap<String, String> {
     notes
 }
 
-/// `("model.layers.1.mlp.experts", "down")` of `model.layers.1.mlp.experts.7.down`.
-fn kind(label: &str) -> Option<(String, String)> {
-    let (prefix, rest) = label.split_once(".experts.")?;
+/// `"model.layers.1.mlp.experts.down"` of `model.layers.1.mlp.experts.7.down`; none of what is no expert's.
+pub fn pool_of(label: &str) -> Option<String> {
+    let (block, rest) = label.split_once(".experts.")?;
     let (_, input) = rest.split_once('.')?;
-    Some((prefix.to_owned(), input.to_owned()))
+    Some(format!("{block}.experts.{input}"))
 }
 
 #[cfg(test)]
@@ -128,18 +156,29 @@ mod tests {
             let labels = ["1.experts.0.down", "1.experts.1.down"].map(str::to_owned);
             labels.into_iter().zip([a.clone(), b.clone()]).chain([other]).collect()
         };
+        let order = ["1.experts.1.down", "1.experts.0.down", "1.experts.2.down", "1.qkv"];
+        let labels: BTreeSet<String> = order.map(str::to_owned).into();
         let of = |rule| {
             let mut hessians = gathered();
-            assert!(prepare(rule, &mut hessians).is_empty());
-            hessians
+            let mut pools = Pools::default();
+            pools.add(&hessians, order);
+            let notes = prepare(rule, &mut hessians, &labels, &pools);
+            (hessians, notes)
         };
         let mean = |h: &Hessians, label: &str| h[label].mean().unwrap();
-        let own = of(MomentsRule::Own);
+        let (own, notes) = of(MomentsRule::Own);
         assert_eq!(mean(&own, "1.experts.1.down"), b.mean().unwrap());
 
-        let pooled = of(MomentsRule::Pooled);
-        let mut both = a.clone();
-        both.merge(&b);
+        let mut both = b.clone();
+        both.merge(&a);
+        // An expert that no token reached had no moments at all.
+        let borrowed = mean(&own, "1.experts.2.down");
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+        assert!(borrowed.data.iter().zip(&both.mean().unwrap().data).all(near));
+        assert!(notes.len() == 1 && notes["1.experts.2.down"].starts_with("0 tokens"), "{notes:?}");
+        assert_eq!(own["1.experts.2.down"].rows(), 0);
+
+        let (pooled, _) = of(MomentsRule::Pooled);
         for label in ["1.experts.0.down", "1.experts.1.down"] {
             assert_eq!(mean(&pooled, label), both.mean().unwrap());
             assert_eq!(pooled[label].rows(), own[label].rows());
@@ -152,7 +191,7 @@ mod tests {
             values.sort_by(f32::total_cmp);
             values
         };
-        let random = of(MomentsRule::Random);
+        let (random, _) = of(MomentsRule::Random);
         let (real, random) = (mean(&own, "1.experts.1.down"), mean(&random, "1.experts.1.down"));
         assert_eq!(sorted(&real), sorted(&random));
         assert!((0..3).all(|i| (0..3).all(|j| random.row(i)[j] == random.row(j)[i])));

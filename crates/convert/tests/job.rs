@@ -8,7 +8,7 @@ use common::{
 };
 use marlin_checkpoint::Checkpoint;
 use marlin_convert::pooling::{CalibrationRule, MomentsRule, Through};
-use marlin_convert::{ConvertError, Event, run};
+use marlin_convert::{ConvertError, Event, Origin, Plan, memory, run};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_testkit::{FAMILIES, tiny_model};
@@ -138,6 +138,39 @@ fn choices_of_the_calibration_reach_the_matrices() {
         let other = made(name, rule);
         assert!(other.len() == own.len() && other != own, "{name}");
     }
+}
+
+/// Experts that saw few tokens borrowed from those of their own pass only: with less memory, and so more passes,
+/// a job made other bytes.
+#[test]
+fn memory_does_not_change_a_byte() {
+    let family = "qwen3_moe";
+    let directory = tempfile::tempdir().unwrap();
+    let source = Checkpoint::open(&tiny_model(family)).unwrap();
+    let made = |name: &str, limited: bool| {
+        let mut options = options(&source, family, &directory.path().join(name), 2.0);
+        // One long row: what runs takes more than what is quantized, and leaves room for one label at a time.
+        let text: Vec<u32> = calibration(family).rows.concat().repeat(40);
+        options.calibration.rows = vec![text[..4000].to_vec()];
+        options.calibration.rows[0][..3990].fill(text[0]);
+        options.jobs = 1;
+        let origin = Origin::open(&source).unwrap();
+        let plan = Plan::new(&origin.output, origin.mtp);
+        if limited {
+            let needs = memory::needs(&plan, &origin, &options).unwrap();
+            options.max_memory = needs.iter().map(|n| n.1).max();
+        }
+        let passes = memory::passes(&plan.targets_of(0), &origin, &options).len();
+        let never = AtomicBool::new(false);
+        let report = convert(&source, &options, &|_| {}, &never).unwrap();
+        (passes, report, std::fs::read(options.output.join("model.safetensors")).unwrap())
+    };
+    let ((one, report, whole), (many, _, pieces)) = (made("whole", false), made("pieces", true));
+    assert!(one == 1 && many > 4, "{one} and {many} passes");
+    let notes = report.tensors.iter().filter_map(|t| t.fallback.as_deref());
+    let borrowed = notes.filter(|note| note.ends_with("pooled with the block's other experts"));
+    assert!(borrowed.count() > 0, "no expert is starved");
+    assert!(whole == pieces);
 }
 
 /// One matrix as embedding and head, where the source has one.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{convert, divergence, load, options};
 use marlin_checkpoint::{Checkpoint, Container, Encoding, StoredTensor};
-use marlin_convert::job::KEPT;
+use marlin_convert::options::KEPT;
 use marlin_convert::origin::{LeftOut, half};
 use marlin_convert::output::{
     Module, clear, copy_sidecars, read_tensors, tensor_storage, write_tensors,

@@ -12,7 +12,7 @@ use crate::{console, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
-use marlin_convert::job::KEPT;
+use marlin_convert::options::KEPT;
 use marlin_convert::plan::Group;
 use marlin_convert::{
     ConvertError, Exl3Quantizer, JobOptions, Origin, Plan, Role, allocate, memory, store,
