@@ -11,6 +11,7 @@ use marlin_convert::pooling::{CalibrationRule, MomentsRule, Through};
 use marlin_convert::{ConvertError, Event, Origin, Plan, memory, run};
 use marlin_cpu::{CpuEncoder, Level};
 use marlin_engine::evaluate::{PerplexityOptions, perplexity};
+use marlin_models::FeedForwardSpec;
 use marlin_testkit::{FAMILIES, tiny_model};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -137,6 +138,32 @@ fn choices_of_the_calibration_reach_the_matrices() {
     for (name, rule) in [("source", through), ("random", random), ("pooled", pooled)] {
         let other = made(name, rule);
         assert!(other.len() == own.len() && other != own, "{name}");
+    }
+}
+
+/// Every token goes to as many experts as the configuration says, and the report counts each once.
+#[test]
+fn the_report_counts_the_tokens_of_every_expert() {
+    for family in ["mixtral", "qwen3_moe", "glm4_moe_lite"] {
+        let directory = tempfile::tempdir().unwrap();
+        let source = Checkpoint::open(&tiny_model(family)).unwrap();
+        let options = options(&source, family, &directory.path().join("out"), 2.0);
+        let report = convert(&source, &options, &|_| {}, &AtomicBool::new(false)).unwrap();
+        let spec = marlin_models::spec(&source).unwrap();
+        let routers: Vec<_> = spec
+            .blocks
+            .iter()
+            .filter_map(|block| match &block.feed_forward {
+                FeedForwardSpec::Moe(moe) => Some(&moe.router),
+                FeedForwardSpec::Gated(_) => None,
+            })
+            .collect();
+        assert!(!routers.is_empty() && report.experts.len() >= routers.len(), "{family}");
+        for (layer, router) in report.experts.iter().zip(routers) {
+            assert_eq!(layer.tokens.len(), router.num_experts, "{family}");
+            let routed = options.calibration.tokens() * router.top_k;
+            assert_eq!(layer.tokens.iter().sum::<u64>(), routed as u64, "{family}");
+        }
     }
 }
 
