@@ -3,6 +3,11 @@
 
     python bench/rate_distortion.py --text wiki.test.raw [--models smollm2,qwen] [--only peers|ours|eval|table]
 
+A source that llama.cpp does not read has no peers:
+
+    python bench/rate_distortion.py --models stories --source stories=glm-stories --bits 2.0,2.5,3.0,4.0,5.0 --quantize-args=--measure \\
+        --calibration stories-calibration.txt --text bench/data/stories-eval.txt --only ours --only eval --only table
+
 Four steps; each does what is still missing, so an interrupted run is continued by the same command:
 
 * peers: llama.cpp's importance matrix of the source GGUF, from the rows of calibration text that `marlin quantize` reads,
@@ -409,10 +414,15 @@ def make_ours(model):
         if (target / "config.json").exists():
             continue
         command = ["quantize", model.source, "-o", target, "--bits", bits, *options]
-        start, resumed = time.time(), target.exists()
-        marlin(model.args, *command, *place(model.args), "--json")
+        start, resumed, before = time.time(), target.exists(), os.times()
+        report = json.loads(marlin(model.args, *command, *place(model.args), "--json"))
+        after = os.times()
         text = f"marlin quantize {model.source.name} " + shlex.join(map(str, ["--bits", bits, *options, *place(model.args)]))
-        records[name] = dict(command=text, seconds=round(time.time() - start, 1), resumed=resumed)
+        # Seconds of all threads, which neighbours on the machine disturb less than those of the clock.
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        records[name] = dict(
+            command=text, seconds=round(time.time() - start, 1), cpu_seconds=round(cpu, 1), resumed=resumed,
+            **{field: report[field] for field in ("bits", "all_stored_bits", "encoder", "encoder_seconds")})
         write_json(model.ours_file, records)
 
 
@@ -515,7 +525,8 @@ def summarize(model, text_digest):
     rows = sorted((dict(name=name) | row for name, row in rows.items()), key=lambda r: r["file_bytes"])
     peers = [r for r in rows if r["name"].startswith("GGUF")]
     curves = {axis: front(peers, axis) for axis in AXES}
-    verdicts = {r["name"]: {a: against(r, curves[a], a) for a in AXES} for r in rows if r["name"].startswith("EXL3")}
+    ours = [r for r in rows if r["name"].startswith("EXL3") and peers]
+    verdicts = {r["name"]: {a: against(r, curves[a], a) for a in AXES} for r in ours}
     common = {k: rows[0][k] for k in ("text", "windows", "tokens_scored", "window", "score_from")}
     return common | dict(
         source=model.source.name, source_sha256=model.digest(model.source), text_sha256=text_digest, rows=rows, verdicts=verdicts,
