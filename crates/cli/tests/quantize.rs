@@ -316,6 +316,10 @@ fn quality_is_measured_on_windows_that_the_model_can_read() {
     assert!(page.contains(&format!(">{used}<")) && !page.contains(">131072<"), "{used}");
     // The source is bf16: sixteen bits a weight of the matrices that were quantized, as for the result.
     assert_eq!(cells("source")[1], "16.000");
+    // Both rows are bytes of files: the source's were those of its tensors.
+    let size = fs::metadata(model.join("model.safetensors")).unwrap().len();
+    assert_eq!(cells("source")[2], size.to_string());
+    assert_eq!(cells("EXL3")[2], report["file_bytes"].to_string());
     assert_eq!(cells("EXL3")[1], format!("{:.3}", report["all_stored_bits"].as_f64().unwrap()));
 }
 

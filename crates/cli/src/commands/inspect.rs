@@ -102,7 +102,7 @@ pub fn storage(
 }
 
 /// Bytes of the files that hold tensors; of the tensors where they are in memory.
-fn file_bytes(checkpoint: &Checkpoint) -> u64 {
+pub fn file_bytes(checkpoint: &Checkpoint) -> u64 {
     let mut files: BTreeMap<&Path, u64> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
         *files.entry(&tensor.file).or_default() += tensor.data.len() as u64;

@@ -2,6 +2,7 @@
 
 use super::measure::Measuring;
 use crate::args::quantize::Quantize;
+use crate::commands::inspect;
 use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
 use crate::{console, loaded};
 use anyhow::{Context, Result};
@@ -194,7 +195,7 @@ pub fn page(
         perplexity,
         kl_divergence: kl,
     };
-    let source_bytes = origin.source.checkpoint().tensor_bytes();
+    let source_bytes = inspect::file_bytes(origin.source.checkpoint());
     // As for the result: the matrices that are quantized, by what is stored of them.
     let weights: u64 = report.tensors.iter().map(TensorReport::weights).sum();
     let stored = plan.targets.iter().map(|t| origin.stored_bytes(&t.spec));
