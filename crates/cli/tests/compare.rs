@@ -70,3 +70,32 @@ fn models_that_cannot_be_compared_are_named() {
     assert_eq!(missing.status.code(), Some(3), "{}", stderr(&missing));
     assert!(stderr(&missing).contains("/nowhere"), "{}", stderr(&missing));
 }
+
+#[test]
+fn perplexity_beside_a_reference_is_what_a_comparison_finds() {
+    let directory = tempfile::tempdir().unwrap();
+    let (model, text) = source(directory.path());
+    let made = directory.path().join("3");
+    let more = ["--calibration", name(&text), "--calibration-columns", "64", "--bits", "3"];
+    let output = marlin(&[&["quantize", name(&model), "-o", name(&made)][..], &more].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let windows = ["--text", name(&text), "--window", "64", "--score-from", "32", "--windows", "3"];
+    let read = |arguments: &[&str]| -> Value {
+        let beside = ["--reference", name(&model), "--json"];
+        let output = marlin(&[&["eval"], arguments, &windows, &beside].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let alone = read(&["perplexity", "-m", name(&made)]);
+    let compared = read(&["compare", name(&made)]);
+    let rows = compared["models"].as_array().unwrap();
+    let row = rows.iter().find(|r| r["is_reference"] != true).unwrap();
+    for field in ["perplexity", "kl_divergence", "top1_agreement"] {
+        assert_eq!(alone[field], row[field], "{field}");
+    }
+    assert!(alone["kl_divergence"].as_f64().unwrap() > 0.0, "{alone}");
+    assert_eq!(alone["reference"], name(&model));
+    // A model beside itself.
+    let same = read(&["perplexity", "-m", name(&model)]);
+    assert_eq!((&same["kl_divergence"], &same["top1_agreement"]), (&0.0.into(), &1.0.into()));
+}

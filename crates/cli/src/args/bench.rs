@@ -171,7 +171,7 @@ stream has text, one finish_reason with no text after it, [DONE] as its last eve
 throughout. Exit code 1: some failed. ignore_eos is sent, an extension that makes answers equally
 long; servers that refuse it need --no-ignore-eos.")]
 pub struct Serve {
-    /// Root of the server, such as http://127.0.0.1:8080 or https://models.example.
+    /// Root of the server, such as http://127.0.0.1:8080; https:// is spoken, too.
     #[arg(value_name = "URL")]
     pub url: String,
     /// Believe the certificates in this PEM file and what they have signed, instead of public ones.
