@@ -21,10 +21,10 @@ from check_metal import kernels
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "crates/gpu/src/ops"
 TEXTS = {
-    "few": ["exl3/codes.cuh", "exl3/trellis.cu"],
-    "trellis": ["exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
-    "plain": ["hopper/plain.cuh", "hopper/product.cu"],
-    "flash": ["flash.cu"],
+    "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
+    "trellis": ["halves.cuh", "exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
+    "plain": ["halves.cuh", "hopper/plain.cuh", "hopper/product.cu"],
+    "flash": ["halves.cuh", "flash.cu"],
 }
 # The newest versions emit what the assembler of 13.0 refuses.
 PACKAGES = [

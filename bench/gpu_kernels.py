@@ -17,9 +17,9 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "crates/gpu/src/ops"
 TEXTS = {
-    "few": ["exl3/codes.cuh", "exl3/trellis.cu"],
-    "trellis": ["exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
-    "plain": ["hopper/plain.cuh", "hopper/product.cu"],
+    "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
+    "trellis": ["halves.cuh", "exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
+    "plain": ["halves.cuh", "hopper/plain.cuh", "hopper/product.cu"],
 }
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0)}
 COPIES_BYTES = 400 << 20

@@ -5,38 +5,16 @@
 //
 // Queries and probabilities are two halves each, a value and what it leaves, so that products with the stored halves are as good as f32.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
 struct Info { u32 rows; u32 blocks; };
 
 // Keys at a time: fewer where queries and sums take most registers.
 #define KEYS (KEY + VALUE > 192 ? 32 : 64)
 // Bytes of a row of keys or values in shared memory.
 #define LINE(dim) ((dim) > 64 ? 256 : 128)
-#if BRAIN
-#define HALVES "bf16"
-#else
-#define HALVES "f16"
-#endif
 
 __device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." HALVES "." HALVES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Two values as halves, and what these leave.
-__device__ __forceinline__ void split(float v0, float v1, u32& high, u32& low) {
-    float f0, f1;
-#if BRAIN
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(v1), "f"(v0));
-    f0 = __uint_as_float(high << 16), f1 = __uint_as_float(high & 0xffff0000);
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
-#else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(fminf(fmaxf(v1, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(v0, -65504.0f), 65504.0f)));
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(f0), "=f"(f1) : "r"(high));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
-#endif
 }
 
 // Where 16 bytes of a row lie: they change places by the row's number, so that eight rows meet no bank twice.

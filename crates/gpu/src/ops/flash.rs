@@ -30,7 +30,7 @@ struct Shape {
 }
 
 impl Defines for Shape {
-    const TEXT: &str = include_str!("flash.cu");
+    const TEXT: &str = concat!(include_str!("halves.cuh"), include_str!("flash.cu"));
 
     fn defines(&self) -> Vec<(&'static str, String)> {
         let float = |bits: u32| format!("{:e}f", f32::from_bits(bits));

@@ -2,9 +2,6 @@
 //
 // Defined before this text: K_TILES (tiles of 16 inputs), INPUTS (of them, those there are), TWICE_BITS, MUL1, MULTIPLIER, ADDEND.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
 #define WORDS (4 * TWICE_BITS)
 #define SPAN (8 * TWICE_BITS / 2 - TWICE_BITS / 2 + 16)
 #define ALIGNED ((SPAN + 31) / 32)

@@ -56,7 +56,11 @@ struct Shape {
 }
 
 impl Defines for Shape {
-    const TEXT: &str = concat!(include_str!("codes.cuh"), include_str!("trellis.cu"));
+    const TEXT: &str = concat!(
+        include_str!("../halves.cuh"),
+        include_str!("codes.cuh"),
+        include_str!("trellis.cu")
+    );
 
     fn defines(&self) -> Vec<(&'static str, String)> {
         let flag = |on: bool| u32::from(on).to_string();

@@ -31,15 +31,7 @@ __device__ __forceinline__ void place(const float* v, u32* high, u32* low) {
 #pragma unroll
     for (int p = 0; p < 2; p++) {
         const u32 at = (lane / 4 * 4 + lane % 2 * 2 + p) * 2 + lane / 2 % 2;
-        // Two terms hold up to twice the range of one.
-        const float v0 = v[2 * p], v1 = v[2 * p + 1];
-        u32 h, l;
-        float f0, f1;
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(h) : "f"(fminf(fmaxf(v1, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(v0, -65504.0f), 65504.0f)));
-        asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(f0), "=f"(f1) : "r"(h));
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(l) : "f"(v1 - f1), "f"(v0 - f0));
-        high[at] = h;
-        low[at] = l;
+        split(v[2 * p], v[2 * p + 1], high[at], low[at]);
     }
 }
 

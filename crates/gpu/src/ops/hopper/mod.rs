@@ -80,6 +80,7 @@ struct TrellisText {
 
 impl Defines for TrellisText {
     const TEXT: &str = concat!(
+        include_str!("../halves.cuh"),
         include_str!("../exl3/codes.cuh"),
         include_str!("trellis.cuh"),
         include_str!("product.cu")
@@ -102,7 +103,11 @@ impl Defines for TrellisText {
 struct PlainText(Shape);
 
 impl Defines for PlainText {
-    const TEXT: &str = concat!(include_str!("plain.cuh"), include_str!("product.cu"));
+    const TEXT: &str = concat!(
+        include_str!("../halves.cuh"),
+        include_str!("plain.cuh"),
+        include_str!("product.cu")
+    );
 
     fn defines(&self) -> Vec<(&'static str, String)> {
         self.0.defines()

@@ -2,9 +2,6 @@
 //
 // Defined before this text: K_TILES, N_TILES, INPUTS (of them, those there are), BRAIN (halves are bf16).
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
 #define WORDS 128
 #define SOURCES 1
 #define HELD 4

@@ -46,11 +46,6 @@ __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, 512;" ::: "me
 #define R32 R16 "," R4(16, 17, 18, 19) "," R4(20, 21, 22, 23) "," R4(24, 25, 26, 27) "," R4(28, 29, 30, 31)
 #define R48 R32 "," R4(32, 33, 34, 35) "," R4(36, 37, 38, 39) "," R4(40, 41, 42, 43) "," R4(44, 45, 46, 47)
 #define R64 R48 "," R4(48, 49, 50, 51) "," R4(52, 53, 54, 55) "," R4(56, 57, 58, 59) "," R4(60, 61, 62, 63)
-#if BRAIN
-#define HALVES "bf16"
-#else
-#define HALVES "f16"
-#endif
 #define PRODUCT(n, sums, a0, a1, a2, a3, d, u) "{\n.reg .pred p;\n.reg .b64 d;\nsetp.eq.u32 p, 0, 0;\nmov.b64 d, {" d ", " u "};\n" \
     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." HALVES "." HALVES " {" sums "}, {" a0 "," a1 "," a2 "," a3 "}, d, p, 1, 1, 0;\n}"
 
@@ -74,21 +69,6 @@ __device__ __forceinline__ u32 columns_at(u32 address) { return 1u << 16 | (addr
 __device__ __forceinline__ u32 place(u32 n, u32 k) {
     const u32 mixed = DEEP == 4 ? n % 8 : n / 2 % 4;
     return n * LINE + ((k / 8) ^ mixed) * 16 + k % 8 * 2;
-}
-
-// Two values as halves, and what these leave.
-__device__ __forceinline__ void split(float v0, float v1, u32& high, u32& low) {
-    float f0, f1;
-#if BRAIN
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(v1), "f"(v0));
-    f0 = __uint_as_float(high << 16), f1 = __uint_as_float(high & 0xffff0000);
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
-#else
-    // Two terms hold up to twice the range of one.
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(fminf(fmaxf(v1, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(v0, -65504.0f), 65504.0f)));
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(f0), "=f"(f1) : "r"(high));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
-#endif
 }
 
 extern "C" __global__ void __launch_bounds__(32 * (CONSUMERS + 4), 1) multiply(
