@@ -270,6 +270,11 @@ def time(quick):
                     says.append(f"halves {plain.n} {measure(lambda c: plain(half[c], x, out), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
             says.append(f"cuBLAS {measure(lambda c: torch.nn.functional.linear(xh, half[c]), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
         print("  ".join(says), flush=True)
+    weights = [torch.randn(14336, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+    x = torch.randn(2048, 4096, device="cuda", dtype=torch.bfloat16)
+    print(f" 4096 x 14336  bf16      m=2048   cuBLAS {measure(lambda c: torch.nn.functional.linear(x, weights[c]), 4, 4)}")
+    blocks = [torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2)]
+    print(f"copy of 1 GiB {measure(lambda c: blocks[c].copy_(blocks[1 - c]), 2, 5)}, read and written twice that")
 
 
 if __name__ == "__main__":
