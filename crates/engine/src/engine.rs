@@ -335,10 +335,10 @@ impl Engine {
                 // Forks differ in their seeds only.
                 let (context, sampling, constraint) = s.sampling();
                 let selection = sampling.selection(&context).filter(|_| constraint.is_none());
-                wanted = wanted.zip(selection).map(|(mut all, one)| {
-                    all.push(one);
-                    all
-                });
+                match (&mut wanted, selection) {
+                    (Some(all), Some(one)) => all.push(one),
+                    _ => wanted = None,
+                }
             }
             let tokens = &s.tokens[s.cached..s.cached + chunk.tokens];
             let (table, limit) = (s.table.blocks(), s.max_context() as u32);
@@ -356,7 +356,7 @@ impl Engine {
         }
         let logits = self.model.forward(&batch, &self.cache)?;
         if batch.output_rows.is_empty() {
-            return Ok(Logits { tensor: logits, found: Vec::new(), whole: Some(Vec::new()) });
+            return Ok(Logits { tensor: logits, found: Vec::new(), whole: None });
         }
         let found = match wanted {
             Some(wanted) => self.model.select(&logits, &wanted)?,

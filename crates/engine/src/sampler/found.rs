@@ -1,7 +1,7 @@
 //! A token from what a device found in a row of logits, without the row: the one that the whole row would give.
 
 use super::select::{self, Candidate};
-use super::{SampleContext, Sampled, Sampler, SamplingParams, TokenLogprobs, random};
+use super::{Luck, SampleContext, Sampled, Sampler, SamplingParams, TokenLogprobs};
 use marlin_tensor::{Selected, Selection};
 
 /// Largest logits that are asked for where nothing says how many will do, and most that are.
@@ -47,7 +47,6 @@ impl Sampler {
         let token = if options.temperature == 0.0 {
             best
         } else {
-            let [draw, gate] = random::uniform(options.seed, context.tokens.len() as u64);
             candidates.extend(all);
             match options.top_k {
                 Some(k) if k > found.largest.len() => return None,
@@ -60,10 +59,7 @@ impl Sampler {
                 }
                 None => {}
             }
-            if let Some(xtc) = options.xtc.filter(|xtc| gate < f64::from(xtc.probability)) {
-                select::exclude_top_choices(candidates, xtc.threshold);
-            }
-            select::pick(candidates, draw)
+            Luck::new(options, context.tokens.len() as u64).pick(candidates)
         };
         let logprob = options.logprobs.map(|top| TokenLogprobs::of_found(found, token, top));
         Some(Sampled { token, logprob })
@@ -74,17 +70,8 @@ impl Sampler {
 mod tests {
     use super::super::{SamplingOptions, TokenCounts, Xtc};
     use super::*;
+    use marlin_testkit::selected;
     use proptest::prelude::*;
-
-    /// As a device finds it.
-    fn find(logits: &[f32], wanted: Selection) -> Selected {
-        let mut largest: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-        largest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        largest.truncate(wanted.count);
-        let max = largest[0].1;
-        let share = |l: &f32| f64::from((l - max) / wanted.temperature).exp();
-        Selected { largest, total: logits.iter().map(share).sum() }
-    }
 
     proptest! {
         #[test]
@@ -107,7 +94,7 @@ mod tests {
             let mut sampler = Sampler::new();
             let expected = sampler.sample(&logits, &params, &context).unwrap();
             if let Some(wanted) = params.selection(&context) {
-                let found = find(&logits, wanted);
+                let found = selected(&logits, wanted);
                 if let Some(sampled) = sampler.sample_found(&found, &params, &context) {
                     prop_assert_eq!(sampled.token, expected.token);
                     let of = |s: &Sampled| s.logprob.as_ref().map(|l| (l.top.len(), (l.logprob * 1e4).round()));

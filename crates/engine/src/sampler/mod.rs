@@ -180,16 +180,34 @@ impl Buffers {
             return Some(best as u32);
         }
         let Self { weights, candidates } = self;
-        let [draw, gate] = random::uniform(options.seed, position);
-        let xtc = options.xtc.filter(|xtc| gate < f64::from(xtc.probability));
-        if !options.truncates() && xtc.is_none() {
+        let luck = Luck::new(options, position);
+        if !options.truncates() && luck.xtc.is_none() {
             lanes::weigh(logits, max, options.temperature, weights);
-            return Some(select::pick_from_all(weights, draw));
+            return Some(select::pick_from_all(weights, luck.draw));
         }
         select::truncate(logits, max, options, weights, candidates);
-        if let Some(xtc) = xtc {
+        Some(luck.pick(candidates))
+    }
+}
+
+/// What chance decides at a position.
+struct Luck {
+    draw: f64,
+    /// The rule, where it is followed.
+    xtc: Option<Xtc>,
+}
+
+impl Luck {
+    fn new(options: &SamplingOptions, position: u64) -> Self {
+        let [draw, gate] = random::uniform(options.seed, position);
+        Self { draw, xtc: options.xtc.filter(|xtc| gate < f64::from(xtc.probability)) }
+    }
+
+    /// Steps 9 and 10, of what truncation has kept.
+    fn pick(&self, candidates: &mut Vec<Candidate>) -> u32 {
+        if let Some(xtc) = self.xtc {
             select::exclude_top_choices(candidates, xtc.threshold);
         }
-        Some(select::pick(candidates, draw))
+        select::pick(candidates, self.draw)
     }
 }

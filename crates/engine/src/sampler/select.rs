@@ -56,8 +56,6 @@ pub fn truncate(
     out: &mut Vec<Candidate>,
 ) {
     let &SamplingOptions { temperature, top_p, min_p, .. } = options;
-    // A token that underflows has no weight and is cut, too.
-    let enough = |weight: f32| weight >= min_p && weight > 0.0;
     if let Some(k) = options.top_k.filter(|&k| k < logits.len()) {
         largest(logits, k, out);
         return truncate_largest(max, options, out);
@@ -65,10 +63,10 @@ pub fn truncate(
     weigh(logits, max, temperature, weights);
     if top_p < 1.0 {
         nucleus(weights, top_p, out);
-        out.retain(|c| enough(c.weight));
+        out.retain(|c| enough(c.weight, min_p));
     } else {
         out.clear();
-        let kept = (0..).zip(weights.iter()).filter(|&(_, &weight)| enough(weight));
+        let kept = (0..).zip(weights.iter()).filter(|&(_, &weight)| enough(weight, min_p));
         out.extend(kept.map(|(token, &weight)| Candidate { token, weight }));
     }
 }
@@ -81,7 +79,12 @@ pub fn truncate_largest(max: f32, options: &SamplingOptions, out: &mut Vec<Candi
         let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
         keep_share(out, 0, 0.0, f64::from(top_p) * total);
     }
-    out.retain(|c| c.weight >= min_p && c.weight > 0.0);
+    out.retain(|c| enough(c.weight, min_p));
+}
+
+/// Whether min-p keeps a token. One that underflows has no weight and is cut, too.
+fn enough(weight: f32, min_p: f32) -> bool {
+    weight >= min_p && weight > 0.0
 }
 
 /// The same without top-k, of candidates with their logits, best first, where `total` is the weight of all tokens, these and the
@@ -108,13 +111,12 @@ pub fn truncate_found(
         let whole = out.partition_point(|c| bucket(c.weight) < edge);
         out[..whole].sort_unstable_by_key(|c| c.token);
     } else {
-        let least = out.last().map_or(0.0, |c| c.weight);
-        if least >= min_p && least > 0.0 {
+        if out.last().is_some_and(|c| enough(c.weight, min_p)) {
             return false;
         }
         out.sort_unstable_by_key(|c| c.token);
     }
-    out.retain(|c| c.weight >= min_p && c.weight > 0.0);
+    out.retain(|c| enough(c.weight, min_p));
     true
 }
 

@@ -160,13 +160,7 @@ impl LanguageModel for HashModel {
         let values = logits.handle.downcast_ref::<Vec<f32>>().unwrap();
         let rows = values.chunks(self.vocab_size).zip(wanted);
         let found = rows.map(|(row, wanted)| {
-            let mut largest: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
-            largest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            largest.truncate(wanted.count);
-            let max = largest[0].1;
-            let share = |l: &f32| f64::from((l - max) / wanted.temperature).exp();
-            let total = row.iter().map(share).sum();
-            row.iter().all(|l| l.is_finite()).then_some(Selected { largest, total })
+            row.iter().all(|l| l.is_finite()).then(|| marlin_testkit::selected(row, *wanted))
         });
         Ok(Some(found.collect()))
     }

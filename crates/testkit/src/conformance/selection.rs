@@ -1,6 +1,7 @@
 //! The largest logits of rows, where a device finds them.
 
 use super::values;
+use crate::selected;
 use marlin_tensor::{Backend, Selection};
 
 /// Whole rows and rests of chunks, one logit and many, equals, and rows that have to be read.
@@ -27,15 +28,10 @@ pub fn largest_logits(b: &dyn Backend) {
                     continue;
                 };
                 assert_ne!(row, 2, "{what}: a row with a NaN");
-                let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
-                sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                sorted.truncate(count);
-                assert_eq!(found.largest, sorted, "{what}: row {row}");
-                let (max, temperature) = (sorted[0].1, wanted[row].temperature);
-                let share = |l: &f32| (f64::from(l - max) / f64::from(temperature)).exp();
-                let total: f64 = logits.iter().map(share).sum();
-                let off = (found.total / total - 1.0).abs();
-                assert!(off < 1e-5, "{what}: row {row}, {} for {total}", found.total);
+                let expected = selected(logits, wanted[row]);
+                assert_eq!(found.largest, expected.largest, "{what}: row {row}");
+                let off = (found.total / expected.total - 1.0).abs();
+                assert!(off < 1e-5, "{what}: row {row}, {} for {}", found.total, expected.total);
             }
         }
     }
