@@ -10,7 +10,6 @@ use marlin_checkpoint::Checkpoint;
 use marlin_convert::pooling::{CalibrationRule, MomentsRule, Through};
 use marlin_convert::{ConvertError, Event, Origin, Plan, memory, run};
 use marlin_cpu::{CpuEncoder, Level};
-use marlin_engine::evaluate::{PerplexityOptions, perplexity};
 use marlin_models::FeedForwardSpec;
 use marlin_testkit::{FAMILIES, tiny_model};
 use std::path::Path;
@@ -223,15 +222,8 @@ fn a_tied_model_stays_tied() {
         assert!(!made.tensors().any(|t| t.name.starts_with("lm_head")), "{family}");
         assert!(made.get("model.embed_tokens.trellis").is_some(), "{family}");
         let (original, made) = (load(&tiny_model(family)), load(&output));
-        let tokens: Vec<u32> = calibration(family).rows.concat();
-        let windows = PerplexityOptions {
-            window: 48,
-            score_from: 8,
-            windows: Some(2),
-            ..PerplexityOptions::default()
-        };
-        let found = perplexity(&made, &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
-        assert!(found.kl_divergence.unwrap() < 0.01, "{family}: {:?}", found.kl_divergence);
+        let divergence = divergence(&original, &made, family);
+        assert!(divergence < 0.01, "{family}: {divergence}");
     }
 }
 
@@ -249,17 +241,9 @@ fn split_and_whole_kv_b_of_gguf_make_the_same_model() {
         let stored = Checkpoint::open(&output).unwrap();
         let kv_b = stored.get("model.layers.1.self_attn.kv_b_proj.weight").unwrap();
         let kv_b = kv_b.plain().unwrap().to_f32().unwrap();
-        let tokens: Vec<u32> = calibration("deepseek_v3").rows.concat();
-        let windows = PerplexityOptions {
-            window: 48,
-            score_from: 8,
-            windows: Some(2),
-            ..PerplexityOptions::default()
-        };
         let original = load(&fixtures.join(format!("{name}.gguf")));
-        let found =
-            perplexity(&load(&output), &tokens, &windows, Some(&original), &mut |_| {}).unwrap();
-        assert!(found.kl_divergence.unwrap() < 0.02, "{name}: {:?}", found.kl_divergence);
+        let divergence = divergence(&original, &load(&output), "deepseek_v3");
+        assert!(divergence < 0.02, "{name}: {divergence}");
         kv_b
     });
     let [split, whole] = &made;
