@@ -3,6 +3,7 @@
 use super::serve::count;
 use super::size;
 use clap::{Args, value_parser};
+use marlin_server::RequestLimits;
 
 /// Limits beside those of the engine and the connections.
 #[derive(Debug, Clone, Args)]
@@ -12,31 +13,31 @@ pub struct Limits {
     #[arg(long, value_name = "CACHES", env = "MARLIN_QUEUE_CACHES", default_value_t = 2.0, value_parser = caches)]
     pub queue_caches: f64,
     /// Answers to one prompt (n).
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_ANSWERS", default_value_t = 16, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_ANSWERS", default_value_t = RequestLimits::default().answers, value_parser = count)]
     pub max_answers: usize,
     /// Prompts of a completion.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_PROMPTS", default_value_t = 64, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_PROMPTS", default_value_t = RequestLimits::default().prompts, value_parser = count)]
     pub max_prompts: usize,
     /// Stop strings.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_STOPS", default_value_t = 4, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_STOPS", default_value_t = RequestLimits::default().stops, value_parser = count)]
     pub max_stops: usize,
     /// Bytes of a stop string.
-    #[arg(long, value_name = "BYTES", env = "MARLIN_MAX_STOP_BYTES", default_value_t = 256, value_parser = count)]
+    #[arg(long, value_name = "BYTES", env = "MARLIN_MAX_STOP_BYTES", default_value_t = RequestLimits::default().stop_bytes, value_parser = count)]
     pub max_stop_bytes: usize,
     /// Tokens in logit_bias.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_BIASES", default_value_t = 1024, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_BIASES", default_value_t = RequestLimits::default().biases, value_parser = count)]
     pub max_biases: usize,
     /// Likeliest tokens beside each one (top_logprobs).
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_TOP_LOGPROBS", default_value_t = 20, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_TOP_LOGPROBS", default_value_t = RequestLimits::default().top_logprobs, value_parser = count)]
     pub max_top_logprobs: usize,
     /// Messages.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_MESSAGES", default_value_t = 4096, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_MESSAGES", default_value_t = RequestLimits::default().messages, value_parser = count)]
     pub max_messages: usize,
     /// Tools.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_TOOLS", default_value_t = 128, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_TOOLS", default_value_t = RequestLimits::default().tools, value_parser = count)]
     pub max_tools: usize,
     /// Inputs of /v1/embeddings.
-    #[arg(long, value_name = "N", env = "MARLIN_MAX_INPUTS", default_value_t = 2048, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_MAX_INPUTS", default_value_t = RequestLimits::default().inputs, value_parser = count)]
     pub max_inputs: usize,
     /// Texts that are read for vectors and perplexities, or wait for it; more are refused with 429.
     #[arg(long, value_name = "N", env = "MARLIN_MAX_READERS", default_value_t = 64, value_parser = count)]
@@ -45,7 +46,7 @@ pub struct Limits {
     #[arg(long, value_name = "N", env = "MARLIN_SCHEMA_DEPTH", default_value_t = 64, value_parser = value_parser!(u8).range(1..=120))]
     pub schema_depth: u8,
     /// Values in a schema.
-    #[arg(long, value_name = "N", env = "MARLIN_SCHEMA_VALUES", default_value_t = 20_000, value_parser = count)]
+    #[arg(long, value_name = "N", env = "MARLIN_SCHEMA_VALUES", default_value_t = RequestLimits::default().schema_values, value_parser = count)]
     pub schema_values: usize,
     /// Milliseconds to compile a schema or grammar.
     #[arg(long, value_name = "MS", env = "MARLIN_GRAMMAR_TIME", default_value_t = 2000, value_parser = value_parser!(u64).range(1..=600_000))]
