@@ -237,9 +237,7 @@ impl GpuLinear {
             }
         }
     }
-}
 
-impl GpuLinear {
     /// Several matrices over one input in one launch, where there is such a kernel for them.
     pub(crate) fn multiply_many(
         linears: &[&Self],

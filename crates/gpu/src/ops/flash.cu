@@ -5,8 +5,6 @@
 //
 // Queries and probabilities are two halves each, a value and what it leaves, so that products with the stored halves are as good as f32.
 
-struct Info { u32 rows; u32 blocks; };
-
 // Keys at a time: fewer where queries and sums take most registers.
 #define KEYS (KEY + VALUE > 192 ? 32 : 64)
 // Bytes of a row of keys or values in shared memory.
@@ -81,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
         }
         const u32 least = meta[start * 4 + 1], end = meta[stop * 4 + 1] + 1;
         const u32 begin = WINDOW > 0 && least + 1 > WINDOW ? (least + 1 - WINDOW) / KEYS * KEYS : 0;
-        const u32* table = meta + info.rows * 4 + own * info.blocks;
+        const u32* table = meta + info.rows * 4 + own * info.more;
         fetch<KEY>(key_at, keys, table, begin, end, kv_head);
         for (u32 first = begin; first < end; first += KEYS) {
             fetch<VALUE>(value_at, values, table, first, end, kv_head);

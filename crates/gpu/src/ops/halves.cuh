@@ -1,7 +1,10 @@
-// What all texts in CUDA C++ share: names of words, and values as halves. BRAIN says that halves are bf16.
+// What all texts in CUDA C++ share: names of words, what a launch tells, and values as halves. BRAIN says that halves are bf16.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
+
+// What is told with a launch: rows, and one more number where a text wants it.
+struct Info { u32 rows, more; };
 
 #if BRAIN
 #define HALVES "bf16"

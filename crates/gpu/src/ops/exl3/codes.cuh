@@ -7,8 +7,6 @@
 #define ALIGNED ((SPAN + 31) / 32)
 #define COLUMNS (K_TILES * 16)
 
-struct Info { u32 rows; u32 unused; };
-
 __device__ constexpr int fetched() {
     int most = 0;
     for (int lane = 0; lane < 32; lane++) {

@@ -147,22 +147,20 @@ pub(crate) fn plain(
     rows: usize,
 ) -> Buffer {
     let outputs = matrix.out_features;
-    let k_tiles = in_features.next_multiple_of(128) / 16;
-    let band = (BAND_WEIGHTS / (16 * k_tiles) / OUTS).max(1) * OUTS;
-    let out = gpu.empty(rows * outputs);
-    let mut prepared = None;
-    for first in (0..outputs).step_by(band) {
+    let band = (BAND_WEIGHTS / in_features.next_multiple_of(128) / OUTS).max(1) * OUTS;
+    let of = |first: usize| {
         let width = band.min(outputs - first);
-        let mut shape = Shape::new(in_features, outputs, width, rows, 96);
-        shape.bias = bias.is_some();
-        shape.brain = matrix.format == Format::Bf16;
-        let text = PlainText(shape);
-        let prepared =
-            prepared.get_or_insert_with(|| prepare(gpu, x, &gpu.none, rows, shape, text));
+        let brain = matrix.format == Format::Bf16;
+        Shape { bias: bias.is_some(), brain, ..Shape::new(in_features, outputs, width, rows, 96) }
+    };
+    let prepared = prepare(gpu, x, &gpu.none, rows, of(0), PlainText(of(0)));
+    let out = gpu.empty(rows * outputs);
+    for first in (0..outputs).step_by(band) {
+        let shape = of(first);
         let halves = halves(gpu, matrix, first, shape);
         let added = bias.map_or(gpu.none.clone(), |b| b.after(first));
-        let arrays = [&halves, prepared, &gpu.none, &added];
-        product(gpu, arrays, &out.after(first), rows, shape, text);
+        let arrays = [&halves, &prepared, &gpu.none, &added];
+        product(gpu, arrays, &out.after(first), rows, shape, PlainText(shape));
     }
     out
 }

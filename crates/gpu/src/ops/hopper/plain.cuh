@@ -7,8 +7,6 @@
 #define HELD 4
 #define DIRECT 1
 
-struct Info { u32 rows; u32 unused; };
-
 struct Lane {
     u32 place_of[1];
 
