@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The CUDA C++ kernels of trellis-coded products alone, beside each other and cuBLAS.
 
-    gpu_kernels.py check          # the kernel for sm_90a against the one for every generation
+    gpu_kernels.py check          # against products in f64 with weights decoded by PyTorch
     gpu_kernels.py time [quick]   # microseconds, median (10th to 90th percentile)
 
 Products are launched in one graph over copies of the weights, more of them than caches hold. Needs PyTorch, nvcc and a Hopper GPU.
@@ -77,82 +77,123 @@ class Matrix:
         return {"K_TILES": self.k // 16, "INPUTS": self.inputs, "TWICE_BITS": self.twice_bits, "MUL1": mul1,
                 "MULTIPLIER": f"{multiplier}u", "ADDEND": f"{addend}u", "BIAS": int(self.bias is not None)}
 
+    def decoded(self, slot):
+        """`[k, n]`, by the definition of the format."""
+        bits = 128 * self.twice_bits
+        tiles = self.k // 16 * (self.n // 16)
+        words = self.tiles.view(-1, tiles, bits // 32)[slot].long() & 0xFFFFFFFF
+        position = torch.arange(256, device="cuda")
+        first = ((position // 8 * 8 * self.twice_bits + (position % 8 + 1) * self.twice_bits) // 2 - 16) % bits
+        high, low = words[:, first // 32], words[:, (first // 32 + 1) % (bits // 32)]
+        states = ((high << 32 | low) >> (48 - first % 32)) & 0xFFFF
+        mul1, multiplier, addend = CODEBOOKS[self.codebook]
+        made = (states * multiplier + addend) & 0xFFFFFFFF
+        if mul1:
+            total = sum(made >> shift & 0xFF for shift in (0, 8, 16, 24))
+            values = ((1024 + total).float() * 0.00676727294921875 - 10.3828125).half()
+        else:
+            made = (made & 0x8FFF8FFF) ^ 0x3B603B60
+            halves = [(made >> shift & 0xFFFF).to(torch.int32).to(torch.int16).view(torch.float16) for shift in (0, 16)]
+            values = halves[0] + halves[1]
+        lane, j = position // 8, position % 8
+        row, column = lane % 4 * 2 + j % 2 + j % 4 // 2 * 8, lane // 4 + j // 4 * 8
+        placed = torch.empty(tiles, 16, 16, device="cuda", dtype=torch.float64)
+        placed[:, row, column] = values.double()
+        return placed.view(self.k // 16, self.n // 16, 16, 16).permute(0, 2, 1, 3).reshape(self.k, self.n)
+
+    def product(self, x, slot=0):
+        padded = torch.zeros(len(x), self.k, device="cuda", dtype=torch.float64)
+        padded[:, : self.inputs] = x
+        signs = torch.tensor([[(-1) ** bin(i & j).count("1") for j in range(128)] for i in range(128)], device="cuda", dtype=torch.float64) / 128**0.5
+        turned = ((padded * self.suh.view(-1, self.k)[slot]).view(len(x), -1, 128) @ signs).view(len(x), -1)
+        sums = ((turned @ self.decoded(slot)).view(len(x), -1, 128) @ signs).view(len(x), -1) * self.svh.view(-1, self.n)[slot]
+        return sums[:, : self.outputs] + (0 if self.bias is None else self.bias.view(-1, self.outputs)[slot])
+
 
 SMS = 132
 
 
-class Old:
-    """`trellis.cu`."""
+class Few:
+    """`trellis.cu`: rows of one matrix, or entries with a matrix each, of one stack or of two."""
 
-    def __init__(self, matrix, m, entries=0, share=1):
-        self.m, self.entries = m, entries
+    def __init__(self, matrix, m, entries=0, share=1, matrices=1):
+        self.m, self.entries, self.matrices = m, entries, matrices
         self.inline = m == 1 or bool(entries)
-        self.tile, sets = (1, 1) if self.inline else (4, 1) if m <= 4 else (8, 2) if m <= 8 else (16, 4)
-        blocks, k_tiles = matrix.n // 128, matrix.k // 16
-        self.blocks, self.ranges = blocks, max(1, min(8 * SMS, blocks * k_tiles // 2))
-        self.kernels = Kernels("few", matrix.defines() | {
-            "MATRICES": 1, "N_TILES_0": matrix.n // 16, "N_TILES_1": 0, "N_TILES_2": 0, "OUTPUTS_0": matrix.outputs, "OUTPUTS_1": 0, "OUTPUTS_2": 0,
-            "SETS": sets, "INLINE": int(self.inline), "ENTRIES": int(bool(entries)), "SHARE": share, "RANGES": self.ranges, "WARPS": 8, "NT": 4, "RESIDENT": 2})
-        self.rotated = torch.empty(m * matrix.k, dtype=torch.int32, device="cuda")
-        self.partial = torch.empty(-(-min(m, 64) // self.tile) * (blocks + self.ranges) * 4 * sets * 128 if not entries else m * (blocks + self.ranges) * 512, device="cuda")
+        slim = matrix.twice_bits not in (2, 4, 6, 8)
+        if self.inline or m <= 4:
+            self.tile, sets, tiles = 1 if self.inline else 4, 1, 4 if slim else 8
+        else:
+            self.tile, sets, tiles = 8, 2, 2 if slim else 4
+        blocks, pairs, shares = matrices * matrix.n // 128, matrix.k // 32, tiles
+        units = blocks * pairs
+        wanted = blocks * shares * max(1, 12 * SMS // (blocks * shares * m)) if entries else 2 * shares * SMS
+        self.ranges = min(units, max(wanted, -(-units // max(1, pairs * 3 // 4))))
+        touched = (shares * -(-units // self.ranges) + pairs - 2) // pairs + 1
+        self.blocks, self.groups = blocks, -(-self.ranges // shares)
+        wide = {f"{name}_{i}": value if i < matrices else 0 for i in range(3) for name, value in (("N_TILES", matrix.n // 16), ("OUTPUTS", matrix.outputs))}
+        self.kernels = Kernels("few", matrix.defines() | wide | {
+            "MATRICES": matrices, "SETS": sets, "INLINE": int(self.inline), "ENTRIES": int(bool(entries)), "SHARE": share, "RANGES": self.ranges, "NT": tiles,
+            "TOUCHED": touched, "RESIDENT": 2})
+        self.prepared = torch.empty(m * matrix.k, dtype=torch.int32, device="cuda")
+        self.partial = torch.empty(max(m * (blocks + self.groups) * 128, -(-min(m, 64) // self.tile) * (blocks + self.ranges) * self.tile * 128), device="cuda")
+        self.counters = torch.zeros(max(1, m) * blocks, dtype=torch.int32, device="cuda")
 
     def __call__(self, matrix, x, ids, slots, out):
         none = matrix.suh
         bias = matrix.bias if matrix.bias is not None else none
-        if not self.inline:
-            self.kernels.launch("prepare", (matrix.k // 128, self.m), 32, [x, matrix.suh, none, none, self.rotated], self.m)
-        for first in range(0, self.m, 64 if not self.entries else self.m):
-            here = min(64, self.m - first) if not self.entries else self.m
-            inputs = x if self.inline else self.rotated[first * matrix.k:]
-            self.kernels.launch("multiply", (-(-self.ranges * 2 // 8), -(-here // self.tile)), 256,
-                                [matrix.tiles, none, none, inputs, matrix.suh, none, none, ids, slots, self.partial], here)
-            self.kernels.launch("finish", (self.blocks, here), 256, [self.partial, matrix.svh, none, none, bias, none, none, ids, slots, out[first * matrix.outputs:], none, none])
+        if self.inline:
+            each = [t for array in (matrix.suh, matrix.svh, bias) for t in [array] * 3]
+            outs = [out[i * self.m * matrix.outputs:] if i < self.matrices else none for i in range(3)]
+            self.kernels.launch("multiply", (self.groups, self.m), 256, [*[matrix.tiles] * 3, x, *each, ids, slots, self.partial, self.counters, *outs])
+            return
+        self.kernels.launch("prepare", (matrix.k // 128, self.m), 32, [x, matrix.suh, none, none, self.prepared], self.m)
+        mul1 = CODEBOOKS[matrix.codebook][0]
+        for first in range(0, self.m, 64):
+            here = min(64, self.m - first)
+            inputs = self.prepared[first * (matrix.k // 2 + matrix.k // 128 if mul1 else matrix.k):]
+            self.kernels.launch("multiply", (self.groups, -(-here // self.tile)), 256, [*[matrix.tiles] * 3, inputs, *[none] * 11, self.partial, *[none] * 4], here)
+            self.kernels.launch("finish", (self.blocks, here), 256, [self.partial, matrix.svh, none, none, bias, none, none, out[first * matrix.outputs:], none, none])
 
 
-def columns(m, most):
-    return (64, 2) if m <= 32 else (64, 1) if m <= 64 else (most, 1)
+class Product:
+    """`product.cu`."""
 
-
-class New:
-    """`product.cu` with a trellis."""
-
-    def __init__(self, matrix, m):
-        self.m = m
-        self.n, self.parts = columns(m, 128 if matrix.twice_bits == 8 else 96)
-        rows = self.n // self.parts
-        row_tiles = -(-m // rows)
-        self.ranges = min(SMS, -(-matrix.n // 256) * row_tiles * (matrix.k // 128))
-        self.kernels = Kernels("trellis", matrix.defines() | {"N_TILES": matrix.n // 16, "OUTPUTS": matrix.outputs, "N": self.n, "PARTS": self.parts, "WIDTH": matrix.outputs, "BRAIN": 0})
-        self.rotated = torch.empty(row_tiles * self.n * matrix.k // 2, dtype=torch.int32, device="cuda")
-        self.partial = torch.empty(self.ranges * 3 * rows * 256, device="cuda")
-        self.counters = torch.zeros(SMS, dtype=torch.int32, device="cuda")
-
-    def __call__(self, matrix, x, ids, slots, out):
-        bias = matrix.bias if matrix.bias is not None else matrix.suh
-        self.kernels.launch("prepare", (self.m, -(-matrix.k // 512)), 128, [x, matrix.suh, self.rotated], self.m)
-        self.kernels.launch("multiply", (self.ranges, 1), 640,
-                            [matrix.tiles, self.rotated, matrix.svh, bias, self.partial, self.counters, out], self.m)
-
-
-class Plain:
-    """`product.cu` with halves, which are there already."""
-
-    def __init__(self, k, n, m, dtype, most):
+    def __init__(self, text, k, n, m, most, defines):
         self.m, self.k = m, k
-        self.n, self.parts = columns(m, most)
+        self.n, self.parts = (64, 2) if m <= 32 else (64, 1) if m <= 64 else (most, 1)
         rows = self.n // self.parts
         row_tiles = -(-m // rows)
         self.ranges = min(SMS, -(-n // 256) * row_tiles * (k // 128))
-        self.kernels = Kernels("plain", {
-            "K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0,
-            "BRAIN": int(dtype == torch.bfloat16)})
+        self.kernels = Kernels(text, {"K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0, "BRAIN": 0} | defines)
         self.prepared = torch.empty(row_tiles * self.n * k // 2, dtype=torch.int32, device="cuda")
         self.partial = torch.empty(self.ranges * 3 * rows * 256, device="cuda")
         self.counters = torch.zeros(SMS, dtype=torch.int32, device="cuda")
 
+    def multiply(self, weights, x, suh, svh, bias, out):
+        self.kernels.launch("prepare", (self.m, -(-self.k // 512)), 128, [x, suh, self.prepared], self.m)
+        self.kernels.launch("multiply", (self.ranges, 1), 640, [weights, self.prepared, svh, bias, self.partial, self.counters, out], self.m)
+
+
+class Many(Product):
+    """With a trellis."""
+
+    def __init__(self, matrix, m):
+        most = 128 if matrix.twice_bits == 8 else 96
+        super().__init__("trellis", matrix.k, matrix.n, m, most, matrix.defines() | {"OUTPUTS": matrix.outputs, "WIDTH": matrix.outputs})
+
+    def __call__(self, matrix, x, ids, slots, out):
+        bias = matrix.bias if matrix.bias is not None else matrix.suh
+        self.multiply(matrix.tiles, x, matrix.suh, matrix.svh, bias, out)
+
+
+class Plain(Product):
+    """With halves, which are there already."""
+
+    def __init__(self, k, n, m, dtype, most):
+        super().__init__("plain", k, n, m, most, {"BRAIN": int(dtype == torch.bfloat16)})
+
     def __call__(self, halves, x, out):
-        self.kernels.launch("prepare", (self.m, -(-self.k // 512)), 128, [x, x, self.prepared], self.m)
-        self.kernels.launch("multiply", (self.ranges, 1), 640, [halves, self.prepared, x, x, self.partial, self.counters, out], self.m)
+        self.multiply(halves, x, x, x, x, out)
 
 
 def in_order(weights):
@@ -166,35 +207,46 @@ def in_order(weights):
 def check():
     torch.manual_seed(1)
     cases = []
-    for twice_bits, codebook in [(8, "mul1"), (8, "mcg"), *((b, "mul1") for b in range(2, 17))]:
-        cases += [(512, 384, 512, 384, twice_bits, codebook, m, False) for m in ([17, 31, 60, 100, 300] if twice_bits == 8 else [20, 50, 130])]
-    cases += [(640, 512, 576, 500, 8, "mul1", m, True) for m in [20, 130]]
-    cases += [(4096, 1024, 4096, 1024, 8, "mul1", m, False) for m in [64, 1000]]
+    for twice_bits, codebook in [(8, "mul1"), (8, "mcg"), *((b, "mul1") for b in range(2, 17) if b != 8)]:
+        sizes = [1, 2, 7, 16, 17, 31, 60, 100, 300] if twice_bits == 8 else [1, 3, 8, 12, 20, 50, 130]
+        cases += [(512, 384, 512, 384, twice_bits, codebook, m, False, 0) for m in sizes]
+    cases += [(640, 512, 576, 500, 8, codebook, m, True, 0) for m in [1, 5, 20, 130] for codebook in CODEBOOKS]
+    cases += [(4096, 1024, 4096, 1024, 8, "mul1", m, False, 0) for m in [1, 4, 64, 1000]]
+    cases += [(128, 8192, 128, 8192, 8, "mul1", m, False, 0) for m in [1, 4]]
+    cases += [(640, 512, 576, 500, bits, codebook, 12, True, matrices) for bits in (6, 8) for codebook in CODEBOOKS for matrices in (1, 2)]
 
     def one(case):
-        k, n, inputs, outputs, twice_bits, codebook, m, bias = case
-        matrix = Matrix(k, n, twice_bits, codebook, 1, inputs, outputs, bias)
-        return case, matrix, Old(matrix, m), New(matrix, m)
+        k, n, inputs, outputs, twice_bits, codebook, m, bias, stacks = case
+        matrix = Matrix(k, n, twice_bits, codebook, 5 if stacks else 1, inputs, outputs, bias)
+        few = Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks)) if m <= 128 else None
+        return case, matrix, few, Many(matrix, m) if m > 16 else None
 
-    ids = slots = torch.zeros(1, dtype=torch.int32, device="cuda")
     failed = 0
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
-    for case, matrix, old, new in made:
-        m = case[6]
-        x = torch.randn(m, matrix.inputs, device="cuda")
-        results = []
-        for kernel in (old, new, new):
-            out = torch.full((m * matrix.outputs,), float("nan"), device="cuda")
-            kernel(matrix, x, ids, slots, out)
+    for case, matrix, few, many in made:
+        m, stacks = case[6], case[8]
+        x = torch.randn(m // 3 if stacks else m, matrix.inputs, device="cuda")
+        ids = torch.randint(0, 5, (m,), dtype=torch.int32, device="cuda")
+        slots = torch.tensor([3, 1, 4, 0, 2], dtype=torch.int32, device="cuda")
+        if stacks:
+            right = torch.cat([matrix.product(x[e // 3 : e // 3 + 1], slots[ids[e].item()].item()) for e in range(m)] * stacks)
+        else:
+            right = matrix.product(x)
+        says = []
+        for name, kernel in (("few", few), ("many", many)):
+            if kernel is None:
+                continue
+            outs = [torch.full(right.shape, float("nan"), device="cuda") for _ in range(2)]
+            [kernel(matrix, x, ids, slots, out.view(-1)) for out in outs]
             torch.cuda.synchronize()
-            results.append(out)
-        a, b, again = results
-        error = ((a - b).norm() / a.norm()).item()
-        same = torch.equal(b, again)
-        good = error < (2e-6 if new.parts == 2 else 5e-4) and same
-        failed += not good
-        print(f"{'ok ' if good else 'BAD'} {case} N={new.n} parts={new.parts}: {error:.2e}{'' if same else ', differs when run again'}", flush=True)
+            error = ((outs[0] - right).norm() / right.norm()).item()
+            # Weights of `mul1` are not rounded to halves by `few`; rows are by `many`.
+            bound = (4e-4 if case[5] == "mul1" else 2e-6) if name == "few" else 2e-6 if many.parts == 2 else 5e-4
+            good = error < bound and torch.equal(*outs)
+            failed += not good
+            says.append(f"{name} {error:.2e}{'' if torch.equal(*outs) else ', differs when run again'}{'' if good else ' BAD'}")
+        print(case, *says, flush=True)
     for dtype, most, m in [(d, n, m) for d in (torch.float16, torch.bfloat16) for n in (96,) for m in (5, 40, 300)]:
         weights, x = torch.randn(384, 640, device="cuda").to(dtype), torch.randn(m, 640, device="cuda")
         plain, out = Plain(640, 384, m, dtype, most), torch.empty(m, 384, device="cuda")
@@ -238,26 +290,26 @@ def time(quick):
             for m in [1, 8, 16, 32, 64, 128, 256, 512, 2048] if twice_bits == 8 and codebook == "mul1" else [1, 64]:
                 cases.append((k, n, twice_bits, codebook, m, 0))
     if not quick:
-        cases.append((2048, 1536, 8, "mul1", 4, 4))
+        cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
 
     def one(case):
         k, n, twice_bits, codebook, m, entries = case
         matrix = Matrix(k, n, twice_bits, codebook, max(1, entries))
-        return case, matrix, Old(matrix, m, entries), New(matrix, m) if m > 16 else None
+        return case, matrix, Few(matrix, m, entries, matrices=2 if entries == 8 else 1), Many(matrix, m) if m > 16 and not entries else None
 
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
-    for (k, n, twice_bits, codebook, m, entries), matrix, old, new in made:
+    for (k, n, twice_bits, codebook, m, entries), matrix, few, many in made:
         bytes_of = matrix.tiles.numel() * 4
         copies = max(2, min(64, COPIES_BYTES // bytes_of + 1)) if m <= 128 else 4
         matrices = [Matrix(k, n, twice_bits, codebook, max(1, entries)) for _ in range(copies)]
         x = torch.randn(m, k, device="cuda")
         ids = torch.arange(m, dtype=torch.int32, device="cuda") % max(1, entries)
         slots = torch.arange(max(1, entries), dtype=torch.int32, device="cuda")
-        out = torch.empty(m * n, device="cuda")
+        out = torch.empty(2 * m * n, device="cuda")
         rounds = max(1, (256 if m <= 128 else 16) // copies)
-        says = [f"{k:>5} x {n:<6} {twice_bits / 2} {codebook:<5} m={m:<5}{' experts' if entries else ''}"]
-        for name, kernel in (("few", old), ("many", new)):
+        says = [f"{k:>5} x {n:<6} {twice_bits / 2} {codebook:<5} m={m:<5}{' experts' if entries else ''}{', two matrices' if entries == 8 else ''}"]
+        for name, kernel in (("few", few), ("many", many)):
             if kernel is None or (name == "few" and m > 128):
                 continue
             says.append(f"{name} {measure(lambda c: kernel(matrices[c], x, ids, slots, out), copies, rounds)}")

@@ -7,7 +7,8 @@ use crate::ops::{attention, columns, elementwise, exl3, matrix, moe, norm, rope,
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
 use crate::weights::{
-    GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, has_kernel, kernel_name, place,
+    GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, has_kernel, kernel_name, multiply_many,
+    place,
 };
 use cubecl::prelude::Client;
 use marlin_tensor::{
@@ -139,6 +140,29 @@ impl GpuBackend {
         stacks.filter(|s| s.made_of == addresses(&experts.gate)).ok_or_else(|| {
             BackendError::Device("an expert's matrix is part of two sets of experts".to_owned())
         })
+    }
+
+    /// Entries of `x` times their experts' gates, and their other first matrices.
+    fn multiply_entries_twice(
+        &self,
+        x: &Buffer,
+        x_rows: usize,
+        stacks: &Stacks,
+        entries: &Entries,
+        columns: usize,
+    ) -> (Buffer, Buffer) {
+        if let ([gate], [up]) = (&stacks.gate[..], &stacks.up[..]) {
+            // All experts are in one stack each, in their order.
+            let entries = Entries { slots: gate.slots.clone(), ..entries.clone() };
+            let both = [&gate.loaded, &up.loaded];
+            let both = multiply_many(&self.gpu, x, &both, &Rows::Entries(entries));
+            if let Some([gate, up]) = both.and_then(|both| <[Buffer; 2]>::try_from(both).ok()) {
+                return (gate, up);
+            }
+        }
+        let product =
+            |stacks: &[Arc<Stack>]| self.multiply_entries(x, x_rows, stacks, entries, columns);
+        (product(&stacks.gate), product(&stacks.up))
     }
 
     /// Entries of `x` times their experts' matrices; every stack writes its own entries.
@@ -477,8 +501,7 @@ impl Backend for GpuBackend {
             divisor: top_k,
             grouped,
         };
-        let gate = self.multiply_entries(values, rows, &stacks.gate, &entries, inner);
-        let up = self.multiply_entries(values, rows, &stacks.up, &entries, inner);
+        let (gate, up) = self.multiply_entries_twice(values, rows, &stacks, &entries, inner);
         elementwise::gated(&self.gpu, &gate, &up, activation, count * inner);
         let own = Entries { divisor: 1, ..entries };
         let down = self.multiply_entries(&gate, count, &stacks.down, &own, hidden);

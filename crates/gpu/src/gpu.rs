@@ -18,8 +18,8 @@ const MULTIPROCESSORS: u32 = 108;
 /// How the names begin of what NVIDIA's GPUs have kernels compiled to, and that of those with products of warpgroups: Hopper's.
 const CUDA: &str = "ptx_";
 const HOPPER: &str = "ptx_sm90";
-/// Words of [`Gpu::counters`], more than a device has multiprocessors.
-const COUNTERS: usize = 1024;
+/// Words of [`Gpu::counters`], more than a device has multiprocessors and a matrix blocks of columns.
+pub(crate) const COUNTERS: usize = 1 << 16;
 
 /// Units of a cube of an elementwise kernel.
 const UNITS: u32 = 256;

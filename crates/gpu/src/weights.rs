@@ -247,15 +247,26 @@ impl GpuLinear {
     ) -> Option<Vec<Buffer>> {
         let places: Vec<_> =
             linears.iter().map(|l| l.place.read().unwrap_or_else(|e| e.into_inner())).collect();
-        let trellises = places.iter().map(|place| match &**place {
-            Place::Own(loaded) => match &loaded.matrix {
-                Matrix::Trellis(trellis) => Some((trellis, loaded.bias.as_ref())),
-                Matrix::Rows(_) => None,
-            },
+        let loaded = places.iter().map(|place| match &**place {
+            Place::Own(loaded) => Some(&**loaded),
             Place::Stacked(..) => None,
         });
-        exl3::multiply_many(gpu, x, &trellises.collect::<Option<Vec<_>>>()?, rows)
+        multiply_many(gpu, x, &loaded.collect::<Option<Vec<_>>>()?, &Rows::Dense { rows })
     }
+}
+
+/// The same rows times several matrices, or stacks in which every expert has the same place, in one launch, where there is such a kernel for them.
+pub(crate) fn multiply_many(
+    gpu: &Gpu,
+    x: &Buffer,
+    loaded: &[&Loaded],
+    rows: &Rows,
+) -> Option<Vec<Buffer>> {
+    let trellises = loaded.iter().map(|loaded| match &loaded.matrix {
+        Matrix::Trellis(trellis) => Some((trellis, loaded.bias.as_ref())),
+        Matrix::Rows(_) => None,
+    });
+    exl3::multiply_many(gpu, x, &trellises.collect::<Option<Vec<_>>>()?, rows)
 }
 
 impl Stacks {

@@ -64,6 +64,56 @@ __device__ __forceinline__ void states(const u32* w, u32 shift, u32* s) {
 #endif
 }
 
+#if TWICE_BITS == 8
+// The other word that a lane's states lie in is its neighbour's.
+#define SOURCES 1
+#else
+#define SOURCES FETCHED
+#endif
+
+// What a lane knows of its part of a tile.
+struct Lane {
+    u32 place_of[SOURCES], lane, shift, mask, flip;
+
+    __device__ __forceinline__ explicit Lane(u32 lane) : lane(lane) {
+        const u32 first_bit = lane * 4 * TWICE_BITS + TWICE_BITS / 2 + 128 * TWICE_BITS - 16;
+        shift = first_bit % 32;
+#pragma unroll
+        for (int i = 0; i < SOURCES; i++) place_of[i] = TWICE_BITS == 8 ? lane : (first_bit / 32 + i) % WORDS;
+#if MUL1
+        mask = 0x1eee1eee, flip = 0xc931c931;
+#else
+        mask = 0x8fff8fff, flip = 0x3b603b60;
+        // In registers, or one instruction becomes two.
+        asm volatile("" : "+r"(mask), "+r"(flip));
+#endif
+    }
+
+    __device__ __forceinline__ void read(u32* to, const u32* const* source, u64 offset) const {
+#pragma unroll
+        for (int j = 0; j < SOURCES; j++) to[j] = __ldg(source[j] + offset);
+    }
+
+    __device__ __forceinline__ void states_of(u32* s, const u32* held) const {
+#if TWICE_BITS == 8
+        const u32 w[2] = {__shfl_sync(~0u, held[0], lane + 31), held[0]};
+        states(w, shift, s);
+#else
+        states(held, shift, s);
+#endif
+    }
+
+    // The operand of a product of halves, exactly as the format defines the weights.
+    __device__ __forceinline__ void operand(u32* to, const u32* held) const {
+        u32 s[8];
+        states_of(s, held);
+        to[0] = weights(s[0], s[1], mask, flip);
+        to[1] = weights(s[4], s[5], mask, flip);
+        to[2] = weights(s[2], s[3], mask, flip);
+        to[3] = weights(s[6], s[7], mask, flip);
+    }
+};
+
 // Rotates four values a lane of the warp's 128.
 __device__ __forceinline__ void rotate(float* v) {
     const float scale = 0.08838834764831845f;

@@ -1,13 +1,13 @@
 //! The product with a trellis in CUDA C++ (`trellis.cu`), for rows that all meet one matrix, and for entries of a routing
 //! one by one.
 //!
-//! The weights of a tile are one operand of one instruction of the tensor cores, formed in registers exactly as the format defines
-//! them; the other operand is four rows, as f16 and what these leave. Warps share a matrix evenly, in the order of its blocks of
-//! columns; a second kernel adds their sums up and rotates them. How the work is parted follows from the matrix alone,
+//! The weights of a tile are one operand of the tensor cores, formed in registers: as the format defines them, or, with the codebook `mul1`, as
+//! the bytes that its weights are sums of, so that the cores add these up too, exactly. The other operand is four rows in two parts of eight or eleven
+//! bits. Warps share a matrix evenly, in the order of its blocks of columns; how the work is parted follows from the matrix alone,
 //! so a row's sums are the same in any company.
 
 use super::{Trellis, generator};
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::{Buffer, COUNTERS, Gpu};
 use crate::ops::hopper;
 use crate::ops::text::{Defines, Text};
 use crate::ops::tiles::{Launch, Rows};
@@ -16,15 +16,13 @@ use crate::ops::tiles::{Launch, Rows};
 const WARPS: u32 = 8;
 /// Blocks that a multiprocessor holds.
 const RESIDENT: u32 = 2;
-/// Tiles side by side that a warp takes, of the eight of a block of columns.
-const TILES: u32 = 4;
-/// Ranges that a multiprocessor's warps take at once.
-const RANGES: u32 = RESIDENT * WARPS * TILES / 8;
+/// Warps of a multiprocessor that entries share.
+const WARPS_OF_ENTRIES: usize = 12;
 /// Matrices over the same inputs that one launch takes.
 const MOST_MATRICES: usize = 3;
 /// Rows up to which a kernel for few is the faster, of small matrices and of others (`bench/gpu.md`).
 const FEW_ROWS_OF_SMALL: usize = 128;
-const FEW_ROWS: usize = 16;
+const FEW_ROWS: usize = 8;
 /// Weights up to which a matrix is small.
 const SMALL: usize = 8 << 20;
 /// Rows of one launch, which bounds the memory for partial sums.
@@ -52,7 +50,10 @@ struct Shape {
     entries: bool,
     share: u32,
     bias: bool,
-    ranges: u32,
+    ranges: usize,
+    /// Tiles side by side that a warp takes, of the eight of a block of columns.
+    tiles: usize,
+    touched: usize,
 }
 
 impl Defines for Shape {
@@ -84,14 +85,14 @@ impl Defines for Shape {
             ("SHARE", self.share.to_string()),
             ("BIAS", flag(self.bias)),
             ("RANGES", self.ranges.to_string()),
-            ("WARPS", WARPS.to_string()),
-            ("NT", TILES.to_string()),
+            ("NT", self.tiles.to_string()),
+            ("TOUCHED", self.touched.to_string()),
             ("RESIDENT", RESIDENT.to_string()),
         ]
     }
 }
 
-/// `x: [.., in_features]` times the matrices, rotations and bias included; `None` when the text is not for such rows.
+/// `x: [.., in_features]` times a matrix or its stack, rotations and bias included; `None` when the text is not for such rows.
 pub(super) fn multiply(
     gpu: &Gpu,
     x: &Buffer,
@@ -99,21 +100,11 @@ pub(super) fn multiply(
     bias: Option<&Buffer>,
     rows: &Rows,
 ) -> Option<Buffer> {
-    if !gpu.tensor_cores {
-        return None;
-    }
-    let entries = match rows {
-        Rows::Dense { .. } => None,
-        Rows::Entries(entries) if entries.grouped.is_none() => Some(rows.one_by_one(gpu)),
-        _ => return None,
-    };
-    let count = rows.count();
-    match entries {
-        None if gpu.warpgroups && count > few_rows(matrix) => {
-            Some(hopper::trellis(gpu, x, matrix, bias, count))
+    match rows {
+        Rows::Dense { rows } if gpu.warpgroups && *rows > few_rows(matrix) => {
+            Some(hopper::trellis(gpu, x, matrix, bias, *rows))
         }
-        Some(_) if count > MOST_ENTRIES => None,
-        entries => launch(gpu, x, &[(matrix, bias)], entries.as_ref(), count).pop(),
+        _ => multiply_few(gpu, x, &[(matrix, bias)], rows)?.pop(),
     }
 }
 
@@ -122,20 +113,62 @@ fn few_rows(matrix: &Trellis) -> usize {
     if matrix.padded_in * matrix.padded_out <= SMALL { FEW_ROWS_OF_SMALL } else { FEW_ROWS }
 }
 
-/// `rows` rows times several matrices at once; `None` when the text is not for such rows, or the matrices differ in more than their width.
+/// The same rows times several matrices, or stacks of as many, at once; `None` when the text is not for such rows, or the matrices differ in more
+/// than their width.
 pub(crate) fn multiply_many(
     gpu: &Gpu,
     x: &Buffer,
     matrices: &[(&Trellis, Option<&Buffer>)],
-    rows: usize,
+    rows: &Rows,
 ) -> Option<Vec<Buffer>> {
-    let most = if gpu.warpgroups { FEW_ROWS } else { MOST_ROWS };
     let key = |(m, bias): &(&Trellis, Option<&Buffer>)| {
         (m.in_features, m.padded_in, m.twice_bits, m.codebook, bias.is_some())
     };
     let alike = matrices.windows(2).all(|two| key(&two[0]) == key(&two[1]));
-    let fits = (1..=MOST_MATRICES).contains(&matrices.len()) && rows <= most;
-    (gpu.tensor_cores && alike && fits).then(|| launch(gpu, x, matrices, None, rows))
+    let most = if gpu.warpgroups { FEW_ROWS } else { MOST_ROWS };
+    let fits = (1..=MOST_MATRICES).contains(&matrices.len())
+        && !matches!(rows, Rows::Dense { rows } if *rows > most);
+    if alike && fits { multiply_few(gpu, x, matrices, rows) } else { None }
+}
+
+fn multiply_few(
+    gpu: &Gpu,
+    x: &Buffer,
+    matrices: &[(&Trellis, Option<&Buffer>)],
+    rows: &Rows,
+) -> Option<Vec<Buffer>> {
+    let entries = match rows {
+        Rows::Dense { .. } => None,
+        Rows::Entries(entries) if entries.grouped.is_none() && entries.count <= MOST_ENTRIES => {
+            Some(rows.one_by_one(gpu))
+        }
+        _ => return None,
+    };
+    gpu.tensor_cores.then(|| launch(gpu, x, matrices, entries.as_ref(), rows.count()))
+}
+
+/// Ranges of `blocks` blocks of columns with `pairs` pairs of tiles each, and the blocks that those of a block of threads touch at most. Several
+/// entries share the device: all ranges of a block of threads are then in one block of columns.
+fn ranges(
+    gpu: &Gpu,
+    blocks: usize,
+    pairs: usize,
+    shares: usize,
+    entries: Option<usize>,
+) -> (usize, usize) {
+    let (units, multiprocessors) = (blocks * pairs, gpu.multiprocessors());
+    let wanted = match entries {
+        Some(count) => {
+            let whole = blocks * shares;
+            whole * (WARPS_OF_ENTRIES * multiprocessors / (whole * count)).max(1)
+        }
+        None => RESIDENT as usize * shares * multiprocessors,
+    };
+    // Short enough that few blocks are touched.
+    let few = units.div_ceil((pairs * 3 / 4).max(1));
+    let ranges = wanted.max(few).min(units);
+    let longest = shares * units.div_ceil(ranges);
+    (ranges, (longest + pairs - 2) / pairs + 1)
 }
 
 /// At most [`MOST_ROWS`] rows where there are several matrices.
@@ -148,7 +181,6 @@ fn launch(
 ) -> Vec<Buffer> {
     let none = &gpu.none;
     let (first, first_bias) = matrices[0];
-    let step = if entries.is_some() { MOST_ENTRIES } else { MOST_ROWS };
     let (multiplier, addend, mul1) = generator(first.codebook);
     let of = |f: &dyn Fn(&Trellis) -> usize| {
         std::array::from_fn(|i| matrices.get(i).map_or(0, |(matrix, _)| f(matrix)))
@@ -156,17 +188,17 @@ fn launch(
     let k_tiles = first.padded_in / 16;
     let n_tiles: [usize; MOST_MATRICES] = of(&|m| m.padded_out / 16);
     let blocks = n_tiles.iter().sum::<usize>() / 8;
-    let units = (blocks * k_tiles) as u32;
-    // Two steps at least are worth a warp.
-    let ranges = (RANGES * gpu.multiprocessors() as u32).min(units / 2).max(1);
     let inline = count == 1 || entries.is_some();
-    // Rows of a tile, and operands of four that they fill.
-    let (tile, sets) = match (inline, count) {
-        (true, _) => (1, 1),
-        (false, 0..=4) => (4, 1),
-        (false, 5..=8) => (8, 2),
-        (false, _) => (16, 4),
+    // Rows of a tile, operands of four that they fill, and tiles that there are registers for.
+    // The states of a lane lie in three words or more with other rates.
+    let slim = !matches!(first.twice_bits, 2 | 4 | 6 | 8);
+    let (tile, sets, tiles) = match (inline, count) {
+        (true, _) => (1, 1, if slim { 4 } else { 8 }),
+        (false, 0..=4) => (4, 1, if slim { 4 } else { 8 }),
+        (false, _) => (8, 2, if slim { 2 } else { 4 }),
     };
+    let shares = WARPS as usize * tiles / 8;
+    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, entries.map(|_| count));
     let shape = Shape {
         k_tiles,
         matrices: matrices.len(),
@@ -183,6 +215,8 @@ fn launch(
         share: entries.map_or(1, |l| l.share),
         bias: first_bias.is_some(),
         ranges,
+        tiles,
+        touched,
     };
     let run = |function, threads, blocks: (usize, usize), arrays: &[&Buffer], word: usize| {
         let text = Text { function, threads, defines: shape };
@@ -192,42 +226,70 @@ fn launch(
     let each = |f: fn(&Trellis) -> &Buffer| -> [&Buffer; MOST_MATRICES] {
         std::array::from_fn(|i| matrices.get(i).map_or(none, |(matrix, _)| f(matrix)))
     };
-    let (ids, slots) = entries.map_or((none, none), |l| (&l.table, &l.slots));
-    let [suh_0, suh_1, suh_2] = each(|m| &m.suh);
-    // Two halves of every value.
-    let row_words = first.padded_in;
-    let rotated = match inline {
-        true => x.clone(),
-        false => {
-            let rows = matrices.len() * count;
-            let rotated = gpu.empty(rows * row_words);
-            let arrays = [x, suh_0, suh_1, suh_2, &rotated];
-            run("prepare", PREPARE, (first.padded_in / 128, rows), &arrays, count);
-            rotated
-        }
-    };
+    let [[t0, t1, t2], [i0, i1, i2], [s0, s1, s2]] =
+        [each(|m| &m.tiles), each(|m| &m.suh), each(|m| &m.svh)];
+    let [b0, b1, b2] = std::array::from_fn(|i| {
+        matrices.get(i).and_then(|(_, bias): &(_, Option<&Buffer>)| *bias).unwrap_or(none)
+    });
     let outs: Vec<Buffer> =
         matrices.iter().map(|(m, _)| gpu.empty(count * m.out_features)).collect();
-    let bias = |i: usize| matrices.get(i).and_then(|(_, bias)| *bias).unwrap_or(none);
-    let warps = ranges as usize * 8 / TILES as usize;
-    let tiles = count.min(step).div_ceil(tile);
-    let partial = gpu.empty(tiles * (blocks + ranges as usize) * 4 * sets * 128);
-    for done in (0..count).step_by(step) {
-        let here = step.min(count - done);
-        let grid = (warps.div_ceil(WARPS as usize), here.div_ceil(tile));
-        let inputs = rotated.after(done * row_words);
-        let [t0, t1, t2] = each(|m| &m.tiles);
-        let arrays = [t0, t1, t2, &inputs, suh_0, suh_1, suh_2, ids, slots, &partial];
-        run("multiply", 32 * WARPS, grid, &arrays, here);
-        let [s0, s1, s2] = each(|m| &m.svh);
-        let to: [Buffer; MOST_MATRICES] = std::array::from_fn(|i| match outs.get(i) {
+    let outs_after = |done: usize| -> [Buffer; MOST_MATRICES] {
+        std::array::from_fn(|i| match outs.get(i) {
             Some(out) => out.after(done * matrices[i].0.out_features),
             None => none.clone(),
-        });
-        let (b0, b1, b2) = (bias(0), bias(1), bias(2));
-        let [o0, o1, o2] = &to;
-        let arrays = [&partial, s0, s1, s2, b0, b1, b2, ids, slots, o0, o1, o2];
-        run("finish", FINISH, (blocks, here), &arrays, 0);
+        })
+    };
+    let (ids, slots) = entries.map_or((none, none), |l| (&l.table, &l.slots));
+    let groups = ranges.div_ceil(shares);
+    if inline {
+        let step = count.min(MOST_ENTRIES).min(COUNTERS / blocks);
+        let partial = gpu.empty(step * (blocks + groups) * 128);
+        for done in (0..count).step_by(step) {
+            let here = step.min(count - done);
+            let [o0, o1, o2] = &outs_after(done);
+            let arrays = [
+                t0,
+                t1,
+                t2,
+                x,
+                i0,
+                i1,
+                i2,
+                s0,
+                s1,
+                s2,
+                b0,
+                b1,
+                b2,
+                ids,
+                slots,
+                &partial,
+                &gpu.counters,
+                o0,
+                o1,
+                o2,
+            ];
+            run("multiply", 32 * WARPS, (groups, here), &arrays, done);
+        }
+        return outs;
+    }
+    // Bytes of a row and a scale for every 128, or two halves of every value.
+    let row_words = if mul1 { first.padded_in / 2 + k_tiles / 8 } else { first.padded_in };
+    let prepared = gpu.empty(matrices.len() * count * row_words);
+    let arrays = [x, i0, i1, i2, &prepared];
+    run("prepare", PREPARE, (first.padded_in / 128, matrices.len() * count), &arrays, count);
+    let step = MOST_ROWS.min(count);
+    let partial = gpu.empty(step.div_ceil(tile) * (blocks + ranges) * tile * 128);
+    for done in (0..count).step_by(step) {
+        let here = step.min(count - done);
+        let [o0, o1, o2] = &outs_after(done);
+        let inputs = prepared.after(done * row_words);
+        let arrays = [
+            t0, t1, t2, &inputs, none, none, none, none, none, none, none, none, none, none, none,
+            &partial, none, none, none, none,
+        ];
+        run("multiply", 32 * WARPS, (groups, here.div_ceil(tile)), &arrays, here);
+        run("finish", FINISH, (blocks, here), &[&partial, s0, s1, s2, b0, b1, b2, o0, o1, o2], 0);
     }
     outs
 }

@@ -1,236 +1,94 @@
 // Rows times a trellis-coded matrix on NVIDIA's tensor cores.
 //
 // Defined before this text, besides what `codes.cuh` names: MATRICES over the same inputs (up to three), N_TILES_0 … and OUTPUTS_0 … of
-// each, SETS (of four rows), INLINE (one row, rotated here), ENTRIES (each row has a matrix of its own; SHARE of them read one row of
-// inputs), BIAS, RANGES (parts of the matrix), NT (tiles side by side that a warp takes), RESIDENT (blocks of a multiprocessor).
+// each, SETS (of four rows), INLINE (one row, rotated here), ENTRIES (each row has matrices of its own; SHARE of them read one row of
+// inputs; a launch is told the first), BIAS, RANGES (parts of the matrices), NT (tiles side by side that a warp takes), TOUCHED (blocks of 128 outputs that the ranges of a
+// block of threads lie in, at most), RESIDENT (blocks of a multiprocessor).
 //
-// The eight weights of a lane are, two by two, its four registers of the first operand of m16n8k16: one instruction takes a
-// tile. The other operand holds four rows, each as f16 and what these leave. A matrix is cut evenly into ranges, in the order
-// of its blocks of 128 columns; every warp writes the sums of its range, and `finish` adds and rotates them.
+// MUL1: the four bytes of a state's product are four inputs of one output, so the bytes of a lane's eight weights are the first operands of two
+// products of bytes, m16n8k32, whose sums are exact. A row is bytes too, high and low ones of 16 bits for each 128 inputs, each byte four times.
+// Others: the eight weights of a lane are, two by two, its four registers of the first operand of m16n8k16; a row is halves and what these leave.
+//
+// Matrices are cut evenly into ranges, in the order of their blocks of 128 columns, two tiles of inputs at a time. The sums of ranges are added in
+// their order: for one row within a block of threads, then by the one that comes last; for more by `finish`.
 
 #define BLOCKS ((N_TILES_0 + N_TILES_1 + N_TILES_2) / 8)
-#define UNITS ((u64)BLOCKS * K_TILES)
+#define PAIRS (K_TILES / 2)
+#define UNITS ((u64)BLOCKS * PAIRS)
 #define ACROSS (8 / NT)
 #define WARPS 8
-#define STAGES (TWICE_BITS <= 8 ? 4 : TWICE_BITS <= 12 ? 3 : 2)
+// Ranges of a block of threads.
+#define SHARES (WARPS / ACROSS)
 #define ROWS (4 * SETS)
-#define LINE (NT * WORDS)
 
 // Of three values, the one of the matrix that a block of 128 columns of all of them is in.
 #define OF(block, a, b, c) (MATRICES == 1 || (block) < N_TILES_0 / 8 ? (a) : MATRICES == 2 || (block) < (N_TILES_0 + N_TILES_1) / 8 ? (b) : (c))
 #define FIRST(block) OF(block, 0u, N_TILES_0 / 8, (N_TILES_0 + N_TILES_1) / 8)
 
-__device__ __forceinline__ void multiply_add(float* c, const u32* w, const u32* x) {
+// The range that a pair of tiles is in.
+__device__ __forceinline__ u32 range_of(u64 unit) { return ((unit + 1) * RANGES - 1) / UNITS; }
+
+#if MUL1
+typedef int Sum;
+// Words of 128 prepared inputs of a row, and of a row, whose scales come last.
+#define GROUP 64
+#define ROW (K_TILES * 8 + K_TILES / 8)
+// What a weight is: a sum of bytes less 510, times STEP, and OFFSET.
+#define STEP 0.00676727294921875
+#define OFFSET (1534 * STEP - 10.3828125)
+
+__device__ __forceinline__ void multiply_add(Sum* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Puts four rotated values of a lane where the operand reads them, words [k tile][high, low][quad] of inputs 2 q, 2 q + 1 and those 8 further on,
+// and tells what they were divided by.
+__device__ __forceinline__ float place(const float* v, u32* to) {
+    const u32 lane = threadIdx.x % 32;
+    // Values that are no numbers are the largest.
+    const float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+    const u32 own = v[0] + v[1] + v[2] + v[3] == v[0] + v[1] + v[2] + v[3] ? __float_as_uint(most) : 0x7fffffff;
+    const float largest = __uint_as_float(__reduce_max_sync(~0u, own));
+    const float factor = largest > 0 ? __fdividef(32639.0f, largest) : 0.0f;
+    unsigned short* at = (unsigned short*)to + (lane / 4 * 8 + lane % 2 * 2) * 2 + lane / 2 % 2;
+#pragma unroll
+    for (int p = 0; p < 2; p++) {
+        const int a = __float2int_rn(v[2 * p] * factor), b = __float2int_rn(v[2 * p + 1] * factor);
+        const int high = (a + 128 >> 8 & 0xff) | (b + 128 & 0xff00);
+        at[p * 2] = high;
+        at[p * 2 + 8] = (a & 0xff) | (b & 0xff) << 8;
+    }
+    return largest * (1.0f / 32639.0f);
+}
+#else
+typedef float Sum;
+#define GROUP 128
+#define ROW COLUMNS
+
+__device__ __forceinline__ void multiply_add(Sum* c, const u32* w, const u32* x) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
 }
 
-// Puts four rotated values of a lane where the operand reads them: words [part][k tile][quad][half], a pair each.
-__device__ __forceinline__ void place(const float* v, u32* high, u32* low) {
+// Puts four rotated values of a lane where the operand reads them: words [k tile][halves, what these leave][quad][half], a pair each.
+__device__ __forceinline__ float place(const float* v, u32* to) {
     const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (int p = 0; p < 2; p++) {
-        const u32 at = (lane / 4 * 4 + lane % 2 * 2 + p) * 2 + lane / 2 % 2;
-        split(v[2 * p], v[2 * p + 1], high[at], low[at]);
+        u32* at = to + lane / 4 * 16 + (lane % 2 * 2 + p) * 2 + lane / 2 % 2;
+        split(v[2 * p], v[2 * p + 1], at[0], at[8]);
     }
+    return 1;
 }
-
-#define ROTATED (COLUMNS / 2)
-// Inputs of the next step are read ahead where there are registers for them.
-#define AHEAD (SETS <= 4)
-
-extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
-    const uint4* __restrict__ tiles_0, const uint4* __restrict__ tiles_1, const uint4* __restrict__ tiles_2, const u32* __restrict__ x,
-    const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2, const u32* __restrict__ ids,
-    const u32* __restrict__ slots, float* __restrict__ partial, const __grid_constant__ Info info)
-{
-    __shared__ __align__(16) u32 memory[WARPS * STAGES * LINE];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 quad = lane % 4, group = lane / 4;
-    const u32 every = blockIdx.x * WARPS + warp;
-    const u32 range = every / ACROSS, across = every % ACROSS;
-    if (range >= RANGES) return;
-#if ENTRIES
-    const u32 first_row = blockIdx.y, rows = 1, slot = slots[ids[blockIdx.y]];
-    if (slot == ~0u) return;
-    tiles_0 += (u64)slot * K_TILES * N_TILES_0 * WORDS / 4;
-    suh_0 += (u64)slot * COLUMNS;
-#else
-    const u32 first_row = blockIdx.y * ROWS, rows = min(info.rows - first_row, (u32)ROWS);
 #endif
-    partial += (u64)blockIdx.y * (BLOCKS + RANGES) * ROWS * 128;
-    const u32 first_bit = lane * 4 * TWICE_BITS + TWICE_BITS / 2 + 128 * TWICE_BITS - 16;
-    const u32 shift = first_bit % 32;
-    u32 place_of[FETCHED];
-#pragma unroll
-    for (int i = 0; i < FETCHED; i++) place_of[i] = (first_bit / 32 + i) % WORDS;
-    const u32* line = memory + warp * STAGES * LINE;
-    const u32 ring = (u32)__cvta_generic_to_shared(line) + lane * 16;
-#if MUL1
-    const u32 mask = 0x1eee1eee, flip = 0xc931c931;
-#else
-    u32 mask = 0x8fff8fff, flip = 0x3b603b60;
-    // In registers, or one instruction becomes two.
-    asm volatile("" : "+r"(mask), "+r"(flip));
-#endif
-#if INLINE
-    __shared__ __align__(16) u32 inputs_of[WARPS][128];
-    const float* row = (const float*)x + (u64)(first_row / SHARE) * INPUTS;
-    u32* own = inputs_of[warp];
-#endif
+// Words of a k tile, and of those what a lane reads.
+#define PER_TILE (GROUP / 8)
+#define READ (PER_TILE / 8)
 
-    u32 unit = UNITS * range / RANGES;
-    const u32 end = UNITS * (range + 1) / RANGES;
-    while (unit < end) {
-        const u32 block = unit / K_TILES;
-        const u32 from = unit - block * K_TILES, to = min(end - block * K_TILES, (u32)K_TILES);
-        unit = block * K_TILES + to;
-        float sums[SETS][NT][4];
-#pragma unroll
-        for (int i = 0; i < SETS * NT * 4; i++) (&sums[0][0][0])[i] = 0;
-
-        const u32 wide = OF(block, N_TILES_0, N_TILES_1, N_TILES_2);
-        const uint4* next = OF(block, tiles_0, tiles_1, tiles_2) + ((u64)from * wide + (block - FIRST(block)) * 8 + across * NT) * (WORDS / 4) + lane;
-        u32 left = to - from, put = ring;
-        auto fetch = [&]() {
-            if (left > 0) {
-#pragma unroll
-                for (int i = 0; i < (LINE / 4 + 31) / 32; i++)
-                    if (LINE / 4 % 32 == 0 || lane + i * 32 < LINE / 4)
-                        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(put + i * 512), "l"(next + i * 32));
-                next += wide * (WORDS / 4);
-                left--;
-                put = put == ring + (STAGES - 1) * LINE * 4 ? ring : put + LINE * 4;
-            }
-            asm volatile("cp.async.commit_group;");
-        };
-        const u32* words = line;
-#pragma unroll
-        for (int i = 0; i < STAGES; i++) fetch();
-#if INLINE
-        const float* suh = OF(block, suh_0, suh_1, suh_2);
-        float4 ahead = scaled(row, suh, from / 8 * 128 + lane * 4);
-#else
-        u32 raw[SETS][2];
-        const u32* operand = x + ((u64)(OF(block, 0, 1, 2) * info.rows + first_row + group / 2) * 2 + group % 2) * ROTATED + quad * 2;
-        auto inputs = [&](u32 kt) {
-#pragma unroll
-            for (int s = 0; s < SETS; s++) {
-                const u32 r = group / 2 + s * 4;
-                const bool there = r < rows && kt < to;
-                const uint2 v = there ? *(const uint2*)(operand + s * 8 * ROTATED + kt * 8) : make_uint2(0, 0);
-                raw[s][0] = v.x; raw[s][1] = v.y;
-            }
-        };
-        if (AHEAD) inputs(from);
-#endif
-        for (u32 kt = from; kt < to; kt++) {
-            u32 b[SETS][2];
-#if INLINE
-            if (kt == from || kt % 8 == 0) {
-                float v[4] = {ahead.x, ahead.y, ahead.z, ahead.w};
-                rotate(v);
-                __syncwarp();
-                place(v, own, own + 64);
-                __syncwarp();
-                if ((kt / 8 + 1) * 8 < to) ahead = scaled(row, suh, (kt / 8 + 1) * 128 + lane * 4);
-            }
-            {
-                const u32* at = own + (group * 32 + kt % 8 * 4 + quad) * 2;
-                uint2 v = group < 2 ? *(const uint2*)at : make_uint2(0, 0);
-                b[0][0] = v.x; b[0][1] = v.y;
-            }
-#else
-            if (!AHEAD) inputs(kt);
-#pragma unroll
-            for (int s = 0; s < SETS; s++)
-#pragma unroll
-                for (int i = 0; i < 2; i++) b[s][i] = raw[s][i];
-            if (AHEAD) inputs(kt + 1);
-#endif
-            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1));
-            __syncwarp();
-#pragma unroll
-            for (int t = 0; t < NT; t++) {
-                u32 w[FETCHED], s[8];
-#pragma unroll
-                for (int i = 0; i < FETCHED; i++) w[i] = words[t * WORDS + place_of[i]];
-                states(w, shift, s);
-                u32 a[4];
-                a[0] = weights(s[0], s[1], mask, flip);
-                a[1] = weights(s[4], s[5], mask, flip);
-                a[2] = weights(s[2], s[3], mask, flip);
-                a[3] = weights(s[6], s[7], mask, flip);
-#pragma unroll
-                for (int set = 0; set < SETS; set++) multiply_add(sums[set][t], a, b[set]);
-            }
-            __syncwarp();
-            fetch();
-            words = words == line + (STAGES - 1) * LINE ? line : words + LINE;
-        }
-        asm volatile("cp.async.wait_all;");
-        float* to_block = partial + ((u64)block + range) * ROWS * 128;
-#pragma unroll
-        for (int set = 0; set < SETS; set++) {
-            const u32 r = set * 4 + quad;
-            if (r < rows)
-#pragma unroll
-                for (int t = 0; t < NT; t++) {
-                    float* at = to_block + r * 128 + (across * NT + t) * 16 + group;
-                    const float* c = sums[set][t];
-                    at[0] = c[0] + c[1];
-                    at[8] = c[2] + c[3];
-                }
-        }
-        __syncwarp();
-    }
-}
-
-// Adds the parts of 128 columns of a row, rotates and scales them. A warp adds the parts of every eighth range; these lie in
-// order, so that the sum depends on the matrix alone.
-#define SHARES (RANGES / BLOCKS + 2)
-
-extern "C" __global__ void __launch_bounds__(256) finish(
-    const float* __restrict__ partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
-    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2, const u32* __restrict__ ids,
-    const u32* __restrict__ slots, float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2)
-{
-    __shared__ float4 sums[8][32];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, row = blockIdx.y;
-    const float *svh = OF(block, svh_0, svh_1, svh_2), *bias = OF(block, bias_0, bias_1, bias_2);
-    float* out = OF(block, out_0, out_1, out_2);
-    const u32 outputs = OF(block, OUTPUTS_0, OUTPUTS_1, OUTPUTS_2);
-#if ENTRIES
-    const u32 slot = slots[ids[row]];
-    if (slot == ~0u) return;
-    svh += (u64)slot * (N_TILES_0 * 16);
-    bias += (u64)slot * outputs;
-    partial += (u64)row * (BLOCKS + RANGES) * ROWS * 128;
-#else
-    partial += (u64)(row / ROWS) * (BLOCKS + RANGES) * ROWS * 128 + row % ROWS * 128;
-#endif
-    const u32 column = (block - FIRST(block)) * 128 + lane * 4;
-    const float4 scale = *(const float4*)(svh + column);
-    const u32 lead = ((u64)block * K_TILES * RANGES + RANGES - 1) / UNITS, tail = ((u64)(block + 1) * K_TILES * RANGES - 1) / UNITS;
-    float4 part[(SHARES + 7) / 8];
-#pragma unroll
-    for (int i = 0; i < (SHARES + 7) / 8; i++) {
-        const u32 range = lead + warp + i * 8;
-        part[i] = range <= tail ? *(const float4*)(partial + ((u64)block + range) * ROWS * 128 + lane * 4) : make_float4(0, 0, 0, 0);
-    }
-    float4 sum = part[0];
-#pragma unroll
-    for (int i = 1; i < (SHARES + 7) / 8; i++)
-        sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
-    sums[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0) return;
-    float v[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float4 s = sums[i][lane];
-        v[0] += s.x; v[1] += s.y; v[2] += s.z; v[3] += s.w;
-    }
+// Rotates, scales and writes four sums of a lane, of a row of its matrix.
+__device__ __forceinline__ void write(float4 sum, float4 scale, const float* bias, u32 column, u32 outputs, float* out) {
+    float v[4] = {sum.x, sum.y, sum.z, sum.w};
     rotate(v);
     const float scales[4] = {scale.x, scale.y, scale.z, scale.w};
 #pragma unroll
@@ -240,8 +98,290 @@ extern "C" __global__ void __launch_bounds__(256) finish(
 #if BIAS
             y += bias[column + i];
 #endif
-            out[(u64)row * outputs + column + i] = y;
+            out[column + i] = y;
         }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
+    const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* __restrict__ x,
+    const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
+    const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
+    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2, const u32* __restrict__ ids,
+    const u32* __restrict__ slots, float* partial, u32* counters, float* __restrict__ out_0, float* __restrict__ out_1,
+    float* __restrict__ out_2, const __grid_constant__ Info info)
+{
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 quad = lane % 4, group = lane / 4;
+    const u32 range = blockIdx.x * SHARES + warp / ACROSS, across = warp % ACROSS;
+#if ENTRIES
+    const u32 slot = slots[ids[info.rows + blockIdx.y]];
+    if (slot == ~0u) return;
+    tiles_0 += (u64)slot * K_TILES * N_TILES_0 * WORDS, tiles_1 += (u64)slot * K_TILES * N_TILES_1 * WORDS, tiles_2 += (u64)slot * K_TILES * N_TILES_2 * WORDS;
+    suh_0 += (u64)slot * COLUMNS, suh_1 += (u64)slot * COLUMNS, suh_2 += (u64)slot * COLUMNS;
+    svh_0 += (u64)slot * N_TILES_0 * 16, svh_1 += (u64)slot * N_TILES_1 * 16, svh_2 += (u64)slot * N_TILES_2 * 16;
+    bias_0 += (u64)slot * OUTPUTS_0, bias_1 += (u64)slot * OUTPUTS_1, bias_2 += (u64)slot * OUTPUTS_2;
+#endif
+    u32 unit = range < RANGES ? UNITS * range / RANGES : 0;
+    const u32 end = range < RANGES ? UNITS * (range + 1) / RANGES : 0;
+#if INLINE
+    __shared__ __align__(16) float sums_of[TOUCHED][SHARES][128];
+    __shared__ __align__(16) u32 inputs_of[WARPS][GROUP];
+    const u32 first_range = blockIdx.x * SHARES, last_range = min(first_range + SHARES, (u32)RANGES) - 1;
+    const u32 first_block = (u32)(UNITS * first_range / RANGES) / PAIRS;
+    const float* row = (const float*)x + (u64)((info.rows + blockIdx.y) / SHARE) * INPUTS;
+    u32* own_inputs = inputs_of[warp];
+    const u32* operand = own_inputs + (group % 2 * 4 + quad) * READ;
+#else
+    const u32 first_row = blockIdx.y * ROWS, rows = min(info.rows - first_row, (u32)ROWS);
+    partial += (u64)blockIdx.y * (BLOCKS + RANGES) * ROWS * 128;
+    if (unit == end) return;
+#endif
+
+    const Lane own(lane);
+    // Weights are read ahead, over the ends of blocks too.
+    const u32* source[SOURCES];
+    u32 words[2 * NT][SOURCES], next = unit, wide = 0, left = 0;
+    auto seek = [&]() {
+        const u32 block = next / PAIRS, pair = next - block * PAIRS;
+        wide = OF(block, N_TILES_0, N_TILES_1, N_TILES_2);
+        const u32* from = OF(block, tiles_0, tiles_1, tiles_2) + ((u64)pair * 2 * wide + (block - FIRST(block)) * 8 + across * NT) * WORDS;
+#pragma unroll
+        for (int j = 0; j < SOURCES; j++) source[j] = from + own.place_of[j];
+        left = PAIRS - pair;
+    };
+    auto read = [&](int i) { own.read(words[i], source, ((u64)(i / NT) * (MATRICES == 1 ? N_TILES_0 : wide) + i % NT) * WORDS); };
+    if (unit < end) {
+        seek();
+#pragma unroll
+        for (int i = 0; i < 2 * NT; i++) read(i);
+    }
+
+    while (unit < end) {
+        const u32 block = unit / PAIRS;
+        u32 pair = unit - block * PAIRS;
+        const u32 to = min(end - block * PAIRS, (u32)PAIRS);
+        unit = block * PAIRS + to;
+        float totals[SETS][NT][2] = {};
+        float shift[SETS] = {};
+#if INLINE
+        const float* suh = OF(block, suh_0, suh_1, suh_2);
+        float4 ahead = scaled(row, suh, pair / 4 * 128 + lane * 4);
+#else
+        // The next tile's inputs of every set, and where they are.
+        u32 raw[SETS][READ], operand[SETS];
+#pragma unroll
+        for (int s = 0; s < SETS; s++) {
+            const u32 r = OF(block, 0, 1, 2) * info.rows + first_row + min(s * 4 + group / 2, rows - 1);
+            operand[s] = r * ROW + pair * 2 * PER_TILE + (group % 2 * 4 + quad) * READ;
+        }
+        auto inputs = [&](bool there) {
+#pragma unroll
+            for (int s = 0; s < SETS; s++) {
+#pragma unroll
+                for (int i = 0; i < READ; i++)
+                    if (there) raw[s][i] = __ldg(x + operand[s] + i);
+                operand[s] += PER_TILE;
+            }
+        };
+        inputs(true);
+#endif
+        while (pair < to) {
+            const u32 stop = min(pair / 4 * 4 + 4, to);
+            Sum sums[SETS][NT][4] = {};
+            float scales[SETS];
+            int counts[SETS] = {};
+#if INLINE
+            {
+                float v[4] = {ahead.x, ahead.y, ahead.z, ahead.w};
+                rotate(v);
+                __syncwarp();
+                scales[0] = place(v, own_inputs);
+                __syncwarp();
+                if (stop < to) ahead = scaled(row, suh, stop * 32 + lane * 4);
+            }
+#elif MUL1
+#pragma unroll
+            for (int s = 0; s < SETS; s++) {
+                const u32 r = OF(block, 0, 1, 2) * info.rows + first_row + min(s * 4 + quad, rows - 1);
+                scales[s] = __uint_as_float(__ldg(x + (u64)r * ROW + K_TILES * 8 + pair / 4));
+            }
+#endif
+            for (; pair < stop; pair++) {
+                next++;
+                const bool more = next < end;
+                if (more) {
+                    left--;
+                    if (left == 0) {
+                        seek();
+                    } else {
+#pragma unroll
+                        for (int j = 0; j < SOURCES; j++) source[j] += (u64)2 * (MATRICES == 1 ? N_TILES_0 : wide) * WORDS;
+                    }
+                }
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    u32 b[SETS][4];
+#pragma unroll
+                    for (int s = 0; s < SETS; s++) {
+#if INLINE
+                        const u32* from = operand + (pair % 4 * 2 + k) * PER_TILE;
+#else
+                        const u32* from = raw[s];
+#endif
+#if MUL1
+                        const u32 w = from[0];
+                        counts[s] = __dp4a((int)w, 0x01010101, counts[s]);
+                        b[s][0] = __byte_perm(w, 0, 0x0000), b[s][1] = __byte_perm(w, 0, 0x1111);
+                        b[s][2] = __byte_perm(w, 0, 0x2222), b[s][3] = __byte_perm(w, 0, 0x3333);
+#else
+                        b[s][0] = from[0], b[s][1] = from[1];
+#endif
+                    }
+#if !INLINE
+                    inputs(k == 0 || pair + 1 < to);
+#endif
+#pragma unroll
+                    for (int t = 0; t < NT; t++) {
+#if MUL1
+                        u32 s[8];
+                        own.states_of(s, words[k * NT + t]);
+                        if (more) read(k * NT + t);
+#pragma unroll
+                        for (int i = 0; i < 8; i++) s[i] *= (u32)MULTIPLIER;
+#pragma unroll
+                        for (int set = 0; set < SETS; set++) {
+                            multiply_add(sums[set][t], s[0], s[4], s[1], s[5], b[set][0], b[set][1]);
+                            multiply_add(sums[set][t], s[2], s[6], s[3], s[7], b[set][2], b[set][3]);
+                        }
+#else
+                        u32 a[4];
+                        own.operand(a, words[k * NT + t]);
+                        if (more) read(k * NT + t);
+#pragma unroll
+                        for (int set = 0; set < SETS; set++) multiply_add(sums[set][t], a, b[set]);
+#endif
+                    }
+                }
+            }
+#pragma unroll
+            for (int s = 0; s < SETS; s++) {
+#if MUL1
+                // Of the columns of high and low bytes of the lane's row.
+                int n = counts[s];
+                n += __shfl_xor_sync(~0u, n, 1);
+                n += __shfl_xor_sync(~0u, n, 2);
+                n = __shfl_sync(~0u, n, quad * 8) * 256 + __shfl_sync(~0u, n, quad * 8 + 4);
+                shift[s] += scales[s] * (float)n;
+#endif
+#pragma unroll
+                for (int t = 0; t < NT; t++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const Sum* c = sums[s][t] + 2 * h;
+#if MUL1
+                        // The difference fits, whatever overflows before.
+                        totals[s][t][h] += scales[s] * (float)(int)((u32)c[0] * 256 + (u32)c[1] - 510u * (u32)n);
+#else
+                        totals[s][t][h] += c[0] + c[1];
+#endif
+                    }
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < SETS; s++)
+#pragma unroll
+            for (int t = 0; t < NT; t++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+#if MUL1
+                    const float sum = totals[s][t][h] * (float)STEP + shift[s] * (float)OFFSET;
+#else
+                    const float sum = totals[s][t][h];
+#endif
+                    const u32 column = (across * NT + t) * 16 + group + 8 * h;
+#if INLINE
+                    // All four hold it.
+                    if (t % 4 == quad) sums_of[block - first_block][warp / ACROSS][column] = sum;
+#else
+                    if (s * 4 + quad < rows) partial[(((u64)block + range) * ROWS + s * 4 + quad) * 128 + column] = sum;
+#endif
+                }
+    }
+
+#if INLINE
+    __syncthreads();
+    const u32 last_block = (u32)(UNITS * (last_range + 1) / RANGES - 1) / PAIRS;
+    partial += (u64)blockIdx.y * (BLOCKS + gridDim.x) * 128 + lane * 4;
+    counters += blockIdx.y * BLOCKS;
+    for (u32 block = first_block + warp; block <= last_block; block += WARPS) {
+        const u32 column = (block - FIRST(block)) * 128 + lane * 4;
+        const float4 scale = *(const float4*)(OF(block, svh_0, svh_1, svh_2) + column);
+        const u32 lead = range_of((u64)block * PAIRS), tail = range_of((u64)(block + 1) * PAIRS - 1);
+        float4 sum = make_float4(0, 0, 0, 0);
+        for (u32 r = max(lead, first_range); r <= min(tail, last_range); r++) {
+            const float4 s = *(const float4*)(&sums_of[block - first_block][r - first_range][lane * 4]);
+            sum.x += s.x, sum.y += s.y, sum.z += s.z, sum.w += s.w;
+        }
+        const u32 lead_of = lead / SHARES, tail_of = tail / SHARES;
+        if (lead_of < tail_of) {
+            *(float4*)(partial + ((u64)block + blockIdx.x) * 128) = sum;
+            __threadfence();
+            __syncwarp();
+            u32 before = lane == 0 ? atomicAdd(counters + block, 1) : 0;
+            before = __shfl_sync(~0u, before, 0);
+            if (before < tail_of - lead_of) continue;
+            if (lane == 0) counters[block] = 0;
+            __threadfence();
+            sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+            for (u32 of = lead_of; of <= tail_of; of++) {
+                const float4 s = __ldcg((const float4*)(partial + ((u64)block + of) * 128));
+                sum.x += s.x, sum.y += s.y, sum.z += s.z, sum.w += s.w;
+            }
+        }
+        const u32 outputs = OF(block, OUTPUTS_0, OUTPUTS_1, OUTPUTS_2);
+        write(sum, scale, OF(block, bias_0, bias_1, bias_2), column, outputs, OF(block, out_0, out_1, out_2) + (u64)blockIdx.y * outputs);
+    }
+#endif
+}
+
+#if !INLINE
+// Adds the parts of 128 columns of a row, rotates and scales them. A warp adds the parts of every eighth range; these lie in
+// order, so that the sum depends on the matrix alone.
+#define SUMMED (RANGES / BLOCKS + 2)
+
+extern "C" __global__ void __launch_bounds__(256) finish(
+    const float* __restrict__ partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
+    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
+    float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2)
+{
+    __shared__ float4 sums[8][32];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, row = blockIdx.y;
+    partial += (u64)(row / ROWS) * (BLOCKS + RANGES) * ROWS * 128 + row % ROWS * 128 + lane * 4;
+    const u32 column = (block - FIRST(block)) * 128 + lane * 4;
+    const float4 scale = *(const float4*)(OF(block, svh_0, svh_1, svh_2) + column);
+    const u32 lead = range_of((u64)block * PAIRS), tail = range_of((u64)(block + 1) * PAIRS - 1);
+    float4 part[(SUMMED + 7) / 8];
+#pragma unroll
+    for (int i = 0; i < (SUMMED + 7) / 8; i++) {
+        const u32 range = lead + warp + i * 8;
+        part[i] = range <= tail ? *(const float4*)(partial + ((u64)block + range) * ROWS * 128) : make_float4(0, 0, 0, 0);
+    }
+    float4 sum = part[0];
+#pragma unroll
+    for (int i = 1; i < (SUMMED + 7) / 8; i++)
+        sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0) return;
+    sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float4 s = sums[i][lane];
+        sum.x += s.x, sum.y += s.y, sum.z += s.z, sum.w += s.w;
+    }
+    const u32 outputs = OF(block, OUTPUTS_0, OUTPUTS_1, OUTPUTS_2);
+    write(sum, scale, OF(block, bias_0, bias_1, bias_2), column, outputs, OF(block, out_0, out_1, out_2) + (u64)row * outputs);
 }
 
 // x times suh, rotated, in the order of the operand: a warp per 128 columns of a row, for one matrix after the other.
@@ -251,9 +391,13 @@ extern "C" __global__ void __launch_bounds__(32) prepare(
 {
     const u32 block = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
     const float* suh = matrix == 0 ? suh_0 : matrix == 1 ? suh_1 : suh_2;
-    float4 f = scaled(x + (u64)(row % info.rows) * INPUTS, suh, block * 128 + threadIdx.x * 4);
+    const float4 f = scaled(x + (u64)(row % info.rows) * INPUTS, suh, block * 128 + threadIdx.x * 4);
     float v[4] = {f.x, f.y, f.z, f.w};
     rotate(v);
-    u32* high = rotated + (u64)row * 2 * ROTATED + block * (32 * 2);
-    place(v, high, high + ROTATED);
+    rotated += (u64)row * ROW;
+    const float scale = place(v, rotated + block * GROUP);
+#if MUL1
+    if (threadIdx.x == 0) rotated[K_TILES * 8 + block] = __float_as_uint(scale);
+#endif
 }
+#endif
