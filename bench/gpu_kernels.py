@@ -114,45 +114,62 @@ SMS = 132
 
 
 class Few:
-    """`trellis.cu`: rows of one matrix, or entries with a matrix each, of one stack or of two."""
+    """`trellis.cu`: rows of one matrix, or entries with a matrix each, of one stack or of two; by their matrices where a tile's rows are given."""
 
-    def __init__(self, matrix, m, entries=0, share=1, matrices=1):
-        self.m, self.entries, self.matrices = m, entries, matrices
-        self.inline = m == 1 or bool(entries)
-        slim = matrix.twice_bits not in (2, 4, 6, 8)
-        if self.inline or m <= 4:
+    def __init__(self, matrix, m, entries=0, share=1, matrices=1, grouped=0):
+        self.m, self.matrices, self.grouped = m, matrices, grouped
+        self.inline = not grouped and (m == 1 or bool(entries))
+        slim = matrix.codebook != "mul1" or matrix.twice_bits not in (2, 4, 6, 8)
+        if self.inline or (grouped or m) <= 4:
             self.tile, sets, tiles = 1 if self.inline else 4, 1, 4 if slim else 8
         else:
             self.tile, sets, tiles = 8, 2, 2 if slim else 4
+        self.tiles = min(m, entries + m // grouped) if grouped else -(-m // self.tile)
         blocks, pairs, shares = matrices * matrix.n // 128, matrix.k // 32, tiles
-        units = blocks * pairs
-        wanted = blocks * shares * max(1, 12 * SMS // (blocks * shares * m)) if entries else 2 * shares * SMS
+        units, together = blocks * pairs, self.tiles if grouped else m
+        wanted = blocks * shares * max(1, 12 * SMS // (blocks * shares * together)) if entries else 2 * shares * SMS
         self.ranges = min(units, max(wanted, -(-units // max(1, pairs * 3 // 4))))
         touched = (shares * -(-units // self.ranges) + pairs - 2) // pairs + 1
         self.blocks, self.groups = blocks, -(-self.ranges // shares)
         wide = {f"{name}_{i}": value if i < matrices else 0 for i in range(3) for name, value in (("N_TILES", matrix.n // 16), ("OUTPUTS", matrix.outputs))}
         self.kernels = Kernels("few", matrix.defines() | wide | {
-            "MATRICES": matrices, "SETS": sets, "INLINE": int(self.inline), "ENTRIES": int(bool(entries)), "SHARE": share, "RANGES": self.ranges, "NT": tiles,
-            "TOUCHED": touched, "RESIDENT": 2})
-        self.prepared = torch.empty(m * matrix.k, dtype=torch.int32, device="cuda")
-        self.partial = torch.empty(max(m * (blocks + self.groups) * 128, -(-min(m, 64) // self.tile) * (blocks + self.ranges) * self.tile * 128), device="cuda")
-        self.counters = torch.zeros(max(1, m) * blocks, dtype=torch.int32, device="cuda")
+            "MATRICES": matrices, "SETS": sets, "INLINE": int(self.inline), "ENTRIES": int(bool(entries)), "GROUPED": int(bool(grouped)), "SHARE": share,
+            "RANGES": self.ranges, "NT": tiles, "TOUCHED": touched, "RESIDENT": 2})
+        self.step = max(1, (6 << 20) // ((blocks + self.ranges) * self.tile * 128)) if grouped else 64 // self.tile
+        self.prepared = torch.empty(matrices * m * matrix.k, dtype=torch.int32, device="cuda")
+        self.partial = torch.empty(self.step * (blocks + self.ranges) * self.tile * 128, device="cuda")
+        self.left = torch.full((max(1, m) * (blocks + self.groups) * 128,), -1, dtype=torch.int32, device="cuda")
 
-    def __call__(self, matrix, x, ids, slots, out):
+    def sorted(self, ids, experts):
+        """Entries by their experts, and expert, first and rows of every tile."""
+        order, table, first = torch.argsort(ids, stable=True).int(), [], 0
+        for expert, count in enumerate(torch.bincount(ids, minlength=experts).tolist()):
+            table += [(expert, first + at, min(self.grouped, count - at)) for at in range(0, count, self.grouped)]
+            first += count
+        table += [(0, 0, 0)] * (self.tiles - len(table))
+        return order, torch.tensor(table, dtype=torch.int32, device="cuda")
+
+    def __call__(self, matrix, x, ids, slots, out, by_expert=None):
         none = matrix.suh
         bias = matrix.bias if matrix.bias is not None else none
+        each = [[array] * 3 for array in (matrix.tiles, matrix.suh, matrix.svh, bias)]
+        tiles, suh, svh, biases = each
+        outs = [out[i * self.m * matrix.outputs:] if i < self.matrices else none for i in range(3)]
         if self.inline:
-            each = [t for array in (matrix.suh, matrix.svh, bias) for t in [array] * 3]
-            outs = [out[i * self.m * matrix.outputs:] if i < self.matrices else none for i in range(3)]
-            self.kernels.launch("multiply", (self.groups, self.m), 256, [*[matrix.tiles] * 3, x, *each, ids, slots, self.partial, self.counters, *outs])
+            self.kernels.launch("multiply", (self.groups, self.m), 256, [*tiles, x, *suh, *svh, *biases, ids, none, slots, self.left, *outs])
             return
-        self.kernels.launch("prepare", (matrix.k // 128, self.m), 32, [x, matrix.suh, none, none, self.prepared], self.m)
-        mul1 = CODEBOOKS[matrix.codebook][0]
-        for first in range(0, self.m, 64):
-            here = min(64, self.m - first)
-            inputs = self.prepared[first * (matrix.k // 2 + matrix.k // 128 if mul1 else matrix.k):]
-            self.kernels.launch("multiply", (self.groups, -(-here // self.tile)), 256, [*[matrix.tiles] * 3, inputs, *[none] * 11, self.partial, *[none] * 4], here)
-            self.kernels.launch("finish", (self.blocks, here), 256, [self.partial, matrix.svh, none, none, bias, none, none, out[first * matrix.outputs:], none, none])
+        self.kernels.launch("prepare", (matrix.k // 128, self.matrices * self.m), 32, [x, *suh, ids, slots, self.prepared], self.m)
+        words = matrix.k // 2 + matrix.k // 128 if CODEBOOKS[matrix.codebook][0] else matrix.k
+        order, table = by_expert or (none, none)
+        for done in range(0, self.tiles, self.step):
+            here = min(self.step, self.tiles - done)
+            if self.grouped:
+                table_here, inputs, rows, finished, to = table[done:], self.prepared, self.m, here * self.tile, outs
+            else:
+                rows = finished = min(here * self.tile, self.m - done * self.tile)
+                table_here, inputs, to = none, self.prepared[done * self.tile * words:], [out[done * self.tile * matrix.outputs:], none, none]
+            self.kernels.launch("multiply", (self.groups, here), 256, [*tiles, inputs, *[none] * 9, table_here, order, slots, self.partial, *[none] * 3], rows)
+            self.kernels.launch("finish", (self.blocks, finished), 256, [self.partial, *svh, *biases, table_here, order, slots, *to])
 
 
 class Product:
@@ -213,13 +230,15 @@ def check():
     cases += [(640, 512, 576, 500, 8, codebook, m, True, 0) for m in [1, 5, 20, 130] for codebook in CODEBOOKS]
     cases += [(4096, 1024, 4096, 1024, 8, "mul1", m, False, 0) for m in [1, 4, 64, 1000]]
     cases += [(128, 8192, 128, 8192, 8, "mul1", m, False, 0) for m in [1, 4]]
-    cases += [(640, 512, 576, 500, bits, codebook, 12, True, matrices) for bits in (6, 8) for codebook in CODEBOOKS for matrices in (1, 2)]
+    cases += [(640, 512, 576, 500, bits, codebook, m, True, matrices) for bits in (6, 8) for codebook in CODEBOOKS for matrices in (1, 2) for m in (12, 24, 60)]
 
     def one(case):
         k, n, inputs, outputs, twice_bits, codebook, m, bias, stacks = case
         matrix = Matrix(k, n, twice_bits, codebook, 5 if stacks else 1, inputs, outputs, bias)
-        few = Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks)) if m <= 128 else None
-        return case, matrix, few, Many(matrix, m) if m > 16 else None
+        # Of the sorted ones, the fewer in tiles of four.
+        grouped = {12: 0, 24: 4, 60: 8}[m] if stacks else 0
+        few = Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks), grouped) if m <= 128 else None
+        return case, matrix, few, Many(matrix, m) if m > 16 and not stacks else None
 
     failed = 0
     with ThreadPoolExecutor(16) as pool:
@@ -238,7 +257,8 @@ def check():
             if kernel is None:
                 continue
             outs = [torch.full(right.shape, float("nan"), device="cuda") for _ in range(2)]
-            [kernel(matrix, x, ids, slots, out.view(-1)) for out in outs]
+            by_expert = {"by_expert": few.sorted(ids, 5)} if few and few.grouped else {}
+            [kernel(matrix, x, ids, slots, out.view(-1), **by_expert) for out in outs]
             torch.cuda.synchronize()
             error = ((outs[0] - right).norm() / right.norm()).item()
             # Weights of `mul1` are not rounded to halves by `few`; rows are by `many`.

@@ -1,27 +1,24 @@
 //! The [`Backend`] trait on top of the kernels.
 
+use crate::experts::Stacks;
 use crate::gpu::{Buffer, Gpu, device_error, lock};
 use crate::ops::cache::PagedCache;
-use crate::ops::tiles::{Entries, Rows};
-use crate::ops::{attention, columns, elementwise, exl3, matrix, moe, norm, rope, select};
+use crate::ops::moe::Chosen;
+use crate::ops::tiles::Rows;
+use crate::ops::{attention, columns, elementwise, exl3, latent, matrix, moe, norm, rope, select};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
-use crate::weights::{
-    GpuLinear, Loaded, Matrix, Stack, Stacks, addresses, has_kernel, kernel_name, multiply_many,
-    place,
-};
+use crate::weights::{GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
-    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
-    Routing, Selected, Selection, Tensor, Vector, Weight,
+    Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope,
+    RopeStyle, RopeTable, Router, Routing, Selected, Selection, Tensor, Vector, Weight,
 };
 use std::sync::{Arc, Mutex};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Entries of a routing up to which each is multiplied by itself; more are sorted by expert first.
-const SINGLE: usize = 32;
 /// Groups of experts that a routing kernel has units for.
 const MOST_GROUPS: usize = 64;
 
@@ -42,12 +39,6 @@ enum Table {
     Trellis(Box<exl3::Trellis>),
     /// Of a format that no kernel reads by rows; rows are decoded on the host.
     Host(Arc<Weight>),
-}
-
-/// Ids and weights of a routing.
-struct Chosen {
-    ids: Buffer,
-    weights: Buffer,
 }
 
 fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
@@ -123,70 +114,6 @@ impl GpuBackend {
             _ => Recording::Refused,
         };
         Ok((found?, recording))
-    }
-
-    /// The stacks of `experts`, made when they are first used.
-    fn stacks(&self, experts: &Experts) -> Result<Arc<Stacks>> {
-        let first = experts.gate.first().ok_or_else(|| {
-            BackendError::Device("a mixture of experts without experts".to_owned())
-        })?;
-        let first: &GpuLinear = open(&first.handle)?;
-        if first.stacks.get().is_none() {
-            let all = [&experts.gate[..], &experts.up[..], &experts.down[..]];
-            let stacks = Stacks::new(&self.gpu, all, |linear| open(&linear.handle))?;
-            let _ = first.stacks.set(Arc::new(stacks));
-        }
-        let stacks = first.stacks.get().cloned();
-        stacks.filter(|s| s.made_of == addresses(&experts.gate)).ok_or_else(|| {
-            BackendError::Device("an expert's matrix is part of two sets of experts".to_owned())
-        })
-    }
-
-    /// Entries of `x` times their experts' gates, and their other first matrices.
-    fn multiply_entries_twice(
-        &self,
-        x: &Buffer,
-        x_rows: usize,
-        stacks: &Stacks,
-        entries: &Entries,
-        columns: usize,
-    ) -> (Buffer, Buffer) {
-        if let ([gate], [up]) = (&stacks.gate[..], &stacks.up[..]) {
-            // All experts are in one stack each, in their order.
-            let entries = Entries { slots: gate.slots.clone(), ..entries.clone() };
-            let both = [&gate.loaded, &up.loaded];
-            let both = multiply_many(&self.gpu, x, &both, &Rows::Entries(entries));
-            if let Some([gate, up]) = both.and_then(|both| <[Buffer; 2]>::try_from(both).ok()) {
-                return (gate, up);
-            }
-        }
-        let product =
-            |stacks: &[Arc<Stack>]| self.multiply_entries(x, x_rows, stacks, entries, columns);
-        (product(&stacks.gate), product(&stacks.up))
-    }
-
-    /// Entries of `x` times their experts' matrices; every stack writes its own entries.
-    fn multiply_entries(
-        &self,
-        x: &Buffer,
-        x_rows: usize,
-        stacks: &[Arc<Stack>],
-        entries: &Entries,
-        columns: usize,
-    ) -> Buffer {
-        let product = |stack: &Arc<Stack>| {
-            let entries = Entries { slots: stack.slots.clone(), ..entries.clone() };
-            stack.loaded.multiply(&self.gpu, x, x_rows, &Rows::Entries(entries))
-        };
-        if let [stack] = stacks {
-            return product(stack);
-        }
-        let out = self.gpu.empty(entries.count * columns);
-        for stack in stacks {
-            let part = product(stack);
-            moe::keep(&self.gpu, &part, &entries.ids, &stack.slots, &out, entries.count, columns);
-        }
-        out
     }
 }
 
@@ -313,7 +240,7 @@ impl Backend for GpuBackend {
     }
 
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
-        let chosen: &Chosen = open(&routing.handle)?;
+        let [chosen, _]: &[Chosen; 2] = open(&routing.handle)?;
         let len = routing.rows * routing.top_k;
         let ids = self.gpu.read(&chosen.ids, len)?;
         let weights = self.gpu.read(&chosen.weights, len)?;
@@ -379,6 +306,21 @@ impl Backend for GpuBackend {
         Ok(tensor(x.rows, x.columns, out))
     }
 
+    fn add_norm(
+        &self,
+        x: Tensor,
+        y: &Tensor,
+        weight: &Vector,
+        eps: f32,
+    ) -> Result<(Tensor, Tensor)> {
+        let x = self.own(x)?;
+        let (values, added, scales) = (open(&x.handle)?, open(&y.handle)?, open(&weight.handle)?);
+        let groups = x.rows * x.columns / weight.len;
+        let out = norm::add_norm(&self.gpu, values, added, scales, eps, groups, weight.len);
+        let normed = tensor(x.rows, x.columns, out);
+        Ok((x, normed))
+    }
+
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {
         assert_eq!(x.columns, weight.in_features, "input columns of the matrix");
         let (values, linear): (&Buffer, &GpuLinear) = (open(&x.handle)?, open(&weight.handle)?);
@@ -428,6 +370,34 @@ impl Backend for GpuBackend {
         Ok(tensor(a.rows, a.columns + b.columns, out))
     }
 
+    fn latent_inputs(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        norm: &Vector,
+        eps: f32,
+        table: &RopeTable,
+        heads: usize,
+        batch: &Batch,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let rope: &Arc<Rope> = open(&table.handle)?;
+        let angles = self.step(batch).made(&self.gpu, &Source::Rope(rope.clone()), batch)?;
+        let with_positions = kv.columns - norm.len;
+        let nope = q.columns / heads - with_positions;
+        let shape = latent::Shape {
+            heads: heads as u32,
+            nope: nope as u32,
+            rope: with_positions as u32,
+            latent: norm.len as u32,
+            pairs: rope.inv_freq.len() as u32,
+            interleaved: rope.style == RopeStyle::Interleaved,
+        };
+        let arrays = [open(&q.handle)?, open(&kv.handle)?, open(&norm.handle)?, &angles];
+        let [a, b, k] = latent::inputs(&self.gpu, arrays, eps, q.rows, shape);
+        let of = |columns, buffer| tensor(q.rows, columns, buffer);
+        Ok((of(heads * nope, a), of(heads * with_positions, b), of(kv.columns, k)))
+    }
+
     fn attention(
         &self,
         q: &Tensor,
@@ -474,9 +444,8 @@ impl Backend for GpuBackend {
             });
         }
         let bias = bias.map(|b| open::<Buffer>(&b.handle)).transpose()?;
-        let (ids, weights) =
-            moe::route(&self.gpu, open(&logits.handle)?, bias, router, logits.rows);
-        let handle = Arc::new(Chosen { ids, weights });
+        let chosen = moe::route(&self.gpu, open(&logits.handle)?, bias, router, logits.rows);
+        let handle = Arc::new(chosen);
         Ok(Routing { rows: logits.rows, top_k: router.top_k, handle })
     }
 
@@ -487,26 +456,35 @@ impl Backend for GpuBackend {
         experts: &Experts,
         activation: Activation,
     ) -> Result<Tensor> {
-        let (values, chosen): (&Buffer, &Chosen) = (open(&x.handle)?, open(&routing.handle)?);
-        let stacks = self.stacks(experts)?;
-        let (rows, top_k) = (routing.rows, routing.top_k);
-        let (inner, hidden) = (experts.gate[0].out_features, experts.down[0].out_features);
-        let count = rows * top_k;
-        let grouped =
-            (count > SINGLE).then(|| moe::group(&self.gpu, &chosen.ids, count, experts.gate.len()));
-        let entries = Entries {
-            count,
-            ids: chosen.ids.clone(),
-            slots: self.gpu.none.clone(),
-            divisor: top_k,
-            grouped,
-        };
-        let (gate, up) = self.multiply_entries_twice(values, rows, &stacks, &entries, inner);
-        elementwise::gated(&self.gpu, &gate, &up, activation, count * inner);
-        let own = Entries { divisor: 1, ..entries };
-        let down = self.multiply_entries(&gate, count, &stacks.down, &own, hidden);
-        let out = moe::combine(&self.gpu, &down, &chosen.weights, rows, top_k, hidden);
-        Ok(tensor(rows, hidden, out))
+        let [chosen, _]: &[Chosen; 2] = open(&routing.handle)?;
+        let stacks = Stacks::of(&self.gpu, experts, None, |linear| open(&linear.handle))?;
+        let (values, k) = (open(&x.handle)?, routing.top_k);
+        let out = stacks.sum(&self.gpu, values, x.rows, chosen, k, activation);
+        Ok(tensor(x.rows, x.columns, out))
+    }
+
+    fn mixture(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        experts: &Experts,
+        shared: &GatedLinears,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let stacks = Stacks::of(&self.gpu, experts, Some(shared), |linear| open(&linear.handle))?;
+        let [chosen, all]: &[Chosen; 2] = open(&routing.handle)?;
+        let fits_in = stacks.experts > experts.gate.len();
+        let (chosen, k) = if fits_in { (all, routing.top_k + 1) } else { (chosen, routing.top_k) };
+        let values = open(&x.handle)?;
+        let y = stacks.sum(&self.gpu, values, x.rows, chosen, k, activation);
+        let y = tensor(x.rows, x.columns, y);
+        if fits_in {
+            return Ok(y);
+        }
+        let outs = self.linear_many(x, &[&shared.gate, &shared.up])?;
+        let [gate, up] = <[Tensor; 2]>::try_from(outs).unwrap_or_else(|_| unreachable!());
+        let inner = self.gated(gate, &up, activation)?;
+        self.add(y, &self.linear(&inner, &shared.down)?)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {

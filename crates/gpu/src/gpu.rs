@@ -18,8 +18,10 @@ const MULTIPROCESSORS: u32 = 108;
 /// How the names begin of what NVIDIA's GPUs have kernels compiled to, and that of those with products of warpgroups: Hopper's.
 const CUDA: &str = "ptx_";
 const HOPPER: &str = "ptx_sm90";
-/// Words of [`Gpu::counters`], more than a device has multiprocessors and a matrix blocks of columns.
-pub(crate) const COUNTERS: usize = 1 << 16;
+/// Words of [`Gpu::counters`], more than a device has multiprocessors.
+const COUNTERS: usize = 1024;
+/// Words of [`Gpu::left`]: sums of the largest matrix for one row, and of hundreds of experts'.
+pub(crate) const LEFT: usize = 1 << 20;
 
 /// Units of a cube of an elementwise kernel.
 const UNITS: u32 = 256;
@@ -90,6 +92,8 @@ pub(crate) struct Gpu {
     pub(crate) warpgroups: bool,
     /// Zeros with which blocks of a launch count; it leaves zeros.
     pub(crate) counters: Buffer,
+    /// Words of ones, in which blocks of a launch leave sums for each other; it leaves ones.
+    pub(crate) left: Buffer,
     /// Stands for an array that a kernel is not to read.
     pub(crate) none: Buffer,
 }
@@ -107,8 +111,25 @@ impl Gpu {
         let warpgroups = tensor_cores && compiled_as == HOPPER;
         let counters =
             Buffer { handle: client.create_from_slice(&[0; COUNTERS * WORD]), len: COUNTERS };
-        let (taken, copies) = (Arc::default(), AtomicU64::new(0));
-        Self { client, tensor_cores, runs_cuda, warpgroups, counters, taken, copies, plane, none }
+        let left = match tensor_cores {
+            true => {
+                let ones = vec![u8::MAX; LEFT * WORD];
+                Buffer { handle: client.create_from_slice(&ones), len: LEFT }
+            }
+            false => none.clone(),
+        };
+        Self {
+            client,
+            tensor_cores,
+            runs_cuda,
+            warpgroups,
+            counters,
+            left,
+            taken: Arc::default(),
+            copies: AtomicU64::new(0),
+            plane,
+            none,
+        }
     }
 
     /// Multiprocessors of the device.

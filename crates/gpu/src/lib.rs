@@ -4,7 +4,7 @@
 //! * `runtime/`: one file per runtime, each behind a feature of its name: which devices there are, and how to open one.
 //!   Without a feature this crate finds no device and needs nothing.
 //! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
-//! * `ops/`: the kernels, by family. `weights`: matrices and stacks of experts. `step`: a batch on the device.
+//! * `ops/`: the kernels, by family. `weights`: matrices. `experts`: stacks of them. `step`: a batch on the device.
 //! * `encoder`: the search that encodes EXL3 tiles.
 //! * `recordings`: a pass over decoding sequences is recorded once and launched as a whole from then on.
 //!
@@ -16,6 +16,8 @@ mod backend;
 mod decode;
 #[cfg(feature = "device")]
 mod encoder;
+#[cfg(feature = "device")]
+mod experts;
 #[cfg(feature = "device")]
 mod gpu;
 #[cfg(feature = "device")]

@@ -1,16 +1,16 @@
-//! Weights on the device: a matrix in the form its kernel reads, and stacks of the experts of a layer.
+//! Weights on the device: a matrix in the form its kernel reads.
 
 use crate::decode::{Format, UNIT};
+use crate::experts::{Stack, Stacks};
 use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use crate::ops::columns;
-use crate::ops::elementwise::copy;
 use crate::ops::exl3::{self, Trellis};
 use crate::ops::hopper;
 use crate::ops::matrix::{self, RowMatrix};
-use crate::ops::tiles::{ABSENT, Entries, Rows};
+use crate::ops::tiles::{Entries, Rows};
 use marlin_quant::exl3::Exl3Parts;
 use marlin_quant::format;
-use marlin_tensor::{BackendError, Linear, Weight};
+use marlin_tensor::{BackendError, Weight};
 use std::sync::{Arc, OnceLock, RwLock};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -32,31 +32,15 @@ pub(crate) struct Loaded {
 
 /// The storage behind a [`Linear`].
 pub(crate) struct GpuLinear {
-    place: RwLock<Place>,
+    pub(crate) place: RwLock<Place>,
     /// The stacks of the experts whose first gate this is.
     pub(crate) stacks: OnceLock<Arc<Stacks>>,
     _reservation: Reservation,
 }
 
-enum Place {
+pub(crate) enum Place {
     Own(Box<Loaded>),
     Stacked(Arc<Stack>, u32),
-}
-
-/// Matrices of several experts in one piece.
-pub(crate) struct Stack {
-    pub(crate) loaded: Loaded,
-    /// Place of every expert's matrix, [`ABSENT`] where it is in another stack.
-    pub(crate) slots: Buffer,
-}
-
-/// All matrices of a set of experts: usually one stack each.
-pub(crate) struct Stacks {
-    /// The gates they were made of.
-    pub(crate) made_of: Vec<usize>,
-    pub(crate) gate: Vec<Arc<Stack>>,
-    pub(crate) up: Vec<Arc<Stack>>,
-    pub(crate) down: Vec<Arc<Stack>>,
 }
 
 /// Whether kernels read weights of `format` as they are.
@@ -172,7 +156,7 @@ impl Loaded {
         }
     }
 
-    fn arrays(&self) -> Vec<&Buffer> {
+    pub(crate) fn arrays(&self) -> Vec<&Buffer> {
         let mut arrays: Vec<&Buffer> = match &self.matrix {
             Matrix::Rows(m) => m.parts.iter().collect(),
             Matrix::Trellis(t) => vec![&t.tiles, &t.suh, &t.svh],
@@ -181,7 +165,7 @@ impl Loaded {
         arrays
     }
 
-    fn with_arrays(&self, arrays: Vec<Buffer>) -> Self {
+    pub(crate) fn with_arrays(&self, arrays: Vec<Buffer>) -> Self {
         let mut arrays = arrays.into_iter();
         let mut next = || arrays.next().expect("as many arrays as were taken");
         let matrix = match &self.matrix {
@@ -197,7 +181,7 @@ impl Loaded {
     }
 
     /// Whether `other` can lie in one stack with it.
-    fn stacks_with(&self, other: &Self) -> bool {
+    pub(crate) fn stacks_with(&self, other: &Self) -> bool {
         let same = match (&self.matrix, &other.matrix) {
             (Matrix::Rows(a), Matrix::Rows(b)) => {
                 (a.format, a.out_features, a.units) == (b.format, b.out_features, b.units)
@@ -267,82 +251,4 @@ pub(crate) fn multiply_many(
         Matrix::Rows(_) => None,
     });
     exl3::multiply_many(gpu, x, &trellises.collect::<Option<Vec<_>>>()?, rows)
-}
-
-impl Stacks {
-    /// Puts the matrices of experts together; they live in the stacks from then on.
-    ///
-    /// # Errors
-    /// When a matrix was made by another backend, or lies in a stack already.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        [gate, up, down]: [&[Linear]; 3],
-        open: impl Fn(&Linear) -> Result<&GpuLinear>,
-    ) -> Result<Self> {
-        let stack = |linears: &[Linear]| -> Result<Vec<Arc<Stack>>> {
-            stack(gpu, &linears.iter().map(&open).collect::<Result<Vec<_>>>()?)
-        };
-        let made_of = addresses(gate);
-        Ok(Self { made_of, gate: stack(gate)?, up: stack(up)?, down: stack(down)? })
-    }
-}
-
-/// What tells a set of matrices from another.
-pub(crate) fn addresses(linears: &[Linear]) -> Vec<usize> {
-    linears.iter().map(|l| Arc::as_ptr(&l.handle).cast::<()>() as usize).collect()
-}
-
-fn stack(gpu: &Gpu, linears: &[&GpuLinear]) -> Result<Vec<Arc<Stack>>> {
-    let own = |linear: &GpuLinear| match &*linear.place.read().unwrap_or_else(|e| e.into_inner()) {
-        Place::Own(loaded) => Ok((**loaded).clone()),
-        Place::Stacked(..) => Err(BackendError::Device(
-            "an expert's matrix is part of two sets of experts".to_owned(),
-        )),
-    };
-    let mut rest: Vec<(usize, Loaded)> = Vec::with_capacity(linears.len());
-    for (expert, linear) in linears.iter().enumerate() {
-        rest.push((expert, own(linear)?));
-    }
-    // Runtimes bound the size of one array.
-    let most = gpu.client.properties().memory.max_page_size as usize / WORD;
-    let mut stacks = Vec::new();
-    while let Some((_, first)) = rest.first().cloned() {
-        let largest = first.arrays().iter().map(|a| a.len).max().unwrap_or(1);
-        let room = (most / largest.max(1)).max(1);
-        let mut members = Vec::new();
-        rest.retain(|(expert, loaded)| {
-            let taken = members.len() < room && first.stacks_with(loaded);
-            if taken {
-                members.push((*expert, loaded.clone()));
-            }
-            !taken
-        });
-        let mut slots = vec![ABSENT; linears.len()];
-        members.iter().enumerate().for_each(|(slot, (e, _))| slots[*e] = slot as u32);
-        let arrays = first.arrays();
-        let joined = arrays.iter().enumerate().map(|(i, array)| {
-            if is_none(gpu, array) {
-                return gpu.none.clone();
-            }
-            let out = gpu.empty(array.len * members.len());
-            for (slot, (_, member)) in members.iter().enumerate() {
-                copy(gpu, member.arrays()[i], 0, &out, slot * array.len, array.len);
-            }
-            out
-        });
-        let joined = joined.collect();
-        let loaded = first.with_arrays(joined);
-        let stack = Arc::new(Stack { loaded, slots: gpu.words(&slots) });
-        for (slot, (expert, _)) in members.iter().enumerate() {
-            let mut place = linears[*expert].place.write().unwrap_or_else(|e| e.into_inner());
-            *place = Place::Stacked(stack.clone(), slot as u32);
-        }
-        stacks.push(stack);
-    }
-    Ok(stacks)
-}
-
-/// Whether `array` stands for one that a format does not need.
-fn is_none(gpu: &Gpu, array: &Buffer) -> bool {
-    array.handle.overlap(&gpu.none.handle) == cubecl::server::Overlap::Same
 }

@@ -1,6 +1,7 @@
 //! Matrices of every format on every device, against the scalar decode.
 //!
-//! `tolerance` is relative to the largest output: sums are in f32, and formats without a kernel are held as f16.
+//! `tolerance` is relative to the largest output: sums are in f32, and formats without a kernel are held as f16. Tensor cores add up the bytes that weights
+//! of `mul1` are sums of, which the format rounds to f16 before.
 
 mod common;
 
@@ -87,6 +88,11 @@ fn few(b: &dyn Backend, format: &str) -> usize {
     }
 }
 
+/// Of products with EXL3 of the codebook `mul1`.
+fn mul1_tolerance(b: &dyn Backend) -> f64 {
+    if b.name().starts_with("cuda") { 1e-3 } else { 3e-6 }
+}
+
 fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64, what: &str) {
     let (n, k) = (weight.out_features, weight.in_features);
     let bias = HostTensor::from_f32(vec![n], &values(n, 3));
@@ -137,7 +143,8 @@ fn every_rate_and_codebook_multiplies() {
         for twice_bits in [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16] {
             let weight = exl3(128, 256, twice_bits, mul1);
             let rows = if twice_bits == 6 { ROWS } else { &[1] };
-            check_linear(&*b, &weight, rows, 3e-6, &format!("mul1 {twice_bits}/2 bits"));
+            let what = format!("mul1 {twice_bits}/2 bits");
+            check_linear(&*b, &weight, rows, mul1_tolerance(&*b), &what);
         }
         for (name, marker) in [
             ("3inst", None),
@@ -147,7 +154,7 @@ fn every_rate_and_codebook_multiplies() {
             check_linear(&*b, &exl3(128, 128, 6, marker), &[1], 3e-6, name);
         }
         // Neither width is whole.
-        check_linear(&*b, &exl3(200, 130, 8, mul1), &[1], 3e-6, "padded");
+        check_linear(&*b, &exl3(200, 130, 8, mul1), &[1], mul1_tolerance(&*b), "padded");
     }
 }
 
@@ -241,7 +248,7 @@ fn experts_of_trellises_are_stacked() {
                 let what = format!("experts of {rates:?}, {rows} rows on {}", b.name());
                 let found = b.download(&found).unwrap();
                 if has_run(&*b, "exl3") {
-                    close(&what, &found, &expected, 2e-5);
+                    close(&what, &found, &expected, mul1_tolerance(&*b).max(2e-5));
                 }
             }
             // A matrix of a stack is still a matrix.
@@ -250,7 +257,8 @@ fn experts_of_trellises_are_stacked() {
             let x = b.upload(3, hidden, x).unwrap();
             let found = b.linear(&x, &experts.gate[3]).unwrap();
             if has_run(&*b, "exl3") {
-                close("one expert", &b.download(&found).unwrap(), &expected, 3e-6);
+                let found = b.download(&found).unwrap();
+                close("one expert", &found, &expected, mul1_tolerance(&*b));
             }
         }
     }

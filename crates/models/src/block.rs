@@ -72,8 +72,7 @@ impl Block {
         if let Some(norm) = &self.mixer_output_norm {
             y = norm.forward(b, &y)?;
         }
-        let x = b.add(x, &y)?;
-        let h = self.feed_forward_norm.forward(b, &x)?;
+        let (x, h) = self.feed_forward_norm.forward_sum(b, x, &y)?;
         let mut y = self.feed_forward.forward(step, &h, routings)?;
         if let Some(norm) = &self.feed_forward_output_norm {
             y = norm.forward(b, &y)?;

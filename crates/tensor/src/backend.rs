@@ -149,6 +149,17 @@ pub struct Experts {
     pub down: Vec<Linear>,
 }
 
+/// A gated feed-forward's matrices, `down(activation(gate x) * up x)`.
+#[derive(Clone)]
+pub struct GatedLinears {
+    /// Gate projection.
+    pub gate: Linear,
+    /// Up projection.
+    pub up: Linear,
+    /// Down projection.
+    pub down: Linear,
+}
+
 /// How a matrix is to be loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinearOptions {
@@ -262,6 +273,19 @@ pub trait Backend: Send + Sync {
     /// `x / sqrt(mean(x²) + eps) * weight` over each consecutive group of `weight.len` columns.
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32) -> Result<Tensor>;
 
+    /// `x + y`, and its [`rms_norm`](Self::rms_norm).
+    fn add_norm(
+        &self,
+        x: Tensor,
+        y: &Tensor,
+        weight: &Vector,
+        eps: f32,
+    ) -> Result<(Tensor, Tensor)> {
+        let x = self.add(x, y)?;
+        let normed = self.rms_norm(&x, weight, eps)?;
+        Ok((x, normed))
+    }
+
     /// `x Wᵀ + bias`.
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor>;
 
@@ -281,6 +305,32 @@ pub trait Backend: Send + Sync {
 
     /// Per head `[a | b]`: `[rows, heads * m], [rows, heads * n] -> [rows, heads * (m + n)]`.
     fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor>;
+
+    /// What latent attention makes of its projections `q: [rows, heads * (nope + rope)]` and `kv: [rows, latent + rope]`: the columns of queries
+    /// without positions, those with, rotated, and keys, the latent ones normalised by `norm` and the others rotated.
+    #[allow(clippy::too_many_arguments)]
+    fn latent_inputs(
+        &self,
+        q: &Tensor,
+        kv: &Tensor,
+        norm: &Vector,
+        eps: f32,
+        table: &RopeTable,
+        heads: usize,
+        batch: &Batch,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let (latent, wide) = (norm.len, q.columns / heads);
+        let rope = kv.columns - latent;
+        let q_heads = Heads { heads, head_dim: wide };
+        let nope = self.slice_heads(q, q_heads, 0, wide - rope)?;
+        let q_rope = self.slice_heads(q, q_heads, wide - rope, rope)?;
+        let kv_heads = Heads { heads: 1, head_dim: kv.columns };
+        let k = self.rms_norm(&self.slice_heads(kv, kv_heads, 0, latent)?, norm, eps)?;
+        let k_rope = self.slice_heads(kv, kv_heads, latent, rope)?;
+        let q_rope = self.rope(q_rope, table, Heads { heads, head_dim: rope }, batch)?;
+        let k_rope = self.rope(k_rope, table, Heads { heads: 1, head_dim: rope }, batch)?;
+        Ok((nope, q_rope, self.concat_heads(&k, &k_rope, 1)?))
+    }
 
     /// Writes `k` (and `v`) into `cache` layer `layer`, then attends causally over every sequence's
     /// cached tokens. `v = None` takes values from the first `value_head_dim` columns of the keys.
@@ -316,6 +366,24 @@ pub trait Backend: Send + Sync {
         experts: &Experts,
         activation: Activation,
     ) -> Result<Tensor>;
+
+    /// [`experts`](Self::experts), plus the feed-forward of an expert that all rows share.
+    fn mixture(
+        &self,
+        x: &Tensor,
+        routing: &Routing,
+        experts: &Experts,
+        shared: &GatedLinears,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let y = self.experts(x, routing, experts, activation)?;
+        let mut projected = self.linear_many(x, &[&shared.gate, &shared.up])?;
+        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
+            unreachable!("linear_many returns one tensor per matrix")
+        };
+        let inner = self.gated(gate, &up, activation)?;
+        self.add(y, &self.linear(&inner, &shared.down)?)
+    }
 
     /// The given rows, in order.
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor>;

@@ -17,8 +17,8 @@ mod op;
 mod weight;
 
 pub use backend::{
-    Backend, BackendError, Embedding, Experts, HeadLinear, Linear, LinearOptions, Opaque,
-    RopeTable, Routing, Selected, Selection, Tensor, Vector,
+    Backend, BackendError, Embedding, Experts, GatedLinears, HeadLinear, Linear, LinearOptions,
+    Opaque, RopeTable, Routing, Selected, Selection, Tensor, Vector,
 };
 pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
 pub use cache_type::{CACHE_GROUP, CacheType};

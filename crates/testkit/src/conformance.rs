@@ -4,6 +4,7 @@
 //! and approximate exponentials.
 
 mod attention;
+mod fused;
 mod selection;
 
 pub use attention::{PLAIN, Row, attention, check_attention, check_decode};
@@ -17,7 +18,7 @@ use marlin_tensor::{
 pub type Check = fn(&dyn Backend);
 
 /// Every check of this module.
-pub const CHECKS: [(&str, Check); 12] = [
+pub const CHECKS: [(&str, Check); 15] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",
@@ -32,6 +33,9 @@ pub const CHECKS: [(&str, Check); 12] = [
     ("attention", attention),
     ("caches_without_end_are_refused", caches_without_end_are_refused),
     ("mixture_of_experts", mixture_of_experts),
+    ("sums_and_their_norms", fused::sums_and_their_norms),
+    ("inputs_of_latent_attention", fused::inputs_of_latent_attention),
+    ("mixture_with_a_shared_expert", fused::mixture_with_a_shared_expert),
     ("largest_logits", selection::largest_logits),
 ];
 

@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 use marlin_tensor::AttentionParams;
 
 /// Planes of a cube.
-const PLANES: u32 = 4;
+const PLANES: u32 = 8;
 /// Keys of a part.
 const PART: u32 = 128;
 /// Below every score.

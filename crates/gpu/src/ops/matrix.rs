@@ -7,6 +7,9 @@ use cubecl::prelude::*;
 
 /// Planes of a cube.
 const PLANES: u32 = 4;
+/// Outputs of a plane, whose inputs it reads once: most of them, over the rows of a tile, and planes of a launch that are worth more than that.
+const OUTPUTS: u32 = 4;
+const FEWEST_PLANES: u32 = 4096;
 
 /// A matrix, or a stack of equal ones, in a row format.
 #[derive(Clone)]
@@ -32,7 +35,10 @@ pub(crate) fn multiply(
     let n = matrix.out_features;
     let out = gpu.empty(rows.count() * n);
     let launch = rows.launch(gpu, MOST);
-    let count = CubeCount::Static((n as u32).div_ceil(PLANES), launch.tiles, 1);
+    let fits =
+        |outs: &u32| outs * launch.m <= OUTPUTS && n as u32 / outs * launch.tiles >= FEWEST_PLANES;
+    let outs = [4, 2].into_iter().find(fits).unwrap_or(1);
+    let count = CubeCount::Static((n as u32).div_ceil(PLANES * outs), launch.tiles, 1);
     let [codes, high, scales, supers] = matrix.parts.each_ref().map(Buffer::arg);
     let added = bias.unwrap_or(&gpu.none).arg();
     let (table, order, slots) = (launch.table.arg(), launch.order.arg(), launch.slots.arg());
@@ -42,7 +48,7 @@ pub(crate) fn multiply(
         unsafe {
             multiply_kernel::launch_unchecked::<D>(
                 client, count, dim, x.arg4(), codes, high, scales, supers, added, table, order, slots, out.arg(),
-                n as u32, matrix.units as u32, launch.rows, launch.share, launch.m, launch.mode, bias.is_some(),
+                n as u32, matrix.units as u32, launch.rows, launch.share, launch.m, launch.mode, bias.is_some(), outs,
             );
         }
     });
@@ -68,8 +74,9 @@ fn multiply_kernel<D: Decode>(
     #[comptime] m: u32,
     #[comptime] mode: Mode,
     #[comptime] has_bias: bool,
+    #[comptime] outs: u32,
 ) {
-    let n = CUBE_POS_X * CUBE_DIM_Y + UNIT_POS_Y;
+    let n = (CUBE_POS_X * CUBE_DIM_Y + UNIT_POS_Y) * outs;
     let tile = CUBE_POS_Y;
     let slot = tile_slot(table, slots, tile, share, mode);
     if n >= outputs || slot == comptime!(ABSENT) {
@@ -77,42 +84,53 @@ fn multiply_kernel<D: Decode>(
     }
     let present = tile_rows(table, tile, rows, share, m, mode);
     let mut inputs = Array::<u32>::new(comptime!(m as usize));
-    let mut sums = Array::<f32>::new(comptime!(m as usize));
+    let mut sums = Array::<f32>::new(comptime!((m * outs) as usize));
     #[unroll]
     for i in 0..m {
         // A row past the last is read as the last, and not written.
         let row = tile_out(table, order, tile, min(i.runtime(), present - 1), share, m, mode);
         inputs[i as usize] = tile_in(row, share, mode) * units * 2;
+    }
+    #[unroll]
+    for i in 0..comptime!(m * outs) {
         sums[i as usize] = 0.0;
     }
-    let base = (slot * outputs + n) * units;
+    let base = slot * outputs;
     let mut unit = UNIT_POS_X;
     while unit < units {
-        let w = D::eight(codes, high, scales, supers, base + unit);
         #[unroll]
-        for i in 0..m {
-            let at = inputs[i as usize] + unit * 2;
-            let a = x[at as usize];
-            let b = x[(at + 1) as usize];
-            let mut sum = sums[i as usize];
+        for o in 0..outs {
+            // An output past the last is read as the last, and not written.
+            let place = (base + min(n + o, outputs - 1)) * units + unit;
+            let w = D::eight(codes, high, scales, supers, place);
             #[unroll]
-            for j in 0..4usize {
-                sum += w[j] * a.extract(j);
-                sum += w[j + 4] * b.extract(j);
+            for i in 0..m {
+                let at = inputs[i as usize] + unit * 2;
+                let a = x[at as usize];
+                let b = x[(at + 1) as usize];
+                let mut sum = sums[comptime!((o * m + i) as usize)];
+                #[unroll]
+                for j in 0..4usize {
+                    sum += w[j] * a.extract(j);
+                    sum += w[j + 4] * b.extract(j);
+                }
+                sums[comptime!((o * m + i) as usize)] = sum;
             }
-            sums[i as usize] = sum;
         }
         unit += CUBE_DIM_X;
     }
     #[unroll]
-    for i in 0..m {
-        let mut sum = plane_sum(sums[i as usize]);
-        if UNIT_POS_X == 0 && i < present {
-            if comptime!(has_bias) {
-                sum += bias[(slot * outputs + n) as usize];
+    for o in 0..outs {
+        #[unroll]
+        for i in 0..m {
+            let mut sum = plane_sum(sums[comptime!((o * m + i) as usize)]);
+            if UNIT_POS_X == 0 && i < present && n + o < outputs {
+                if comptime!(has_bias) {
+                    sum += bias[(base + n + o) as usize];
+                }
+                let row = tile_out(table, order, tile, i.runtime(), share, m, mode);
+                out[(row * outputs + n + o) as usize] = sum;
             }
-            let row = tile_out(table, order, tile, i.runtime(), share, m, mode);
-            out[(row * outputs + n) as usize] = sum;
         }
     }
 }

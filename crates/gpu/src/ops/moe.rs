@@ -1,6 +1,6 @@
 //! Choosing experts, sorting their rows, and adding up what they say. Nothing is read back.
 
-use super::tiles::{ABSENT, Grouped, MOST};
+use super::tiles::{ABSENT, Grouped};
 use crate::gpu::{Buffer, Gpu};
 use cubecl::prelude::*;
 use marlin_tensor::{Router, Scoring};
@@ -10,16 +10,23 @@ const UNITS: u32 = 64;
 /// Units of the cube that sorts entries.
 const SORTERS: u32 = 256;
 
-/// Chosen experts and weights of every row of `logits`, each `[rows, top_k]`, best first.
+/// Experts of rows and their weights, each `[rows, experts of a row]`.
+pub(crate) struct Chosen {
+    pub(crate) ids: Buffer,
+    pub(crate) weights: Buffer,
+}
+
+/// What is chosen for every row of `logits`, best first, and the same with one more: the one after all experts, of weight 1.
 pub(crate) fn route(
     gpu: &Gpu,
     logits: &Buffer,
     bias: Option<&Buffer>,
     router: &Router,
     rows: usize,
-) -> (Buffer, Buffer) {
-    let len = rows * router.top_k;
-    let (ids, weights) = (gpu.empty(len), gpu.empty(len));
+) -> [Chosen; 2] {
+    let chosen = [router.top_k, router.top_k + 1]
+        .map(|n| Chosen { ids: gpu.empty(rows * n), weights: gpu.empty(rows * n) });
+    let [own, all] = &chosen;
     let shape = Shape {
         experts: router.num_experts as u32,
         top_k: router.top_k as u32,
@@ -29,6 +36,7 @@ pub(crate) fn route(
         sigmoid: router.scoring == Scoring::Sigmoid,
         normalize: router.normalize,
         has_bias: bias.is_some(),
+        plane: gpu.plane,
     };
     let count = CubeCount::Static(rows as u32, 1, 1);
     let bias = bias.unwrap_or(&gpu.none);
@@ -40,13 +48,15 @@ pub(crate) fn route(
             gpu.planes(UNITS / gpu.plane),
             logits.arg(),
             bias.arg(),
-            ids.arg(),
-            weights.arg(),
+            own.ids.arg(),
+            own.weights.arg(),
+            all.ids.arg(),
+            all.weights.arg(),
             router.scaling_factor,
             shape,
         );
     }
-    (ids, weights)
+    chosen
 }
 
 /// What a routing kernel is compiled for.
@@ -60,11 +70,18 @@ struct Shape {
     sigmoid: bool,
     normalize: bool,
     has_bias: bool,
+    plane: u32,
 }
 
-/// Entries of `ids` sorted by expert, and cut into tiles.
-pub(crate) fn group(gpu: &Gpu, ids: &Buffer, entries: usize, experts: usize) -> Grouped {
-    let m = (entries.div_ceil(experts).next_power_of_two() as u32).clamp(2, MOST);
+/// Entries of `ids` sorted by expert, and cut into tiles of at least and at most so many rows.
+pub(crate) fn group(
+    gpu: &Gpu,
+    ids: &Buffer,
+    entries: usize,
+    experts: usize,
+    (least, most): (u32, u32),
+) -> Grouped {
+    let m = (entries.div_ceil(experts).next_power_of_two() as u32).clamp(least, most);
     let count = entries.min(experts + entries / m as usize);
     let (order, tiles) = (gpu.empty(entries), gpu.empty(3 * count));
     let dim = gpu.planes(SORTERS / gpu.plane);
@@ -150,6 +167,8 @@ fn route_kernel(
     bias: &[f32],
     ids: &mut [u32],
     weights: &mut [f32],
+    all_ids: &mut [u32],
+    all_weights: &mut [f32],
     scaling_factor: f32,
     #[comptime] shape: Shape,
 ) {
@@ -169,10 +188,15 @@ fn route_kernel(
         largest = max(largest, logits[(row * experts + e) as usize]);
         e += 64;
     }
-    best[unit as usize] = largest;
+    let planes = comptime!(UNITS / shape.plane);
+    let part = plane_max(largest);
+    if UNIT_POS_X == 0 {
+        best[UNIT_POS_Y as usize] = part;
+    }
     sync_cube();
     let mut top = f32::new(LEAST);
-    for i in 0..64u32 {
+    #[unroll]
+    for i in 0..planes {
         top = max(top, best[i as usize]);
     }
     sync_cube();
@@ -186,10 +210,14 @@ fn route_kernel(
         part += score;
         e += 64;
     }
-    best[unit as usize] = part;
+    let part = plane_sum(part);
+    if UNIT_POS_X == 0 {
+        best[UNIT_POS_Y as usize] = part;
+    }
     sync_cube();
     let mut total = f32::new(0.0);
-    for i in 0..64u32 {
+    #[unroll]
+    for i in 0..planes {
         total += best[i as usize];
     }
     let mut e = unit;
@@ -225,12 +253,17 @@ fn route_kernel(
             }
             e += 64;
         }
-        best[unit as usize] = value;
-        places[unit as usize] = place;
+        let of_plane = plane_max(value);
+        let place_of = plane_min(select(value == of_plane, place, experts.runtime()));
+        if UNIT_POS_X == 0 {
+            best[UNIT_POS_Y as usize] = of_plane;
+            places[UNIT_POS_Y as usize] = place_of;
+        }
         sync_cube();
         let mut chosen = experts.runtime();
         let mut highest = f32::new(LEAST);
-        for i in 0..64u32 {
+        #[unroll]
+        for i in 0..planes {
             let v = best[i as usize];
             let p = places[i as usize];
             // The lower index among equals.
@@ -252,10 +285,16 @@ fn route_kernel(
     }
     if unit == 0 {
         let divisor = if comptime!(shape.normalize) { sum + 1e-20 } else { f32::new(1.0) };
+        let all = row * comptime!(top_k + 1);
         for k in 0..top_k {
             let at = (row * top_k + k) as usize;
-            weights[at] = weights[at] / divisor * scaling_factor;
+            let weight = weights[at] / divisor * scaling_factor;
+            weights[at] = weight;
+            all_weights[(all + k) as usize] = weight;
+            all_ids[(all + k) as usize] = ids[at];
         }
+        all_ids[(all + top_k) as usize] = experts.runtime();
+        all_weights[(all + top_k) as usize] = f32::new(1.0);
     }
 }
 

@@ -16,6 +16,31 @@ pub(crate) fn rms_norm(
     groups: usize,
     len: usize,
 ) -> Buffer {
+    launch(gpu, x, None, weight, eps, groups, len)
+}
+
+/// Adds `y` to `x` in place, and does the same to the sum.
+pub(crate) fn add_norm(
+    gpu: &Gpu,
+    x: &Buffer,
+    y: &Buffer,
+    weight: &Buffer,
+    eps: f32,
+    groups: usize,
+    len: usize,
+) -> Buffer {
+    launch(gpu, x, Some(y), weight, eps, groups, len)
+}
+
+fn launch(
+    gpu: &Gpu,
+    x: &Buffer,
+    y: Option<&Buffer>,
+    weight: &Buffer,
+    eps: f32,
+    groups: usize,
+    len: usize,
+) -> Buffer {
     let out = gpu.empty(groups * len);
     let most = gpu.client.properties().hardware.max_units_per_cube / gpu.plane;
     let planes = match len {
@@ -25,14 +50,16 @@ pub(crate) fn rms_norm(
     };
     let cubes = groups as u32;
     let count = CubeCount::Static(cubes.min(32_768), cubes.div_ceil(32_768), 1);
+    let (added, has_added) = (y.unwrap_or(&gpu.none).arg(), y.is_some());
     let (x, weight, to) = (x.arg(), weight.arg(), out.arg());
-    // SAFETY: cubes past `groups` do the work of the last.
+    // SAFETY: cubes past `groups` do nothing.
     unsafe {
         norm_kernel::launch_unchecked(
             &gpu.client,
             count,
             gpu.planes(planes),
             x,
+            added,
             weight,
             to,
             eps,
@@ -40,6 +67,7 @@ pub(crate) fn rms_norm(
             len as u32,
             planes,
             gpu.plane,
+            has_added,
         );
     }
     out
@@ -47,7 +75,8 @@ pub(crate) fn rms_norm(
 
 #[cube(launch_unchecked)]
 fn norm_kernel(
-    x: &[f32],
+    x: &mut [f32],
+    added: &[f32],
     weight: &[f32],
     out: &mut [f32],
     eps: f32,
@@ -55,9 +84,12 @@ fn norm_kernel(
     #[comptime] len: u32,
     #[comptime] planes: u32,
     #[comptime] plane: u32,
+    #[comptime] has_added: bool,
 ) {
-    // A cube past the last repeats its work.
-    let group = min(CUBE_POS as u32, groups - 1);
+    let group = CUBE_POS as u32;
+    if group >= groups {
+        terminate!();
+    }
     let base = group * len;
     // All are on their way before the first is needed.
     let own = comptime!(len.div_ceil(planes * plane));
@@ -68,6 +100,10 @@ fn norm_kernel(
         let mut v = f32::new(0.0);
         if i < len {
             v = x[(base + i) as usize];
+            if comptime!(has_added) {
+                v += added[(base + i) as usize];
+                x[(base + i) as usize] = v;
+            }
         }
         values[comptime!(j as usize)] = v;
     }

@@ -2,13 +2,13 @@
 
 use super::{Loader, Result, Step};
 use crate::spec::{FeedForwardSpec, GatedSpec, MoeSpec};
-use marlin_tensor::{Activation, Experts, Linear, LinearOptions, Router, Routing, Tensor, Vector};
+use marlin_tensor::{
+    Activation, Experts, GatedLinears, Linear, LinearOptions, Router, Routing, Tensor, Vector,
+};
 
 /// One gated feed-forward.
 pub struct Gated {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    linears: GatedLinears,
     activation: Activation,
 }
 
@@ -32,21 +32,22 @@ pub enum FeedForward {
 
 impl Gated {
     fn load(loader: &mut Loader, spec: &GatedSpec) -> Result<Self> {
-        Ok(Self {
+        let linears = GatedLinears {
             gate: loader.linear(&spec.gate)?,
             up: loader.linear(&spec.up)?,
             down: loader.linear(&spec.down)?,
-            activation: spec.activation,
-        })
+        };
+        Ok(Self { linears, activation: spec.activation })
     }
 
     fn forward(&self, step: &Step, x: &Tensor) -> Result<Tensor> {
         let b = step.backend;
-        let mut projected = b.linear_many(x, &[&self.gate, &self.up])?;
+        let GatedLinears { gate, up, down } = &self.linears;
+        let mut projected = b.linear_many(x, &[gate, up])?;
         let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
             unreachable!("linear_many returns one tensor per matrix")
         };
-        Ok(b.linear(&b.gated(gate, &up, self.activation)?, &self.down)?)
+        Ok(b.linear(&b.gated(gate, &up, self.activation)?, down)?)
     }
 }
 
@@ -89,11 +90,11 @@ impl Moe {
         if let Some(list) = routings {
             list.push(routing.clone());
         }
-        let y = b.experts(x, &routing, &self.experts, self.activation)?;
-        match &self.shared {
-            Some(shared) => Ok(b.add(y, &shared.forward(step, x)?)?),
-            None => Ok(y),
-        }
+        let (experts, activation) = (&self.experts, self.activation);
+        Ok(match &self.shared {
+            Some(shared) => b.mixture(x, &routing, experts, &shared.linears, activation)?,
+            None => b.experts(x, &routing, experts, activation)?,
+        })
     }
 }
 

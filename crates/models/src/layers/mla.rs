@@ -4,7 +4,7 @@
 
 use super::{Loader, Norm, Result, Step};
 use crate::spec::{MlaQuery, MlaSpec};
-use marlin_tensor::{AttentionParams, HeadLinear, Heads, Linear, RopeTable, Tensor};
+use marlin_tensor::{AttentionParams, HeadLinear, Linear, RopeTable, Tensor};
 
 enum Query {
     Full(Linear),
@@ -23,8 +23,6 @@ pub struct Mla {
     o: Linear,
     rope: RopeTable,
     params: AttentionParams,
-    nope: usize,
-    rope_dim: usize,
 }
 
 impl Mla {
@@ -59,8 +57,6 @@ impl Mla {
                 window: None,
                 softcap: None,
             },
-            nope,
-            rope_dim: spec.qk_rope_head_dim,
         })
     }
 
@@ -77,18 +73,10 @@ impl Mla {
                 (b.linear(&norm.forward(b, &low)?, up)?, kv)
             }
         };
-        let rank = p.value_head_dim;
-        let q_heads = Heads { heads: p.num_heads, head_dim: self.nope + self.rope_dim };
-        let q_nope = b.slice_heads(&q, q_heads, 0, self.nope)?;
-        let q_rope = b.slice_heads(&q, q_heads, self.nope, self.rope_dim)?;
-        let kv_heads = Heads { heads: 1, head_dim: rank + self.rope_dim };
-        let latent = self.kv_a_norm.forward(b, &b.slice_heads(&kv, kv_heads, 0, rank)?)?;
-        let k_rope = b.slice_heads(&kv, kv_heads, rank, self.rope_dim)?;
-        let rotary = |heads| Heads { heads, head_dim: self.rope_dim };
-        let q_rope = b.rope(q_rope, &self.rope, rotary(p.num_heads), step.batch)?;
-        let k_rope = b.rope(k_rope, &self.rope, rotary(1), step.batch)?;
-        let q = b.concat_heads(&b.head_linear(&q_nope, &self.absorb_key)?, &q_rope, p.num_heads)?;
-        let k = b.concat_heads(&latent, &k_rope, 1)?;
+        let norm = &self.kv_a_norm;
+        let (nope, q_rope, k) =
+            b.latent_inputs(&q, &kv, &norm.weight, norm.eps, &self.rope, p.num_heads, step.batch)?;
+        let q = b.concat_heads(&b.head_linear(&nope, &self.absorb_key)?, &q_rope, p.num_heads)?;
         let y = b.attention(&q, &k, None, step.cache, layer, step.batch, p)?;
         Ok(b.linear(&b.head_linear(&y, &self.absorb_value)?, &self.o)?)
     }

@@ -123,6 +123,19 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// `x + y`, and that normalized.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn forward_sum(
+        &self,
+        backend: &dyn Backend,
+        x: Tensor,
+        y: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        Ok(backend.add_norm(x, y, &self.weight, self.eps)?)
+    }
+
     /// Normalizes each group of `weight.len` columns.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! The product with a trellis in CUDA C++ (`trellis.cu`), for rows that all meet one matrix, and for entries of a routing
-//! one by one.
+//! The product with a trellis in CUDA C++ (`trellis.cu`), for rows that all meet one matrix, and for entries of a routing, one by one or by
+//! their experts.
 //!
 //! The weights of a tile are one operand of the tensor cores, formed in registers: as the format defines them, or, with the codebook `mul1`, as
 //! the bytes that its weights are sums of, so that the cores add these up too, exactly. The other operand is four rows in two parts of eight or eleven
@@ -7,11 +7,13 @@
 //! so a row's sums are the same in any company.
 
 use super::{Trellis, generator};
-use crate::gpu::{Buffer, COUNTERS, Gpu};
+use crate::gpu::{Buffer, Gpu, LEFT};
 use crate::ops::hopper;
 use crate::ops::text::{Defines, Text};
-use crate::ops::tiles::{Launch, Rows};
+use crate::ops::tiles::{Entries, Rows};
 
+/// Rows of a tile of entries, at least and at most.
+pub(crate) const TILE: (u32, u32) = (4, 8);
 /// Warps of a block.
 const WARPS: u32 = 8;
 /// Blocks that a multiprocessor holds.
@@ -27,6 +29,8 @@ const FEW_ROWS: usize = 8;
 const SMALL: usize = 8 << 20;
 /// Rows of one launch, which bounds the memory for partial sums.
 const MOST_ROWS: usize = 64;
+/// Words of partial sums of entries by their experts: what the cache of a device holds beside weights.
+const PARTIAL_WORDS: usize = 6 << 20;
 /// Entries of one launch.
 const MOST_ENTRIES: usize = 256;
 /// Threads of a block that rotates inputs, and of one that adds sums up.
@@ -48,7 +52,8 @@ struct Shape {
     sets: usize,
     inline: bool,
     entries: bool,
-    share: u32,
+    grouped: bool,
+    share: usize,
     bias: bool,
     ranges: usize,
     /// Tiles side by side that a warp takes, of the eight of a block of columns.
@@ -82,6 +87,7 @@ impl Defines for Shape {
             ("SETS", self.sets.to_string()),
             ("INLINE", flag(self.inline)),
             ("ENTRIES", flag(self.entries)),
+            ("GROUPED", flag(self.grouped)),
             ("SHARE", self.share.to_string()),
             ("BIAS", flag(self.bias)),
             ("RANGES", self.ranges.to_string()),
@@ -139,25 +145,26 @@ fn multiply_few(
 ) -> Option<Vec<Buffer>> {
     let entries = match rows {
         Rows::Dense { .. } => None,
-        Rows::Entries(entries) if entries.grouped.is_none() && entries.count <= MOST_ENTRIES => {
-            Some(rows.one_by_one(gpu))
-        }
-        _ => return None,
+        Rows::Entries(e) if e.grouped.as_ref().is_some_and(|g| g.m > TILE.1) => return None,
+        Rows::Entries(entries) => Some(entries),
+        Rows::Heads { .. } => return None,
     };
-    gpu.tensor_cores.then(|| launch(gpu, x, matrices, entries.as_ref(), rows.count()))
+    let outputs: usize = matrices.iter().map(|(matrix, _)| matrix.padded_out).sum();
+    let fits = gpu.tensor_cores && outputs <= LEFT / 2;
+    fits.then(|| launch(gpu, x, matrices, entries, rows.count()))
 }
 
 /// Ranges of `blocks` blocks of columns with `pairs` pairs of tiles each, and the blocks that those of a block of threads touch at most. Several
-/// entries share the device: all ranges of a block of threads are then in one block of columns.
+/// experts `together` share the device: all ranges of a block of threads are then in one block of columns.
 fn ranges(
     gpu: &Gpu,
     blocks: usize,
     pairs: usize,
     shares: usize,
-    entries: Option<usize>,
+    together: Option<usize>,
 ) -> (usize, usize) {
     let (units, multiprocessors) = (blocks * pairs, gpu.multiprocessors());
-    let wanted = match entries {
+    let wanted = match together {
         Some(count) => {
             let whole = blocks * shares;
             whole * (WARPS_OF_ENTRIES * multiprocessors / (whole * count)).max(1)
@@ -171,12 +178,12 @@ fn ranges(
     (ranges, (longest + pairs - 2) / pairs + 1)
 }
 
-/// At most [`MOST_ROWS`] rows where there are several matrices.
+/// At most [`MOST_ROWS`] rows where there are several matrices, but for entries.
 fn launch(
     gpu: &Gpu,
     x: &Buffer,
     matrices: &[(&Trellis, Option<&Buffer>)],
-    entries: Option<&Launch>,
+    entries: Option<&Entries>,
     count: usize,
 ) -> Vec<Buffer> {
     let none = &gpu.none;
@@ -188,17 +195,19 @@ fn launch(
     let k_tiles = first.padded_in / 16;
     let n_tiles: [usize; MOST_MATRICES] = of(&|m| m.padded_out / 16);
     let blocks = n_tiles.iter().sum::<usize>() / 8;
-    let inline = count == 1 || entries.is_some();
+    let grouped = entries.and_then(|e| e.grouped.as_ref());
+    let inline = grouped.is_none() && (count == 1 || entries.is_some());
+    // The states of a lane lie in three words or more with other rates, and halves need registers too.
+    let slim = !mul1 || !matches!(first.twice_bits, 2 | 4 | 6 | 8);
     // Rows of a tile, operands of four that they fill, and tiles that there are registers for.
-    // The states of a lane lie in three words or more with other rates.
-    let slim = !matches!(first.twice_bits, 2 | 4 | 6 | 8);
-    let (tile, sets, tiles) = match (inline, count) {
+    let (tile, sets, tiles) = match (inline, grouped.map_or(count, |g| g.m as usize)) {
         (true, _) => (1, 1, if slim { 4 } else { 8 }),
         (false, 0..=4) => (4, 1, if slim { 4 } else { 8 }),
         (false, _) => (8, 2, if slim { 2 } else { 4 }),
     };
     let shares = WARPS as usize * tiles / 8;
-    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, entries.map(|_| count));
+    let together = entries.map(|_| grouped.map_or(count, |g| g.count));
+    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, together);
     let shape = Shape {
         k_tiles,
         matrices: matrices.len(),
@@ -212,7 +221,8 @@ fn launch(
         sets,
         inline,
         entries: entries.is_some(),
-        share: entries.map_or(1, |l| l.share),
+        grouped: grouped.is_some(),
+        share: entries.map_or(1, |e| e.divisor),
         bias: first_bias.is_some(),
         ranges,
         tiles,
@@ -239,35 +249,16 @@ fn launch(
             None => none.clone(),
         })
     };
-    let (ids, slots) = entries.map_or((none, none), |l| (&l.table, &l.slots));
+    let (ids, slots) = entries.map_or((none, none), |e| (&e.ids, &e.slots));
     let groups = ranges.div_ceil(shares);
     if inline {
-        let step = count.min(MOST_ENTRIES).min(COUNTERS / blocks);
-        let partial = gpu.empty(step * (blocks + groups) * 128);
+        let step = count.min(MOST_ENTRIES).min(LEFT / ((blocks + groups) * 128));
         for done in (0..count).step_by(step) {
             let here = step.min(count - done);
             let [o0, o1, o2] = &outs_after(done);
             let arrays = [
-                t0,
-                t1,
-                t2,
-                x,
-                i0,
-                i1,
-                i2,
-                s0,
-                s1,
-                s2,
-                b0,
-                b1,
-                b2,
-                ids,
-                slots,
-                &partial,
-                &gpu.counters,
-                o0,
-                o1,
-                o2,
+                t0, t1, t2, x, i0, i1, i2, s0, s1, s2, b0, b1, b2, ids, none, slots, &gpu.left, o0,
+                o1, o2,
             ];
             run("multiply", 32 * WARPS, (groups, here), &arrays, done);
         }
@@ -276,20 +267,36 @@ fn launch(
     // Bytes of a row and a scale for every 128, or two halves of every value.
     let row_words = if mul1 { first.padded_in / 2 + k_tiles / 8 } else { first.padded_in };
     let prepared = gpu.empty(matrices.len() * count * row_words);
-    let arrays = [x, i0, i1, i2, &prepared];
+    let arrays = [x, i0, i1, i2, ids, slots, &prepared];
     run("prepare", PREPARE, (first.padded_in / 128, matrices.len() * count), &arrays, count);
-    let step = MOST_ROWS.min(count);
-    let partial = gpu.empty(step.div_ceil(tile) * (blocks + ranges) * tile * 128);
-    for done in (0..count).step_by(step) {
-        let here = step.min(count - done);
-        let [o0, o1, o2] = &outs_after(done);
-        let inputs = prepared.after(done * row_words);
+    let total = grouped.map_or(count.div_ceil(tile), |g| g.count);
+    let tile_words = (blocks + ranges) * tile * 128;
+    let step = match grouped {
+        Some(_) => (PARTIAL_WORDS / tile_words).max(1),
+        None => MOST_ROWS / tile,
+    };
+    let step = step.min(total);
+    let partial = gpu.empty(step * tile_words);
+    for done in (0..total).step_by(step) {
+        let here = step.min(total - done);
+        // Tiles of entries find their rows themselves.
+        let (inputs, outs, table, order, rows) = match grouped {
+            Some(g) => (prepared.clone(), outs_after(0), g.tiles.after(3 * done), &g.order, count),
+            None => {
+                let rows = (here * tile).min(count - done * tile);
+                let inputs = prepared.after(done * tile * row_words);
+                (inputs, outs_after(done * tile), none.clone(), none, rows)
+            }
+        };
         let arrays = [
-            t0, t1, t2, &inputs, none, none, none, none, none, none, none, none, none, none, none,
-            &partial, none, none, none, none,
+            t0, t1, t2, &inputs, none, none, none, none, none, none, none, none, none, &table,
+            order, slots, &partial, none, none, none,
         ];
-        run("multiply", 32 * WARPS, (groups, here.div_ceil(tile)), &arrays, here);
-        run("finish", FINISH, (blocks, here), &[&partial, s0, s1, s2, b0, b1, b2, o0, o1, o2], 0);
+        run("multiply", 32 * WARPS, (groups, here), &arrays, rows);
+        let rows = if grouped.is_some() { here * tile } else { rows };
+        let [o0, o1, o2] = &outs;
+        let arrays = [&partial, s0, s1, s2, b0, b1, b2, &table, order, slots, o0, o1, o2];
+        run("finish", FINISH, (blocks, rows), &arrays, 0);
     }
     outs
 }

@@ -6,17 +6,14 @@
 //!
 //! * `embed`: rows of an embedding.
 //! * `portable`: f32 products, for every runtime.
-//! * `hand_written`: CUDA C++ for NVIDIA, where rows share a matrix or entries come one by one (many rows on Hopper: `ops/hopper`).
-//! * `tensor_cores`: entries sorted by expert on NVIDIA's 16×8×16 products of f16, whose operand the ring order is. Inputs are the sum of two f16, so that
-//!   none of their bits that matter are lost.
+//! * `hand_written`: CUDA C++ for NVIDIA's tensor cores, whose operand the ring order is (many rows on Hopper: `ops/hopper`).
 
 mod embed;
 mod hand_written;
 mod portable;
-mod tensor_cores;
 
 pub(crate) use embed::embed;
-pub(crate) use hand_written::multiply_many;
+pub(crate) use hand_written::{TILE, multiply_many};
 
 use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
 use crate::gpu::{Buffer, Gpu};
@@ -82,15 +79,11 @@ pub(crate) fn multiply(
             padded_in,
             single.share,
             single.mode,
-            gpu.tensor_cores,
             plane,
         );
     }
 
-    let product = match gpu.tensor_cores {
-        true => tensor_cores::multiply(gpu, &rotated, matrix, rows),
-        false => portable::multiply(gpu, &rotated, matrix, rows),
-    };
+    let product = portable::multiply(gpu, &rotated, matrix, rows);
 
     let out = gpu.empty(entries * matrix.out_features);
     let added = bias.unwrap_or(&gpu.none);
@@ -126,20 +119,18 @@ pub(in crate::ops) fn generator(codebook: Codebook) -> (u32, u32, bool) {
     }
 }
 
-/// `rotated = (x ∘ suh) · H / √128`, one cube per block of 128 columns and entry: f32, or for tensor cores, in the order of their operand,
-/// pairs of f16 and pairs of what these leave.
+/// `rotated = (x ∘ suh) · H / √128`, one cube per block of 128 columns and entry.
 #[cube(launch_unchecked)]
 fn rotate_in(
     x: &[f32],
     suh: &[f32],
     table: &[u32],
     slots: &[u32],
-    rotated: &mut [u32],
+    rotated: &mut [f32],
     columns: u32,
     padded: u32,
     share: u32,
     #[comptime] mode: Mode,
-    #[comptime] fragments: bool,
     #[comptime] plane: u32,
 ) {
     let entry = CUBE_POS_Y;
@@ -153,24 +144,7 @@ fn rotate_in(
     if column < columns {
         v = x[(row * columns + column) as usize] * suh[(slot * padded + column) as usize];
     }
-    let v = hadamard(v, plane);
-    if comptime!(fragments) {
-        // Two terms hold up to twice the range of one.
-        let high = f32::cast_from(f16::cast_from(min(max(v, -65504.0), 65504.0)));
-        let low = v - high;
-        let next_high = plane_shuffle_xor(high, 1u32);
-        let next_low = plane_shuffle_xor(low, 1u32);
-        if column % 2 == 0 {
-            // Of a tile of 16 columns, lane `l` of four reads columns `2 l`, `2 l + 1` and those 8 further on.
-            let lane = column % 8 / 2;
-            let half = column % 16 / 8;
-            let at = entry * padded + column / 16 * 16 + lane * 4 + half * 2;
-            rotated[at as usize] = pair(high, next_high);
-            rotated[(at + 1) as usize] = pair(low, next_low);
-        }
-    } else {
-        rotated[(entry * padded + column) as usize] = u32::reinterpret(v);
-    }
+    rotated[(entry * padded + column) as usize] = hadamard(v, plane);
 }
 
 /// Two values as f16 in a word.

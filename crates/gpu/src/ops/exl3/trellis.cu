@@ -2,7 +2,7 @@
 //
 // Defined before this text, besides what `codes.cuh` names: MATRICES over the same inputs (up to three), N_TILES_0 … and OUTPUTS_0 … of
 // each, SETS (of four rows), INLINE (one row, rotated here), ENTRIES (each row has matrices of its own; SHARE of them read one row of
-// inputs; a launch is told the first), BIAS, RANGES (parts of the matrices), NT (tiles side by side that a warp takes), TOUCHED (blocks of 128 outputs that the ranges of a
+// inputs; a launch is told the first), GROUPED (entries lie by their matrices, up to ROWS of which are a tile), BIAS, RANGES (parts of the matrices), NT (tiles side by side that a warp takes), TOUCHED (blocks of 128 outputs that the ranges of a
 // block of threads lie in, at most), RESIDENT (blocks of a multiprocessor).
 //
 // MUL1: the four bytes of a state's product are four inputs of one output, so the bytes of a lane's eight weights are the first operands of two
@@ -10,7 +10,7 @@
 // Others: the eight weights of a lane are, two by two, its four registers of the first operand of m16n8k16; a row is halves and what these leave.
 //
 // Matrices are cut evenly into ranges, in the order of their blocks of 128 columns, two tiles of inputs at a time. The sums of ranges are added in
-// their order: for one row within a block of threads, then by the one that comes last; for more by `finish`.
+// their order: for one row within a block of threads, then by the last that has a part of them; for more by `finish`.
 
 #define BLOCKS ((N_TILES_0 + N_TILES_1 + N_TILES_2) / 8)
 #define PAIRS (K_TILES / 2)
@@ -86,6 +86,28 @@ __device__ __forceinline__ float place(const float* v, u32* to) {
 #define PER_TILE (GROUP / 8)
 #define READ (PER_TILE / 8)
 
+#if INLINE
+// Sums that one block of threads leaves for another, which waits for them: every word is EMPTY until it is there, and when it was read. Blocks of
+// threads start in order, so those that are waited for have.
+#define EMPTY 0xffffffffu
+
+__device__ __forceinline__ void put(float* to, float4 v) {
+    u32 w[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
+#pragma unroll
+    for (int i = 0; i < 4; i++) w[i] = w[i] == EMPTY ? 0x7fffffffu : w[i];
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+}
+
+__device__ __forceinline__ bool get(float4& v, const float* from) {
+    u32 w[4];
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "l"(from) : "memory");
+    v = make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3]));
+    return w[0] != EMPTY && w[1] != EMPTY && w[2] != EMPTY && w[3] != EMPTY;
+}
+
+__device__ __forceinline__ void clear(float* p) { *(uint4*)p = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY); }
+#endif
+
 // Rotates, scales and writes four sums of a lane, of a row of its matrix.
 __device__ __forceinline__ void write(float4 sum, float4 scale, const float* bias, u32 column, u32 outputs, float* out) {
     float v[4] = {sum.x, sum.y, sum.z, sum.w};
@@ -106,15 +128,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* __restrict__ x,
     const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
     const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
-    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2, const u32* __restrict__ ids,
-    const u32* __restrict__ slots, float* partial, u32* counters, float* __restrict__ out_0, float* __restrict__ out_1,
+    const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
+    const u32* __restrict__ ids, const u32* __restrict__ order, const u32* __restrict__ slots, float* partial, float* __restrict__ out_0, float* __restrict__ out_1,
     float* __restrict__ out_2, const __grid_constant__ Info info)
 {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 quad = lane % 4, group = lane / 4;
     const u32 range = blockIdx.x * SHARES + warp / ACROSS, across = warp % ACROSS;
 #if ENTRIES
+#if GROUPED
+    const u32 rows = ids[blockIdx.y * 3 + 2], slot = slots[ids[blockIdx.y * 3]];
+    if (rows == 0) return;
+    order += ids[blockIdx.y * 3 + 1];
+#else
     const u32 slot = slots[ids[info.rows + blockIdx.y]];
+#endif
     if (slot == ~0u) return;
     tiles_0 += (u64)slot * K_TILES * N_TILES_0 * WORDS, tiles_1 += (u64)slot * K_TILES * N_TILES_1 * WORDS, tiles_2 += (u64)slot * K_TILES * N_TILES_2 * WORDS;
     suh_0 += (u64)slot * COLUMNS, suh_1 += (u64)slot * COLUMNS, suh_2 += (u64)slot * COLUMNS;
@@ -132,7 +160,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     u32* own_inputs = inputs_of[warp];
     const u32* operand = own_inputs + (group % 2 * 4 + quad) * READ;
 #else
+#if GROUPED
+    auto row_of = [&](u32 block, u32 i) { return OF(block, 0, 1, 2) * info.rows + order[min(i, rows - 1)]; };
+#else
     const u32 first_row = blockIdx.y * ROWS, rows = min(info.rows - first_row, (u32)ROWS);
+    auto row_of = [&](u32 block, u32 i) { return OF(block, 0, 1, 2) * info.rows + first_row + min(i, rows - 1); };
+#endif
     partial += (u64)blockIdx.y * (BLOCKS + RANGES) * ROWS * 128;
     if (unit == end) return;
 #endif
@@ -170,10 +203,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
         // The next tile's inputs of every set, and where they are.
         u32 raw[SETS][READ], operand[SETS];
 #pragma unroll
-        for (int s = 0; s < SETS; s++) {
-            const u32 r = OF(block, 0, 1, 2) * info.rows + first_row + min(s * 4 + group / 2, rows - 1);
-            operand[s] = r * ROW + pair * 2 * PER_TILE + (group % 2 * 4 + quad) * READ;
-        }
+        for (int s = 0; s < SETS; s++)
+            operand[s] = row_of(block, s * 4 + group / 2) * ROW + pair * 2 * PER_TILE + (group % 2 * 4 + quad) * READ;
         auto inputs = [&](bool there) {
 #pragma unroll
             for (int s = 0; s < SETS; s++) {
@@ -201,10 +232,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
             }
 #elif MUL1
 #pragma unroll
-            for (int s = 0; s < SETS; s++) {
-                const u32 r = OF(block, 0, 1, 2) * info.rows + first_row + min(s * 4 + quad, rows - 1);
-                scales[s] = __uint_as_float(__ldg(x + (u64)r * ROW + K_TILES * 8 + pair / 4));
-            }
+            for (int s = 0; s < SETS; s++)
+                scales[s] = __uint_as_float(__ldg(x + (u64)row_of(block, s * 4 + quad) * ROW + K_TILES * 8 + pair / 4));
 #endif
             for (; pair < stop; pair++) {
                 next++;
@@ -312,7 +341,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     __syncthreads();
     const u32 last_block = (u32)(UNITS * (last_range + 1) / RANGES - 1) / PAIRS;
     partial += (u64)blockIdx.y * (BLOCKS + gridDim.x) * 128 + lane * 4;
-    counters += blockIdx.y * BLOCKS;
     for (u32 block = first_block + warp; block <= last_block; block += WARPS) {
         const u32 column = (block - FIRST(block)) * 128 + lane * 4;
         const float4 scale = *(const float4*)(OF(block, svh_0, svh_1, svh_2) + column);
@@ -323,22 +351,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
             sum.x += s.x, sum.y += s.y, sum.z += s.z, sum.w += s.w;
         }
         const u32 lead_of = lead / SHARES, tail_of = tail / SHARES;
-        if (lead_of < tail_of) {
-            *(float4*)(partial + ((u64)block + blockIdx.x) * 128) = sum;
-            __threadfence();
-            __syncwarp();
-            u32 before = lane == 0 ? atomicAdd(counters + block, 1) : 0;
-            before = __shfl_sync(~0u, before, 0);
-            if (before < tail_of - lead_of) continue;
-            if (lane == 0) counters[block] = 0;
-            __threadfence();
-            sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-            for (u32 of = lead_of; of <= tail_of; of++) {
-                const float4 s = __ldcg((const float4*)(partial + ((u64)block + of) * 128));
-                sum.x += s.x, sum.y += s.y, sum.z += s.z, sum.w += s.w;
-            }
+        if (blockIdx.x < tail_of) {
+            put(partial + ((u64)block + blockIdx.x) * 128, sum);
+            continue;
         }
+        float4 others = make_float4(0, 0, 0, 0);
+        for (u32 first = lead_of; first < tail_of; first += 4) {
+            float4 s[4];
+            bool missing;
+            do {
+                missing = false;
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (first + j < tail_of) missing |= !get(s[j], partial + ((u64)block + first + j) * 128);
+            } while (__any_sync(~0u, missing));
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                if (first + j < tail_of) {
+                    clear(partial + ((u64)block + first + j) * 128);
+                    others.x += s[j].x, others.y += s[j].y, others.z += s[j].z, others.w += s[j].w;
+                }
+        }
+        if (lead_of < tail_of) sum = make_float4(others.x + sum.x, others.y + sum.y, others.z + sum.z, others.w + sum.w);
         const u32 outputs = OF(block, OUTPUTS_0, OUTPUTS_1, OUTPUTS_2);
         write(sum, scale, OF(block, bias_0, bias_1, bias_2), column, outputs, OF(block, out_0, out_1, out_2) + (u64)blockIdx.y * outputs);
     }
@@ -353,11 +387,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 extern "C" __global__ void __launch_bounds__(256) finish(
     const float* __restrict__ partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
     const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
+    const u32* __restrict__ ids, const u32* __restrict__ order, const u32* __restrict__ slots,
     float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2)
 {
     __shared__ float4 sums[8][32];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, row = blockIdx.y;
-    partial += (u64)(row / ROWS) * (BLOCKS + RANGES) * ROWS * 128 + row % ROWS * 128 + lane * 4;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x;
+#if GROUPED
+    ids += blockIdx.y / ROWS * 3;
+    const u32 slot = slots[ids[0]];
+    if (blockIdx.y % ROWS >= ids[2] || slot == ~0u) return;
+    const u32 row = order[ids[1] + blockIdx.y % ROWS];
+    svh_0 += (u64)slot * N_TILES_0 * 16, svh_1 += (u64)slot * N_TILES_1 * 16, svh_2 += (u64)slot * N_TILES_2 * 16;
+    bias_0 += (u64)slot * OUTPUTS_0, bias_1 += (u64)slot * OUTPUTS_1, bias_2 += (u64)slot * OUTPUTS_2;
+#else
+    const u32 row = blockIdx.y;
+#endif
+    partial += (u64)(blockIdx.y / ROWS) * (BLOCKS + RANGES) * ROWS * 128 + blockIdx.y % ROWS * 128 + lane * 4;
     const u32 column = (block - FIRST(block)) * 128 + lane * 4;
     const float4 scale = *(const float4*)(OF(block, svh_0, svh_1, svh_2) + column);
     const u32 lead = range_of((u64)block * PAIRS), tail = range_of((u64)(block + 1) * PAIRS - 1);
@@ -387,11 +432,16 @@ extern "C" __global__ void __launch_bounds__(256) finish(
 // x times suh, rotated, in the order of the operand: a warp per 128 columns of a row, for one matrix after the other.
 extern "C" __global__ void __launch_bounds__(32) prepare(
     const float* __restrict__ x, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
-    u32* __restrict__ rotated, const __grid_constant__ Info info)
+    const u32* __restrict__ ids, const u32* __restrict__ slots, u32* __restrict__ rotated, const __grid_constant__ Info info)
 {
     const u32 block = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
     const float* suh = matrix == 0 ? suh_0 : matrix == 1 ? suh_1 : suh_2;
-    const float4 f = scaled(x + (u64)(row % info.rows) * INPUTS, suh, block * 128 + threadIdx.x * 4);
+#if ENTRIES
+    const u32 slot = slots[ids[row % info.rows]];
+    if (slot == ~0u) return;
+    suh += (u64)slot * COLUMNS;
+#endif
+    const float4 f = scaled(x + (u64)(row % info.rows / SHARE) * INPUTS, suh, block * 128 + threadIdx.x * 4);
     float v[4] = {f.x, f.y, f.z, f.w};
     rotate(v);
     rotated += (u64)row * ROW;
