@@ -86,9 +86,11 @@ def cases():
         yield "trellis", "sm_90a", trellis(codebook, 8) | many(128, 1)
     for (columns, parts), brain in itertools.product([(64, 2), (64, 1), (96, 1)], (0, 1)):
         yield "plain", "sm_90a", {"K_TILES": 256, "INPUTS": 4096} | many(columns, parts, brain)
-    for generation, (key, value), brain in itertools.product(GENERATIONS, [(128, 128), (96, 80), (64, 64)], (0, 1)):
-        yield "flash", generation, {"HEADS": 32, "KV_HEADS": 8, "KEY": key, "VALUE": value, "BRAIN": brain, "BLOCK_SIZE": 16,
-                                    "SCALE": "1e-1f", "WINDOW": "4096u", "CAPPED": 1, "CAP": "3e1f"}
+    halves = itertools.product([(128, 128), (96, 80), (64, 64)], [(16, 16)], (0, 1))
+    codes = itertools.product([(128, 128), (96, 96), (64, 64)], [(8, 8), (4, 4), (8, 4)], (0,))
+    for generation, ((key, value), bits, brain) in itertools.product(GENERATIONS, [*halves, *codes]):
+        yield "flash", generation, {"HEADS": 32, "KV_HEADS": 8, "KEY": key, "VALUE": value, "KEY_BITS": bits[0], "VALUE_BITS": bits[1], "BRAIN": brain,
+                                    "BLOCK_SIZE": 16, "SCALE": "1e-1f", "WINDOW": "4096u", "CAPPED": 1, "CAP": "3e1f"}
 
 
 def written(case, directory: Path) -> Path:

@@ -2,9 +2,7 @@
 
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_tensor::CacheType;
-use marlin_testkit::conformance::{
-    CHECKS, PLAIN, Row, check_attention, check_decode, check_endless,
-};
+use marlin_testkit::conformance::{CHECKS, PLAIN, Row, check_attention, check_decode};
 
 /// Backends of every level this machine has, on one thread and on three.
 fn backends() -> Vec<CpuBackend> {
@@ -95,11 +93,6 @@ fn attention_of_single_tokens() {
             check_decode(&b, &latent, &[300, 5], &[1, 2], 16);
         }
     }
-}
-
-#[test]
-fn caches_without_end_are_refused() {
-    CacheType::ALL.into_iter().for_each(|cache_type| check_endless(&backends()[0], cache_type));
 }
 
 #[test]

@@ -409,6 +409,7 @@ impl Backend for GpuBackend {
         params: &AttentionParams,
     ) -> Result<Tensor> {
         let paged: &PagedCache = open(&cache.handle)?;
+        paged.check(layer, params)?;
         let (queries, keys): (&Buffer, &Buffer) = (open(&q.handle)?, open(&k.handle)?);
         let values = v.map(|v| open::<Buffer>(&v.handle)).transpose()?;
         let step = self.step(batch);

@@ -2,6 +2,7 @@
 
 mod common;
 
+use marlin_tensor::{CacheLayerSpec, CacheSpec, CacheType};
 use marlin_testkit::conformance::CHECKS;
 
 #[test]
@@ -12,6 +13,28 @@ fn operators_conform() {
             let start = std::time::Instant::now();
             check(&*backend);
             eprintln!("{name} on {}: {:.1} s", backend.name(), start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+#[test]
+fn heads_that_are_no_whole_groups_have_no_quantized_cache() {
+    for device in common::devices() {
+        let backend = marlin_gpu::open(&device).unwrap();
+        for (key_head_dim, value_head_dim) in [(80, 64), (64, 80), (48, 0)] {
+            let layers = vec![CacheLayerSpec { num_kv_heads: 2, key_head_dim, value_head_dim }];
+            let spec = |cache_type| CacheSpec {
+                layers: layers.clone(),
+                block_size: 4,
+                num_blocks: 2,
+                cache_type,
+            };
+            assert!(backend.create_cache(&spec(CacheType::F16)).is_ok());
+            for cache_type in [CacheType::Q8, CacheType::Q4, CacheType::K8V4] {
+                let error = backend.create_cache(&spec(cache_type)).err().unwrap().to_string();
+                let columns = if value_head_dim == 0 { "48 columns" } else { "80 columns" };
+                assert!(error.contains(cache_type.name()) && error.contains(columns), "{error}");
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Attention over the paged cache. A cube is a row, a head and a part of the sequence; its planes take keys
 //! in turn, with an online softmax each, and are put together at the end. Parts of one row are merged by a second
 //! kernel. What is seen follows from the positions on the device alone, so a recorded launch serves any length. Parts
-//! lie at fixed places, so that a row's sums are the same in any company and for any room in the cache. Prompts go through `flash`
+//! lie at fixed places, so that a row's sums are the same in any company and for any room in the cache. Quantized rows are
+//! read as they are stored, rotated: the query is rotated first, and the sums are rotated back. Prompts go through `flash`
 //! where it serves.
 
-use super::cache::{Element, PagedCache, first, second};
+use super::cache::{Element, PagedCache, column, read, rotate};
 use super::elementwise::capped;
 use super::flash;
 use crate::gpu::{Buffer, Gpu};
@@ -26,7 +27,8 @@ struct Shape {
     kv_heads: u32,
     key_dim: u32,
     value_dim: u32,
-    element: Element,
+    keys: Element,
+    values: Element,
     latent: bool,
     windowed: bool,
     has_cap: bool,
@@ -56,7 +58,8 @@ pub(crate) fn attend(
         kv_heads: params.num_kv_heads as u32,
         key_dim: params.key_head_dim as u32,
         value_dim: params.value_head_dim as u32,
-        element: cache.element,
+        keys: cache.keys,
+        values: if layer.value_dim == 0 { cache.keys } else { cache.values },
         latent: layer.value_dim == 0,
         windowed: params.window.is_some(),
         has_cap: params.softcap.is_some(),
@@ -129,13 +132,17 @@ fn attend_kernel(
     #[comptime] shape: Shape,
 ) {
     let plane = comptime!(shape.plane);
-    let per = comptime!(shape.element.per_word() as u32);
-    let key_words = comptime!(shape.element.words(shape.key_dim as usize) as u32);
-    let value_words = comptime!(shape.element.words(shape.value_dim as usize) as u32);
-    // Values that are a prefix of the keys lie as far apart as these.
-    let value_stride = comptime!(if shape.latent { key_words } else { value_words });
+    let key_per = comptime!(shape.keys.per_word() as u32);
+    let value_per = comptime!(shape.values.per_word() as u32);
+    let key_words = comptime!(shape.keys.words(shape.key_dim as usize) as u32);
+    let value_words = comptime!(shape.values.words(shape.value_dim as usize) as u32);
+    let key_stride = comptime!(shape.keys.stride(shape.key_dim as usize) as u32);
+    // Values that are a prefix of the keys lie in rows of these.
+    let value_row = comptime!(if shape.latent { shape.key_dim } else { shape.value_dim });
+    let value_stride = comptime!(shape.values.stride(value_row as usize) as u32);
     let key_steps = comptime!(key_words.div_ceil(plane));
     let value_steps = comptime!(value_words.div_ceil(plane));
+    let rotated = comptime!(shape.keys.is_quantized());
     let row = CUBE_POS_X;
     let head = CUBE_POS_Y;
     let part_index = CUBE_POS_Z;
@@ -160,23 +167,23 @@ fn attend_kernel(
         }
     }
 
-    let mut query = Array::<f32>::new(comptime!((key_steps * per) as usize));
-    #[unroll]
-    for s in 0..key_steps {
-        #[unroll]
-        for e in 0..per {
-            let column = (lane + comptime!(s * plane)) * per + e;
-            let mut v = f32::new(0.0);
-            if column < comptime!(shape.key_dim) {
-                v = q[((row * comptime!(shape.heads) + head) * comptime!(shape.key_dim) + column)
-                    as usize];
-            }
-            query[comptime!((s * per + e) as usize)] = v * scale;
+    let first = (row * comptime!(shape.heads) + head) * comptime!(shape.key_dim);
+    let mut query = Array::<f32>::new(comptime!((key_steps * key_per) as usize));
+    if comptime!(rotated) {
+        let mut whole = Shared::<[f32]>::new_slice(comptime!(shape.key_dim as usize));
+        let mut at = UNIT_POS;
+        while at < comptime!(shape.key_dim) {
+            whole[at as usize] = q[(first + at) as usize];
+            at += CUBE_DIM;
         }
+        rotate(&mut whole, comptime!(shape.key_dim));
+        load(&whole, 0u32, scale, &mut query, key_steps, shape);
+    } else {
+        load(q, first, scale, &mut query, key_steps, shape);
     }
-    let mut sums = Array::<f32>::new(comptime!((value_steps * per) as usize));
+    let mut sums = Array::<f32>::new(comptime!((value_steps * value_per) as usize));
     #[unroll]
-    for s in 0..comptime!(value_steps * per) {
+    for s in 0..comptime!(value_steps * value_per) {
         sums[s as usize] = 0.0;
     }
     let mut highest = f32::new(LEAST);
@@ -191,11 +198,10 @@ fn attend_kernel(
         for s in 0..key_steps {
             let word = lane + comptime!(s * plane);
             if word < key_words {
-                let k = keys[(cell * key_words + word) as usize];
-                dot += query[comptime!((s * per) as usize)] * first(k, comptime!(shape.element));
-                if comptime!(per == 2) {
-                    dot += query[comptime!((s * per + 1) as usize)]
-                        * second(k, comptime!(shape.element));
+                let k = read(keys, cell * key_stride, word, shape.key_dim, shape.keys);
+                #[unroll]
+                for e in 0..key_per {
+                    dot += query[comptime!((s * key_per + e) as usize)] * k[e as usize];
                 }
             }
         }
@@ -212,12 +218,11 @@ fn attend_kernel(
         for s in 0..value_steps {
             let word = lane + comptime!(s * plane);
             if word < value_words {
-                let v = values[(cell * value_stride + word) as usize];
-                let i = comptime!((s * per) as usize);
-                sums[i] = sums[i] * faded + weight * first(v, comptime!(shape.element));
-                if comptime!(per == 2) {
-                    sums[i + 1] =
-                        sums[i + 1] * faded + weight * second(v, comptime!(shape.element));
+                let v = read(values, cell * value_stride, word, value_row, shape.values);
+                #[unroll]
+                for e in 0..value_per {
+                    let i = comptime!((s * value_per + e) as usize);
+                    sums[i] = sums[i] * faded + weight * v[e as usize];
                 }
             }
         }
@@ -225,18 +230,18 @@ fn attend_kernel(
     }
 
     // Put the planes together.
-    let padded = comptime!(value_words * per);
+    let padded = comptime!(value_words * value_per);
     let mut all = Shared::<[f32]>::new_slice(comptime!((PLANES * padded) as usize));
     let mut tops = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
     #[unroll]
     for s in 0..value_steps {
         #[unroll]
-        for e in 0..per {
+        for e in 0..value_per {
             let word = lane + comptime!(s * plane);
             if word < value_words {
-                all[(UNIT_POS_Y * padded + word * per + e) as usize] =
-                    sums[comptime!((s * per + e) as usize)];
+                all[(UNIT_POS_Y * padded + column(word, e, shape.values)) as usize] =
+                    sums[comptime!((s * value_per + e) as usize)];
             }
         }
     }
@@ -256,26 +261,60 @@ fn attend_kernel(
         weight += totals[i as usize] * (tops[i as usize] - top).exp();
     }
     let cell = row * comptime!(shape.heads) + head;
-    let mut column = UNIT_POS;
-    while column < comptime!(shape.value_dim) {
+    let mut at = UNIT_POS;
+    while at < comptime!(shape.value_dim) {
         let mut v = f32::new(0.0);
         #[unroll]
         for i in 0..PLANES {
-            v += all[(column + comptime!(i * padded)) as usize] * (tops[i as usize] - top).exp();
+            v += all[(at + comptime!(i * padded)) as usize] * (tops[i as usize] - top).exp();
         }
+        all[at as usize] = v;
+        at += CUBE_DIM;
+    }
+    if comptime!(rotated) {
+        rotate(&mut all, comptime!(shape.value_dim));
+    }
+    let mut at = UNIT_POS;
+    while at < comptime!(shape.value_dim) {
+        let v = all[at as usize];
         if comptime!(shape.in_parts) {
             let to = (cell * CUBE_COUNT_Z + part_index) * comptime!(shape.value_dim + 2);
-            part[(to + column) as usize] = v;
+            part[(to + at) as usize] = v;
         } else {
-            out[(cell * comptime!(shape.value_dim) + column) as usize] = v / weight;
+            out[(cell * comptime!(shape.value_dim) + at) as usize] = v / weight;
         }
-        column += CUBE_DIM;
+        at += CUBE_DIM;
     }
     if comptime!(shape.in_parts) {
         if UNIT_POS == 0 {
             let to = (cell * CUBE_COUNT_Z + part_index) * comptime!(shape.value_dim + 2);
             part[(to + comptime!(shape.value_dim)) as usize] = top;
             part[(to + comptime!(shape.value_dim + 1)) as usize] = weight;
+        }
+    }
+}
+
+/// The lane's columns of a query that begins at `first`.
+#[cube]
+fn load(
+    q: &[f32],
+    first: u32,
+    scale: f32,
+    query: &mut Array<f32>,
+    #[comptime] steps: u32,
+    #[comptime] shape: Shape,
+) {
+    let per = comptime!(shape.keys.per_word() as u32);
+    #[unroll]
+    for s in 0..steps {
+        #[unroll]
+        for e in 0..per {
+            let at = column(UNIT_POS_X + comptime!(s * shape.plane), e, shape.keys);
+            let mut v = f32::new(0.0);
+            if at < comptime!(shape.key_dim) {
+                v = q[(first + at) as usize];
+            }
+            query[comptime!((s * per + e) as usize)] = v * scale;
         }
     }
 }

@@ -1,31 +1,60 @@
 //! Paged keys and values on the device: `[slot][kv_head][words]`, a slot being `block * block_size + offset`.
-//! A word is one f32 or two of the narrower types; a head of an odd number of columns ends in a half-used word.
+//! A word is one f32, two of the narrower types (a head of an odd number of columns ends in a half-used word), or
+//! codes of quantized rows, see `rows`.
+
+mod rows;
 
 use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use cubecl::prelude::*;
 use half::f16;
-use marlin_tensor::{BackendError, CacheSpec, CacheType};
+use marlin_tensor::{AttentionParams, BackendError, CACHE_GROUP, CacheSpec, CacheType};
+pub(crate) use rows::rotate;
 
-/// Element type of a cache; comptime.
+/// How keys or values are stored; comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Element {
     F32,
     F16,
     Bf16,
+    Q8,
+    Q4,
 }
 
 impl Element {
-    /// Elements of a word.
-    pub(crate) fn per_word(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::F16 | Self::Bf16 => 2,
+    /// Of a type that stores keys and values alike.
+    fn of(cache_type: CacheType) -> Self {
+        match cache_type {
+            CacheType::F32 => Self::F32,
+            CacheType::F16 => Self::F16,
+            CacheType::Bf16 => Self::Bf16,
+            CacheType::Q8 | CacheType::K8V4 => Self::Q8,
+            CacheType::Q4 => Self::Q4,
         }
     }
 
-    /// Words of a head of `dim` columns.
-    pub(crate) fn words(self, dim: usize) -> usize {
+    /// Whether these are codes of rows that are rotated.
+    pub(crate) const fn is_quantized(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q4)
+    }
+
+    /// Elements of a word.
+    pub(crate) const fn per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8 => 4,
+            Self::Q4 => 8,
+        }
+    }
+
+    /// Words of a head of `dim` columns that hold elements.
+    pub(crate) const fn words(self, dim: usize) -> usize {
         dim.div_ceil(self.per_word())
+    }
+
+    /// Words of a head of `dim` columns.
+    pub(crate) const fn stride(self, dim: usize) -> usize {
+        self.words(dim) + if self.is_quantized() { rows::head_words(dim) } else { 0 }
     }
 }
 
@@ -42,7 +71,8 @@ pub(crate) struct Layer {
 /// All layers.
 pub(crate) struct PagedCache {
     pub(crate) layers: Vec<Layer>,
-    pub(crate) element: Element,
+    pub(crate) keys: Element,
+    pub(crate) values: Element,
     pub(crate) block_size: usize,
     _reservation: Reservation,
 }
@@ -51,46 +81,63 @@ impl PagedCache {
     /// Allocates and clears.
     ///
     /// # Errors
-    /// When the element type is none of f32, f16 and bf16, or the device has no room.
+    /// When heads are no whole number of the groups of a quantized type, or the device has no room.
     pub(crate) fn new(gpu: &Gpu, spec: &CacheSpec) -> Result<Self, BackendError> {
-        let element = match spec.cache_type {
-            CacheType::F32 => Element::F32,
-            CacheType::F16 => Element::F16,
-            CacheType::Bf16 => Element::Bf16,
-            other => {
-                return Err(BackendError::Unsupported {
-                    backend: "gpu".to_owned(),
-                    what: format!("a cache of type {other} (take f16, bf16 or f32)"),
-                });
+        let (keys, values) =
+            (Element::of(spec.cache_type.keys()), Element::of(spec.cache_type.values()));
+        for l in spec.layers.iter().filter(|_| keys.is_quantized()) {
+            let mut dims = [l.key_head_dim, l.value_head_dim].into_iter();
+            if let Some(dim) = dims.find(|dim| !dim.is_multiple_of(CACHE_GROUP)) {
+                return Err(unsupported(format!(
+                    "a cache of type {} for heads of {dim} columns, which are no multiple of {CACHE_GROUP} (take f16, bf16 or f32)",
+                    spec.cache_type
+                )));
             }
-        };
+        }
         let slots = spec.num_blocks.saturating_mul(spec.block_size);
-        let per_slot = |dim: usize, heads: usize| element.words(dim).saturating_mul(heads);
+        let per_slot =
+            |element: Element, dim: usize, heads: usize| element.stride(dim).saturating_mul(heads);
         let of_layer = |l: &marlin_tensor::CacheLayerSpec| {
-            per_slot(l.key_head_dim, l.num_kv_heads) + per_slot(l.value_head_dim, l.num_kv_heads)
+            per_slot(keys, l.key_head_dim, l.num_kv_heads)
+                + per_slot(values, l.value_head_dim, l.num_kv_heads)
         };
         let words = spec.layers.iter().map(of_layer).fold(0usize, usize::saturating_add);
         let needed = (words as u64).saturating_mul(slots as u64).saturating_mul(WORD as u64);
         let reservation = gpu.reserve(&format!("a cache of {slots} tokens"), needed)?;
         let layer = |l: &marlin_tensor::CacheLayerSpec| Layer {
-            keys: gpu.zeros(slots * per_slot(l.key_head_dim, l.num_kv_heads)),
+            keys: gpu.zeros(slots * per_slot(keys, l.key_head_dim, l.num_kv_heads)),
             values: match l.value_head_dim {
                 0 => gpu.none.clone(),
-                dim => gpu.zeros(slots * per_slot(dim, l.num_kv_heads)),
+                dim => gpu.zeros(slots * per_slot(values, dim, l.num_kv_heads)),
             },
             heads: l.num_kv_heads,
             key_dim: l.key_head_dim,
             value_dim: l.value_head_dim,
         };
         let layers = spec.layers.iter().map(layer).collect();
-        Ok(Self { layers, element, block_size: spec.block_size, _reservation: reservation })
+        let block_size = spec.block_size;
+        Ok(Self { layers, keys, values, block_size, _reservation: reservation })
+    }
+
+    /// # Errors
+    /// When latent values end within columns that were rotated together.
+    pub(crate) fn check(&self, layer: usize, params: &AttentionParams) -> Result<(), BackendError> {
+        let columns = params.value_head_dim;
+        let latent = self.layers[layer].value_dim == 0;
+        if latent && self.keys.is_quantized() && !columns.is_multiple_of(CACHE_GROUP) {
+            return Err(unsupported(format!("latent values of {columns} columns in 8 or 4 bits")));
+        }
+        Ok(())
     }
 
     /// Copies whole blocks of every layer, pair by pair.
     pub(crate) fn copy_blocks(&self, gpu: &Gpu, pairs: &[(u32, u32)]) {
         for layer in &self.layers {
-            for (array, dim) in [(&layer.keys, layer.key_dim), (&layer.values, layer.value_dim)] {
-                let words = self.block_size * layer.heads * self.element.words(dim);
+            for (array, stride) in [
+                (&layer.keys, self.keys.stride(layer.key_dim)),
+                (&layer.values, self.values.stride(layer.value_dim)),
+            ] {
+                let words = self.block_size * layer.heads * stride;
                 for &(from, to) in pairs.iter().filter(|_| words > 0) {
                     let (from, to) = (from as usize * words, to as usize * words);
                     copy_within(gpu, array, from, to, words);
@@ -110,9 +157,12 @@ impl PagedCache {
         keys: &Buffer,
         values: Option<&Buffer>,
     ) {
+        let values = values.filter(|_| self.layers[layer].value_dim > 0);
+        if self.keys.is_quantized() {
+            return rows::write(gpu, self, layer, meta, rows, keys, values);
+        }
         let layer = &self.layers[layer];
-        let values = values.filter(|_| layer.value_dim > 0);
-        let words = |dim: usize| self.element.words(dim);
+        let words = |dim: usize| self.keys.words(dim);
         let key_total = rows * layer.heads * words(layer.key_dim);
         let value_total = values.map_or(0, |_| rows * layer.heads * words(layer.value_dim));
         let (count, dims) = gpu.each(key_total + value_total);
@@ -133,10 +183,14 @@ impl PagedCache {
                 value_total as u32,
                 layer.key_dim as u32,
                 layer.value_dim as u32,
-                self.element,
+                self.keys,
             );
         }
     }
+}
+
+fn unsupported(what: String) -> BackendError {
+    BackendError::Unsupported { backend: "gpu".to_owned(), what }
 }
 
 fn copy_within(gpu: &Gpu, array: &Buffer, from: usize, to: usize, len: usize) {
@@ -225,28 +279,42 @@ fn upper_half(v: f32) -> u32 {
     rounded & 0xffff0000u32
 }
 
-/// First element of a word.
+/// Column that element `e` of word `word` of a row is.
 #[cube]
-pub(crate) fn first(word: u32, #[comptime] element: Element) -> f32 {
-    match comptime!(element) {
-        Element::F32 => f32::reinterpret(word),
-        Element::F16 => {
-            let pair = Vector::<f16, Const<2>>::reinterpret(word);
-            f32::cast_from(pair.extract(0usize))
-        }
-        Element::Bf16 => f32::reinterpret(word << 16u32),
+pub(crate) fn column(word: u32, #[comptime] e: u32, #[comptime] element: Element) -> u32 {
+    if comptime!(element.is_quantized()) {
+        rows::column(word, e, element)
+    } else {
+        word * comptime!(element.per_word() as u32) + e
     }
 }
 
-/// Second element of a word that has two.
+/// Elements of word `word` of a row of `dim` columns that begins at `row`; those of quantized rows are rotated.
 #[cube]
-pub(crate) fn second(word: u32, #[comptime] element: Element) -> f32 {
-    match comptime!(element) {
-        Element::F32 => f32::new(0.0),
-        Element::F16 => {
-            let pair = Vector::<f16, Const<2>>::reinterpret(word);
-            f32::cast_from(pair.extract(1usize))
+pub(crate) fn read(
+    array: &[u32],
+    row: u32,
+    word: u32,
+    #[comptime] dim: u32,
+    #[comptime] element: Element,
+) -> Array<f32> {
+    if comptime!(element.is_quantized()) {
+        rows::read(array, row, word, dim, element)
+    } else {
+        let mut out = Array::<f32>::new(comptime!(element.per_word()));
+        let word = array[(row + word) as usize];
+        match comptime!(element) {
+            Element::F16 => {
+                let pair = Vector::<f16, Const<2>>::reinterpret(word);
+                out[0] = f32::cast_from(pair.extract(0usize));
+                out[1] = f32::cast_from(pair.extract(1usize));
+            }
+            Element::Bf16 => {
+                out[0] = f32::reinterpret(word << 16u32);
+                out[1] = f32::reinterpret(word & 0xffff0000u32);
+            }
+            _ => out[0] = f32::reinterpret(word),
         }
-        Element::Bf16 => f32::reinterpret(word & 0xffff0000u32),
+        out
     }
 }

@@ -1,7 +1,10 @@
 // Attention of prompts on NVIDIA's tensor cores: 64 rows of the batch and one head a block, 16 rows a warp, over a tile of keys at a time with an online softmax.
 //
-// Defined before this text: HEADS, KV_HEADS, KEY and VALUE (columns of a head: multiples of 16 up to 128), BRAIN (the cache holds bf16, else f16),
-// BLOCK_SIZE (tokens of a block of the cache), SCALE, WINDOW (0: none), CAPPED, CAP.
+// Defined before this text: HEADS, KV_HEADS, KEY and VALUE (columns of a head: multiples of 16 up to 128), KEY_BITS and VALUE_BITS (of a
+// column in the cache: 16, 8 or 4), BRAIN (16 bits are bf16, else f16), BLOCK_SIZE (tokens of a block of the cache), SCALE, WINDOW (0:
+// none), CAPPED, CAP.
+//
+// Rows of 8 and 4 bits (cache/rows.rs) are rotated back and become halves on their way to shared memory: there each column has its own precision.
 //
 // Queries and probabilities are two halves each, a value and what it leaves, so that products with the stored halves are as good as f32.
 
@@ -18,15 +21,61 @@ __device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32
 // Where 16 bytes of a row lie: they change places by the row's number, so that eight rows meet no bank twice.
 __device__ __forceinline__ u32 place(u32 row, u32 chunk, u32 line) { return row * line + ((chunk ^ (row & 7)) * 16); }
 
+// Bytes of a row of the cache: halves, or codes, a word for each group of 32 columns, and four places a word.
+#define ROW(dim, bits) ((bits) == 16 ? (dim) * 2 : (dim) * (bits) / 8 + (dim) / 8 + ((dim) / 32 + 3) / 4 * 4)
+
+// Group `group` of a quantized row, rotated back.
+template <int DIM, int BITS>
+__device__ __forceinline__ void unpack(float* v, const u32* row, u32 group) {
+    const u32* heads = row + DIM * BITS / 32;
+    const u32 head = heads[group], largest = heads[DIM / 32 + group / 4] >> (group % 4 * 8) & 31;
+    const float scale = __uint_as_float(head << 16), apart = __uint_as_float(head & 0xffff0000);
+#pragma unroll
+    for (int w = 0; w < BITS; w++) {
+        const u32 word = row[group * BITS + w];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (BITS == 8) v[w * 4 + i] = (int)(word << (24 - 8 * i)) >> 24;
+            else v[w * 4 + i] = (int)(word >> (8 * i) & 15) - 8, v[(w * 4 + i + 16) % 32] = (int)(word >> (8 * i + 4) & 15) - 8;
+        }
+    }
+#pragma unroll
+    for (int half = 1; half < 32; half *= 2)
+#pragma unroll
+        for (int pair = 0; pair < 16; pair++) {
+            const int low = pair / half * 2 * half + pair % half;
+            const float a = v[low], b = v[low + half];
+            v[low] = a + b, v[low + half] = a - b;
+        }
+#pragma unroll
+    for (int i = 0; i < 32; i++) v[i] = v[i] * (scale * 0.1767767f) + (i == largest ? apart : 0.0f);
+}
+
 // Keys or values of positions `first ..` to shared memory, zeros past `end`.
-template <int DIM>
+template <int DIM, int BITS>
 __device__ __forceinline__ void fetch(u32 to, const char* from, const u32* table, u32 first, u32 end, u32 kv_head) {
-    for (u32 i = threadIdx.x; i < KEYS * (DIM / 8); i += 128) {
-        const u32 row = i / (DIM / 8), chunk = i % (DIM / 8), p = first + row;
+    // Columns that a thread takes at a time: 16 bytes, or a group.
+    constexpr u32 STEP = BITS == 16 ? 8 : 32;
+    for (u32 i = threadIdx.x; i < KEYS * (DIM / STEP); i += 128) {
+        const u32 row = i / (DIM / STEP), chunk = i % (DIM / STEP), p = first + row;
         const bool there = p < end;
         const u32 block = there ? table[p / BLOCK_SIZE] : 0;
-        const char* at = from + (((u64)block * BLOCK_SIZE + (there ? p % BLOCK_SIZE : 0)) * KV_HEADS + kv_head) * (DIM * 2) + chunk * 16;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to + place(row, chunk, LINE(DIM))), "l"(at), "r"(there ? 16 : 0));
+        const char* at = from + (((u64)block * BLOCK_SIZE + (there ? p % BLOCK_SIZE : 0)) * KV_HEADS + kv_head) * ROW(DIM, BITS);
+        if constexpr (BITS == 16) {
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to + place(row, chunk, LINE(DIM))), "l"(at + chunk * 16), "r"(there ? 16 : 0));
+        } else {
+            float v[32] = {};
+            if (there) unpack<DIM, BITS>(v, (const u32*)at, chunk);
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                u32 pair[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair[j]) : "f"(v[c * 8 + 2 * j + 1]), "f"(v[c * 8 + 2 * j]));
+                asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+                    :: "r"(to + place(row, chunk * 4 + c, LINE(DIM))), "r"(pair[0]), "r"(pair[1]), "r"(pair[2]), "r"(pair[3]));
+            }
+        }
     }
     asm volatile("cp.async.commit_group;");
 }
@@ -80,9 +129,9 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
         const u32 least = meta[start * 4 + 1], end = meta[stop * 4 + 1] + 1;
         const u32 begin = WINDOW > 0 && least + 1 > WINDOW ? (least + 1 - WINDOW) / KEYS * KEYS : 0;
         const u32* table = meta + info.rows * 4 + own * info.more;
-        fetch<KEY>(key_at, keys, table, begin, end, kv_head);
+        fetch<KEY, KEY_BITS>(key_at, keys, table, begin, end, kv_head);
         for (u32 first = begin; first < end; first += KEYS) {
-            fetch<VALUE>(value_at, values, table, first, end, kv_head);
+            fetch<VALUE, VALUE_BITS>(value_at, values, table, first, end, kv_head);
             asm volatile("cp.async.wait_group 1;");
             __syncthreads();
             float scores[KEYS / 8][4];
@@ -103,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
                 }
             }
             __syncthreads();
-            if (first + KEYS < end) fetch<KEY>(key_at, keys, table, first + KEYS, end, kv_head);
+            if (first + KEYS < end) fetch<KEY, KEY_BITS>(key_at, keys, table, first + KEYS, end, kv_head);
             else asm volatile("cp.async.commit_group;");
 
             float top[2] = {highest[0], highest[1]};

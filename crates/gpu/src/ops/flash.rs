@@ -1,4 +1,4 @@
-//! Attention of prompts on NVIDIA's tensor cores (`flash.cu`): for caches of halves and heads of up to 128 columns.
+//! Attention of prompts on NVIDIA's tensor cores (`flash.cu`): for caches of 16, 8 and 4 bits and heads of up to 128 columns.
 
 use super::cache::{Element, PagedCache};
 use super::text::{Defines, Text};
@@ -21,6 +21,8 @@ struct Shape {
     kv_heads: usize,
     key_dim: usize,
     value_dim: usize,
+    /// Bits of a column of keys and of values in the cache.
+    bits: (usize, usize),
     brain: bool,
     block_size: usize,
     /// Bits of floats.
@@ -39,6 +41,8 @@ impl Defines for Shape {
             ("KV_HEADS", self.kv_heads.to_string()),
             ("KEY", self.key_dim.to_string()),
             ("VALUE", self.value_dim.to_string()),
+            ("KEY_BITS", self.bits.0.to_string()),
+            ("VALUE_BITS", self.bits.1.to_string()),
             ("BRAIN", u32::from(self.brain).to_string()),
             ("BLOCK_SIZE", self.block_size.to_string()),
             ("SCALE", float(self.scale)),
@@ -61,9 +65,9 @@ pub(super) fn attend(
     let layer = &cache.layers[layer];
     let dims = [params.key_head_dim, params.value_head_dim];
     let fits = dims.iter().all(|dim| dim.is_multiple_of(16) && (16..=MOST).contains(dim));
-    let halves = matches!(cache.element, Element::F16 | Element::Bf16) && layer.value_dim > 0;
+    let narrow = cache.keys != Element::F32 && layer.value_dim > 0;
     let many = step.rows >= ROWS_PER_SEQUENCE * step.sequences;
-    if !(gpu.tensor_cores && gpu.runs_cuda && fits && halves && many) {
+    if !(gpu.tensor_cores && gpu.runs_cuda && fits && narrow && many) {
         return None;
     }
     let shape = Shape {
@@ -71,7 +75,8 @@ pub(super) fn attend(
         kv_heads: params.num_kv_heads,
         key_dim: params.key_head_dim,
         value_dim: params.value_head_dim,
-        brain: cache.element == Element::Bf16,
+        bits: (32 / cache.keys.per_word(), 32 / cache.values.per_word()),
+        brain: cache.keys == Element::Bf16,
         block_size: cache.block_size,
         scale: params.scale.to_bits(),
         window: params.window.unwrap_or(0),

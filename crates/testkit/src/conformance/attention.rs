@@ -70,6 +70,18 @@ pub fn attention(b: &dyn Backend) {
     check_attention(b, &Row { window: Some(70), softcap: Some(2.0), ..halves }, &[150], &[90], 16);
     let brain = Row { dims: (128, 128), cache_type: CacheType::Bf16, tolerance: 8e-3, ..wide };
     check_attention(b, &brain, &[70], &[80], 16);
+    // Codes of 8 and 4 bits: groups that fill their words and that do not, single tokens and prompts, latent keys.
+    for cache_type in [CacheType::Q8, CacheType::Q4, CacheType::K8V4] {
+        let codes = Row { dims: (64, 96), cache_type, tolerance: 1e-3, ..wide };
+        check_attention(b, &codes, &[9, 1, 4], &[1, 2, 3], 4);
+        let windowed = Row { window: Some(70), softcap: Some(2.0), ..codes };
+        check_attention(b, &windowed, &[150], &[90], 16);
+        if cache_type != CacheType::K8V4 {
+            check_attention(b, &Row { dims: (128, 128), ..codes }, &[0, 70], &[50, 40], 16);
+            let latent = Row { dims: (96, 64), latent: true, heads: (6, 1), ..codes };
+            check_attention(b, &latent, &[200, 3], &[1, 1], 32);
+        }
+    }
 }
 
 /// Prefills `cached` tokens of each sequence, then attends with `rows` more of its prompt.
