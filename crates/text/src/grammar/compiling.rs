@@ -183,7 +183,7 @@ mod priority {
 #[cfg(not(target_os = "linux"))]
 mod priority {
     #[derive(Default)]
-    pub struct Worker;
+    pub struct Worker(());
 
     pub struct Working;
 
