@@ -1,6 +1,8 @@
 //! A device and its memory.
 
 use bytes::Bytes;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use marlin_tensor::BackendError;
@@ -90,6 +92,8 @@ pub(crate) struct Gpu {
     pub(crate) runs_cuda: bool,
     /// Whether they multiply for four planes at once.
     pub(crate) warpgroups: bool,
+    /// Whether a plane multiplies matrices of halves, 8 by 8 by 8, and adds up in f32: Apple's do.
+    pub(crate) simdgroup_matrices: bool,
     /// Zeros with which blocks of a launch count; it leaves zeros.
     pub(crate) counters: Buffer,
     /// Words of ones, in which blocks of a launch leave sums for each other; it leaves ones.
@@ -106,6 +110,9 @@ impl Gpu {
         unsafe { client.set_stream(none.handle.stream) };
         let plane = client.properties().hardware.plane_size_max.max(1);
         let tensor_cores = is_cuda && plane == 32 && !client.features().matmul.mma.is_empty();
+        let (half, single) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
+        let eight = MmaConfig { a_type: half, b_type: half, cd_type: single, m: 8, n: 8, k: 8 };
+        let simdgroup_matrices = plane == 32 && client.features().matmul.cmma.contains(&eight);
         let compiled_as = &client.properties().identity.fingerprint;
         let runs_cuda = compiled_as.starts_with(CUDA);
         let warpgroups = tensor_cores && compiled_as == HOPPER;
@@ -123,6 +130,7 @@ impl Gpu {
             tensor_cores,
             runs_cuda,
             warpgroups,
+            simdgroup_matrices,
             counters,
             left,
             taken: Arc::default(),

@@ -78,13 +78,15 @@ fn has_run(b: &dyn Backend, format: &str) -> bool {
     format != "exl3" || common::runs_everything(&b.name())
 }
 
-/// Rows up to which a row is the same bits in any company, and as precise as f32 sums: many have kernels of their own on Hopper, which
-/// for row formats round weights and inputs to halves.
+/// Rows up to which a row is the same bits in any company, and as precise as f32 sums: many have kernels of their own on Hopper and on
+/// Apple's GPUs, which round weights and inputs to halves.
 fn few(b: &dyn Backend, format: &str) -> usize {
-    match (b.name().starts_with("cuda"), format) {
-        (false, _) | (true, "f32") => usize::MAX,
-        (true, "exl3") => 16,
-        (true, _) => 4,
+    let name = b.name();
+    match (name.split(' ').next(), format) {
+        (_, "f32") => usize::MAX,
+        (Some("cuda"), "exl3") | (Some("metal"), _) => 16,
+        (Some("cuda"), _) => 4,
+        _ => usize::MAX,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Rows times a matrix in a row format: one plane per output, few rows at a time, weights decoded in registers.
 
+use super::simdgroup;
 use super::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
 use crate::decode::{Decode, Format, with_format};
 use crate::gpu::{Buffer, Gpu};
@@ -32,6 +33,9 @@ pub(crate) fn multiply(
     bias: Option<&Buffer>,
     rows: &Rows,
 ) -> Buffer {
+    if let Some(out) = simdgroup::rows(gpu, x, matrix, bias, rows) {
+        return out;
+    }
     let n = matrix.out_features;
     let out = gpu.empty(rows.count() * n);
     let launch = rows.launch(gpu, MOST);

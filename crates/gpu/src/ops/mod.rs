@@ -25,6 +25,7 @@ pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
 pub(crate) mod select;
+mod simdgroup;
 pub(crate) mod text;
 pub(crate) mod tiles;
 pub(crate) mod viterbi;

@@ -12,6 +12,8 @@ mod embed;
 mod hand_written;
 mod portable;
 
+pub(super) use portable::eight;
+
 pub(crate) use embed::embed;
 pub(crate) use hand_written::{TILE, multiply_many};
 

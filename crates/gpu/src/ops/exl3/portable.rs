@@ -2,6 +2,7 @@
 
 use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu};
+use crate::ops::simdgroup;
 use crate::ops::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
 use cubecl::prelude::*;
 use half::f16;
@@ -12,6 +13,9 @@ const PLANES: u32 = 8;
 
 /// `rotated: [rows.count(), padded_in]` times `Ŵ`: `[rows.count(), padded_out]`.
 pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Rows) -> Buffer {
+    if let Some(product) = simdgroup::trellis(gpu, rotated, matrix, rows) {
+        return product;
+    }
     let launch = rows.launch(gpu, MOST);
     // Every entry has a row of its own.
     let share = if launch.mode == Mode::Dense { launch.share } else { 1 };
@@ -153,7 +157,7 @@ fn multiply_kernel(
 
 /// Weights of ring positions `8 chunk …` of the tile whose words start at `base`.
 #[cube]
-pub(super) fn eight(
+pub(in crate::ops) fn eight(
     tiles: &[u32],
     base: u32,
     chunk: u32,

@@ -16,8 +16,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-/// In place of Apple's header.
-const METAL_STDLIB: &str = include_str!("metal_stdlib");
+/// In place of Apple's headers.
+const HEADERS: [(&str, &str); 2] = [
+    ("metal_stdlib", include_str!("metal_stdlib")),
+    ("metal_simdgroup_matrix", include_str!("metal_simdgroup_matrix")),
+];
 /// What runs a kernel; null, or what went wrong.
 type Entry = unsafe extern "C" fn(*const *mut u8, u32, *const u32, *const u32) -> *const c_char;
 
@@ -140,12 +143,10 @@ impl Programs {
             move |error: std::io::Error| format!("{what}: {error}")
         };
         std::fs::create_dir_all(folder).map_err(failed(folder))?;
-        let written = [
-            (folder.join("metal_stdlib"), METAL_STDLIB),
-            (file("metal"), text),
-            (file("cpp"), &translate(name, text)?),
-        ];
-        for (path, content) in &written {
+        let code = translate(name, text)?;
+        let headers = HEADERS.map(|(name, content)| (folder.join(name), content));
+        for (path, content) in headers.iter().chain(&[(file("metal"), text), (file("cpp"), &code)])
+        {
             std::fs::write(path, content).map_err(failed(path))?;
         }
         let (source, library) = (file("cpp"), file("so"));
@@ -259,6 +260,32 @@ mod tests {
             let error = run(name, &value).unwrap_err();
             assert!(error.contains("wait for each other at different places"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_simdgroup_multiplies_matrices_that_all_its_lanes_mean() {
+        let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
+        // Of `a[r][c] = 10 r + c` and `b[r][c] = r` where `c` is zero, else one: transposed, one and the other way.
+        let product = |at: &str| {
+            format!(
+                "threadgroup half* const a = (threadgroup half*)shared; threadgroup half* const b = a + 64;\n\
+                 a[i] = half(10 * (i / 8) + i % 8); b[i] = half(i % 8 == 0 ? i / 8 : 1); {barrier}\n\
+                 simdgroup_half8x8 x, y; simdgroup_load(x, {at}, 8, 0, true); simdgroup_load(y, b, 8, 0, false);\n\
+                 simdgroup_float8x8 sum = make_filled_simdgroup_matrix<float, 8, 8>(0.5f);\n\
+                 simdgroup_multiply_accumulate(sum, x, y, sum); {barrier}\n\
+                 threadgroup float* const f = (threadgroup float*)shared;\n\
+                 simdgroup_store(sum, f, 8); {barrier} out[i] = uint32_t(2 * f[i]);"
+            )
+        };
+        let expected = |i: u32| {
+            let (row, column) = (i / 8, i % 8);
+            let right = |k: u32| if column == 0 { k } else { 1 };
+            2 * (0..8).map(|k| (10 * k + row) * right(k)).sum::<u32>() + 1
+        };
+        let found = run("product", &product("a")).unwrap();
+        assert_eq!(found, (0..64).map(expected).collect::<Vec<u32>>());
+        let error = run("parted_load", &product("a + (i == 33 ? 8 : 0)")).unwrap_err();
+        assert!(error.contains("different matrices"), "{error}");
     }
 
     #[test]

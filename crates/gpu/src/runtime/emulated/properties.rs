@@ -12,7 +12,9 @@ use cubecl_core::ir::{
 };
 use cubecl_cpp::cuda::arch::CudaArchitecture;
 use cubecl_cpp::cuda::mma::manual::{contiguous_elements_cuda, supported_mma_combinations};
-use cubecl_cpp::shared::register_mma_features;
+use cubecl_cpp::metal::arch::MetalArchitecture;
+use cubecl_cpp::metal::supported_cmma_combinations_metal;
+use cubecl_cpp::shared::{register_mma_features, register_wmma_features};
 
 /// Bytes to which buffers are aligned.
 pub(super) const ALIGNMENT: u64 = 256;
@@ -81,10 +83,16 @@ pub(super) fn device(target: Target) -> DeviceProperties {
     for plane in [Plane::Ops, Plane::Sync, Plane::NonUniformControlFlow] {
         properties.features.plane.insert(plane);
     }
-    if target == Target::Nvidia {
-        // The oldest generation with all that our kernels use.
-        let ampere = CudaArchitecture { version: 80, tensor_cores: true };
-        register_mma_features(supported_mma_combinations(&ampere), &mut properties);
+    match target {
+        Target::Apple => {
+            let matrices = supported_cmma_combinations_metal(&MetalArchitecture::Metal3);
+            register_wmma_features(matrices, &mut properties);
+        }
+        Target::Nvidia => {
+            // The oldest generation with all that our kernels use.
+            let ampere = CudaArchitecture { version: 80, tensor_cores: true };
+            register_mma_features(supported_mma_combinations(&ampere), &mut properties);
+        }
     }
     properties
 }
