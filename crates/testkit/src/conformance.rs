@@ -18,7 +18,7 @@ use marlin_tensor::{
 pub type Check = fn(&dyn Backend);
 
 /// Every check of this module.
-pub const CHECKS: [(&str, Check); 15] = [
+pub const CHECKS: [(&str, Check); 16] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",
@@ -31,6 +31,7 @@ pub const CHECKS: [(&str, Check); 15] = [
     ("heads_cut_and_joined", heads_cut_and_joined),
     ("rope_by_style_width_and_sequence_length", rope_by_style_width_and_sequence_length),
     ("attention", attention),
+    ("what_is_no_number_stays_visible_in_a_cache", attention::no_numbers),
     ("caches_without_end_are_refused", caches_without_end_are_refused),
     ("mixture_of_experts", mixture_of_experts),
     ("sums_and_their_norms", fused::sums_and_their_norms),

@@ -84,6 +84,41 @@ pub fn attention(b: &dyn Backend) {
     }
 }
 
+/// A value that is no number in caches of 8 and 4 bits: its column comes out as none, and no other group of columns does.
+///
+/// # Panics
+/// When the backend hides it.
+pub fn no_numbers(b: &dyn Backend) {
+    let params = AttentionParams {
+        num_heads: 4,
+        num_kv_heads: 2,
+        key_head_dim: 64,
+        value_head_dim: 96,
+        scale: 0.7,
+        window: None,
+        softcap: None,
+    };
+    for cache_type in [CacheType::Q8, CacheType::Q4, CacheType::K8V4] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let layers =
+                vec![CacheLayerSpec { num_kv_heads: 2, key_head_dim: 64, value_head_dim: 96 }];
+            let spec = CacheSpec { layers, block_size: 4, num_blocks: 1, cache_type };
+            let cache = b.create_cache(&spec).unwrap();
+            let mut v = values(2 * 96, 17);
+            v[40] = bad;
+            let row = |values: &[f32]| upload(b, 1, values);
+            let (q, k, v) = (row(&values(4 * 64, 18)), row(&values(2 * 64, 19)), row(&v));
+            let mut batch = Batch::new(4);
+            batch.push(&[0], 0, &[0], 4, 1);
+            let found = b.attention(&q, &k, Some(&v), &cache, 0, &batch, &params).unwrap();
+            let found = b.download(&found).unwrap();
+            let what = format!("{bad} in {cache_type} on {}", b.name());
+            assert!(found[..32].iter().all(|v| v.is_finite()), "{what}");
+            assert!(!found[40].is_finite(), "{what}");
+        }
+    }
+}
+
 /// Prefills `cached` tokens of each sequence, then attends with `rows` more of its prompt.
 ///
 /// # Panics
