@@ -29,7 +29,7 @@ const MAX_SHARDS: usize = 4096;
 /// Most tensors in an index. Kimi K2 in EXL3 has 280 thousand.
 const MAX_INDEXED: usize = 1024 * 1024;
 /// Files kept as bytes for whoever needs them.
-const SIDECARS: [&str; 9] = [
+const SIDECARS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -38,6 +38,9 @@ const SIDECARS: [&str; 9] = [
     GENERATION_CONFIG,
     "quantization_config.json",
     "hf_quant_config.json",
+    // Of AutoGPTQ and AutoAWQ, before these settings went into config.json.
+    "quantize_config.json",
+    "quant_config.json",
     // Of sentence-transformers: how states become a vector.
     "1_Pooling/config.json",
 ];

@@ -62,7 +62,7 @@ impl<'a> Source<'a> {
     }
 
     fn stored_under(&self, key: &str) -> bool {
-        ["weight", "trellis", "blocks"]
+        ["weight", "trellis", "blocks", "qweight", "weight_packed"]
             .iter()
             .any(|p| self.checkpoint.get(&format!("{key}.{p}")).is_some())
     }

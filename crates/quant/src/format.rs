@@ -1,6 +1,6 @@
 //! The trait of a weight encoding and the list of all of them.
 
-use crate::{QuantError, exl3, float, fp8, ggml};
+use crate::{QuantError, exl3, float, fp8, ggml, integer};
 use marlin_checkpoint::{Checkpoint, CheckpointError, Encoding};
 use marlin_tensor::Weight;
 use std::ops::Range;
@@ -26,7 +26,8 @@ pub trait WeightFormat: Sync {
     /// Looks at names and encodings only.
     fn detect(&self, checkpoint: &Checkpoint, key: &str) -> bool;
 
-    /// Loads the matrix `[out_features, in_features]` stored under `key`.
+    /// Loads the matrix `[out_features, in_features]` stored under `key`, in this format or a listed one
+    /// that it says to become.
     ///
     /// # Errors
     /// When tensors are missing, shaped otherwise, or contradict the format.
@@ -104,6 +105,17 @@ pub fn formats() -> &'static [&'static dyn WeightFormat] {
         &float::BF16,
         &fp8::FP8_BLOCK128,
         &fp8::FP8,
+        &integer::INT,
+        &integer::INT4_G128,
+        &integer::INT4_G64,
+        &integer::INT4_G32,
+        &integer::INT8_G128,
+        &integer::INT8_G32,
+        &integer::INT4_G128_ORDERED,
+        &integer::INT4_G64_ORDERED,
+        &integer::INT4_G32_ORDERED,
+        &integer::INT8_G128_ORDERED,
+        &integer::INT8_G32_ORDERED,
         &ggml::NVFP4_SCALED,
         &ggml::TQ1_0_SCALED,
         &ggml::TQ2_0_SCALED,

@@ -8,6 +8,7 @@ mod float;
 mod format;
 mod fp8;
 mod ggml;
+pub mod integer;
 mod parts;
 
 pub use error::QuantError;

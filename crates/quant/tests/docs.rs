@@ -12,7 +12,7 @@ fn page() -> String {
          order. Every format has a scalar decode that defines it; `marlin inspect` prints which faster\n\
          path a tensor takes. \"Encoder\" is rounding to nearest without calibration, for tests, benches\n\
          and plain conversions.\n\n\
-         The block types of GGUF: [ggml.md](ggml.md).\n\n\
+         The block types of GGUF: [ggml.md](ggml.md). GPTQ, AWQ and compressed-tensors: [integer.md](integer.md).\n\n\
          | format | bits per weight | recognised by | encoder |\n\
          | --- | --- | --- | --- |\n",
     );
@@ -51,6 +51,17 @@ fn the_page_of_ggml_types_has_every_type() {
             let row = format!("| {ggml_type} | {} |", facts.bits_per_weight);
             assert!(page.contains(&row), "no row {row}");
         }
+    }
+}
+
+#[test]
+fn the_page_of_integers_has_every_format() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/formats/integer.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for format in formats().iter().filter(|f| f.id().starts_with("int")) {
+        let bits = format.describe().bits_per_weight;
+        let row = format!("| `{}` | {bits} |", format.id().trim_end_matches("_ordered"));
+        assert!(page.contains(&row), "no row {row}");
     }
 }
 
