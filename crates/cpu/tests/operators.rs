@@ -2,7 +2,10 @@
 
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_tensor::CacheType;
-use marlin_testkit::conformance::{CHECKS, PLAIN, Row, check_attention, check_decode};
+use marlin_testkit::Noise;
+use marlin_testkit::conformance::{
+    CHECKS, PLAIN, Row, check_attention, check_decode, check_linear,
+};
 
 /// Backends of every level this machine has, on one thread and on three.
 fn backends() -> Vec<CpuBackend> {
@@ -26,6 +29,19 @@ fn operators_conform() {
         for (_, check) in CHECKS {
             check(&b);
         }
+    }
+}
+
+/// Matrices of every format that has an encoder.
+#[test]
+fn linears_of_every_format() {
+    let mut noise = Noise(12);
+    let values: Vec<f32> = (0..70 * 256).map(|_| noise.uniform()).collect();
+    let packed = marlin_quant::formats().iter().filter_map(|f| f.pack(&values, 70, 256).ok());
+    let weights: Vec<_> = packed.map(|w| (marlin_quant::decode(&w).unwrap(), w)).collect();
+    assert!(weights.len() > 20);
+    for b in backends() {
+        weights.iter().for_each(|(decoded, weight)| check_linear(&b, weight, decoded));
     }
 }
 

@@ -211,6 +211,24 @@ pub fn linear_with_bias(b: &dyn Backend) {
     assert!(b.load_linear(&weight, Some(&bias), LinearOptions::default()).is_err());
 }
 
+/// `linear` and `linear_many` of a matrix in any format, which decodes to `decoded`.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn check_linear(b: &dyn Backend, weight: &Weight, decoded: &[f32]) {
+    let k = weight.in_features;
+    let linear = b.load_linear(weight, None, LinearOptions::default()).unwrap();
+    for rows in [1, 5, 37] {
+        let x = values(rows * k, 90);
+        let products = x.chunks(k).flat_map(|x| decoded.chunks(k).map(|w| dot(x, w)));
+        let expected: Vec<f64> = products.collect();
+        let x = upload(b, rows, &x);
+        check(b, &linear.kernel, &b.linear(&x, &linear).unwrap(), &expected, 3e-5);
+        let both = b.linear_many(&x, &[&linear, &linear]).unwrap();
+        check(b, &linear.kernel, &both[1], &expected, 3e-5);
+    }
+}
+
 /// `head_linear`.
 ///
 /// # Panics

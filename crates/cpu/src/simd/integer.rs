@@ -319,7 +319,8 @@ unsafe fn multiply_chunks(
         (1, false, ..=4) => multiply!(1, false, 4),
         (1, false, ..=6) => multiply!(1, false, 6),
         (1, false, _) => multiply!(1, false, 8),
-        (1, true, _) => multiply!(1, true, 5),
+        (1, true, ..=5) => multiply!(1, true, 5),
+        (1, true, _) => multiply!(1, true, 8),
         (_, false, _) => multiply!(2, false, 6),
         (_, true, _) => multiply!(2, true, 4),
     }

@@ -7,7 +7,7 @@
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `amx/`: any weights times many rows of activations, both as bf16.
 //! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
-//! * `kernels`: the [`Kernel`]s made of these.
+//! * `kernels`: the [`Kernel`]s made of these; `ordered`: one whose inputs come in another order.
 //! * `vector`: registers of f32 for the operators between matrix products, which are in
 //!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
 
@@ -36,6 +36,8 @@ mod isa;
 mod kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod ordered;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod panel;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -106,6 +108,17 @@ fn tiled<F: tile::Format>() -> Entry {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn ordered<F: tile::Format>(format: &'static str) -> Entry {
+    Entry {
+        format,
+        load: |weight, level, float| {
+            Some(Box::new(ordered::Ordered::<F>::new(weight, level, float)?))
+        },
+        name: ordered::Ordered::<F>::name_of,
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn plain<E: float::Element>() -> Entry {
     Entry {
         format: E::ID,
@@ -118,7 +131,7 @@ fn plain<E: float::Element>() -> Entry {
 
 /// Every format with a kernel of its own.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn entries() -> [Entry; 18] {
+fn entries() -> [Entry; 28] {
     [
         plain::<float::F32>(),
         plain::<float::F16>(),
@@ -137,6 +150,16 @@ fn entries() -> [Entry; 18] {
         tiled::<block::Iq4Xs>(),
         tiled::<block::Mxfp4>(),
         tiled::<block::Tq2_0>(),
+        tiled::<block::Int4<128>>(),
+        tiled::<block::Int4<64>>(),
+        tiled::<block::Int4<32>>(),
+        tiled::<block::Int8<128>>(),
+        tiled::<block::Int8<32>>(),
+        ordered::<block::Int4<128>>("int4_g128_ordered"),
+        ordered::<block::Int4<64>>("int4_g64_ordered"),
+        ordered::<block::Int4<32>>("int4_g32_ordered"),
+        ordered::<block::Int8<128>>("int8_g128_ordered"),
+        ordered::<block::Int8<32>>("int8_g32_ordered"),
         Entry { format: "exl3", load: exl3::load, name: exl3::name },
     ]
 }

@@ -26,7 +26,7 @@ const fn row(format: &'static str, block: (usize, usize), halves: &'static [usiz
     Row { format, block, halves, exponent: None }
 }
 
-const FORMATS: [Row; 18] = [
+const FORMATS: [Row; 26] = [
     row("f32", (1, 4), &[]),
     row("f16", (1, 2), &[]),
     row("bf16", (1, 2), &[]),
@@ -44,8 +44,17 @@ const FORMATS: [Row; 18] = [
     row("iq4_xs", (256, 136), &[0]),
     Row { format: "mxfp4", block: (32, 17), halves: &[], exponent: Some(0) },
     row("tq2_0", (256, 66), &[64]),
+    row("int4_g128", (128, 67), &[0]),
+    row("int4_g64", (64, 35), &[0]),
+    row("int4_g32", (32, 19), &[0]),
+    row("int8_g128", (128, 131), &[0]),
+    row("int8_g32", (32, 35), &[0]),
+    row("int4_g128_ordered", (128, 67), &[0]),
+    row("int8_g32_ordered", (32, 35), &[0]),
     // No kernel of its own: decoded band by band.
     row("iq3_s", (256, 110), &[0]),
+    // Parts of its own, from its encoder.
+    row("int", (1, 1), &[]),
 ];
 
 /// A small generator; tests must not depend on a seed from outside.
@@ -70,6 +79,12 @@ impl Row {
     /// Random bytes with scales of ordinary size.
     fn weight(&self, out_features: usize, in_features: usize, random: &mut Random) -> Weight {
         let (block, bytes) = self.block;
+        if self.format == "int" {
+            let values: Vec<f32> =
+                (0..out_features * in_features).map(|_| random.float()).collect();
+            let format = marlin_quant::format(self.format);
+            return format.pack(&values, out_features, in_features).unwrap();
+        }
         let mut data = Vec::new();
         if block == 1 {
             for _ in 0..out_features * in_features {
@@ -102,7 +117,15 @@ impl Row {
             _ => ("blocks", DType::U8, in_features / block * bytes),
         };
         let tensor = HostTensor::new(dtype, vec![out_features, width], data.into()).unwrap();
-        Weight { format: self.format, out_features, in_features, parts: vec![(name, tensor)] }
+        let mut parts = vec![(name, tensor)];
+        if self.format.ends_with("_ordered") {
+            let mut order: Vec<i32> = (0..in_features as i32).collect();
+            order.sort_by_cached_key(|_| random.next());
+            let bytes: Vec<u8> = order.iter().flat_map(|i| i.to_le_bytes()).collect();
+            let order = HostTensor::new(DType::I32, vec![in_features], bytes.into()).unwrap();
+            parts.push(("order", order));
+        }
+        Weight { format: self.format, out_features, in_features, parts }
     }
 
     /// Input widths tried: ragged for floats, one and several blocks, more than a panel or chunk.
@@ -110,6 +133,7 @@ impl Row {
         match self.block.0 {
             1 => &[1, 15, 33, 259],
             32 => &[32, 96, 544],
+            64 | 128 => &[128, 384, 640],
             _ => &[256, 768],
         }
     }
@@ -129,7 +153,7 @@ impl Expected {
     fn tolerance(&self, path: &str, kind: RowKind) -> &[f64] {
         match path.contains("bf16 for prompts") && kind == RowKind::Prompt {
             true => &self.rounded,
-            false if path.contains("int8") => &self.quantized,
+            false if path.contains(" int8") => &self.quantized,
             false => &self.float,
         }
     }
@@ -137,7 +161,15 @@ impl Expected {
 
 fn expected(weight: &Weight, x: &[f32]) -> Expected {
     let k = weight.in_features;
-    let w = marlin_quant::decode(weight).unwrap();
+    // Where inputs are reordered they are rounded in that order.
+    let order = weight.part("order").map(|order| order.to_i64().unwrap());
+    let sorted = |values: &[f32]| match &order {
+        Some(order) => {
+            values.chunks_exact(k).flat_map(|row| order.iter().map(|&i| row[i as usize])).collect()
+        }
+        None => values.to_vec(),
+    };
+    let (w, x) = (sorted(&marlin_quant::decode(weight).unwrap()), sorted(x));
     let mut e = Expected { product: vec![], float: vec![], quantized: vec![], rounded: vec![] };
     for x in x.chunks_exact(k) {
         for w in w.chunks_exact(k) {

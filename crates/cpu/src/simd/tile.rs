@@ -35,6 +35,8 @@ pub(crate) enum Scales {
     Half,
     /// One f16 scale and one f16 offset a block.
     HalfOffset,
+    /// One f16 scale and one unsigned zero point a block; the offset is what [`Layout::zero`] is off it.
+    HalfZero,
     /// One power of two a block, `2^(byte - 128)`.
     Exponent,
     /// f16 `d`; scale of a sub-block: `d * i8`.
@@ -50,7 +52,7 @@ pub(crate) enum Scales {
 pub(crate) struct Layout {
     /// Bytes of a block on disk.
     pub bytes: usize,
-    /// Inputs of a block: 32 or 256.
+    /// Inputs of a block: 32, 64, 128 or 256.
     pub block: usize,
     /// Inputs that share a scale: 16 or 32.
     pub sub_block: usize,
@@ -74,7 +76,8 @@ impl Layout {
 
     /// Whether weights have an offset.
     pub(crate) const fn has_offset(&self) -> bool {
-        matches!(self.scales, Scales::HalfOffset | Scales::SubOffset | Scales::SubNibbles)
+        use Scales::{HalfOffset, HalfZero, SubNibbles, SubOffset};
+        matches!(self.scales, HalfOffset | HalfZero | SubOffset | SubNibbles)
     }
 
     /// Bytes of one group of quants in a band.
@@ -87,6 +90,7 @@ impl Layout {
         match self.scales {
             Scales::Half | Scales::Sub => 2 * BAND,
             Scales::HalfOffset | Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
+            Scales::HalfZero => 3 * BAND,
             Scales::Exponent => BAND,
         }
     }
@@ -94,7 +98,7 @@ impl Layout {
     /// Bytes of one sub-block's scale and offset in a band.
     const fn sub_bytes(&self) -> usize {
         match self.scales {
-            Scales::Half | Scales::HalfOffset | Scales::Exponent => 0,
+            Scales::Half | Scales::HalfOffset | Scales::HalfZero | Scales::Exponent => 0,
             Scales::Sub | Scales::SubNibbles => BAND,
             Scales::SubOffset => 2 * BAND,
         }
@@ -112,7 +116,7 @@ pub(crate) struct Block {
     pub quants: [u8; 256],
     /// Scale of the block: f16 bits, or the exponent byte.
     pub d: u16,
-    /// Offset of the block: f16 bits.
+    /// Offset of the block: f16 bits, or the zero point.
     pub m: u16,
     /// Scale per sub-block.
     pub scales: [u8; 16],
@@ -218,7 +222,9 @@ fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &
             Scales::Exponent => scales[row] = block.d as u8,
             _ => scales[2 * row..2 * row + 2].copy_from_slice(&block.d.to_le_bytes()),
         }
-        if l.has_offset() {
+        if l.scales == Scales::HalfZero {
+            scales[2 * BAND + row] = block.m as u8;
+        } else if l.has_offset() {
             let at = 2 * BAND + 2 * row;
             scales[at..at + 2].copy_from_slice(&block.m.to_le_bytes());
         }
@@ -339,6 +345,10 @@ impl<F: Format> Source for Band<'_, F> {
             match l.scales {
                 Scales::Half => (s.load_f16(half(0)), s.zero()),
                 Scales::HalfOffset => (s.load_f16(half(0)), s.load_f16(half(1))),
+                Scales::HalfZero => {
+                    let (scale, zero) = (s.load_f16(half(0)), s.load_u8(bytes.sub(BAND)));
+                    (scale, s.mul(scale, s.sub(s.splat(l.zero as f32), zero)))
+                }
                 Scales::Exponent => (s.load_e8m0(header.add(part * S::LANES)), s.zero()),
                 Scales::Sub => (s.mul(s.load_f16(half(0)), s.load_i8(bytes)), s.zero()),
                 Scales::SubOffset => (

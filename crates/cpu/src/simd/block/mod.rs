@@ -1,10 +1,12 @@
-//! The block formats of ggml that have kernels: how each stored block comes apart. Layouts are
+//! The block formats that have kernels: how each stored block comes apart. Layouts are
 //! those of the decoders in `marlin_quant`, which define the values.
 
+mod integer;
 mod k_quants;
 mod legacy;
 mod table;
 
+pub(crate) use integer::{Int4, Int8};
 pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use table::{Iq4Nl, Iq4Xs, Mxfp4, Tq2_0};
