@@ -26,6 +26,7 @@ pub fn is_small_file(path: &str) -> bool {
         "added_tokens.json",
         "quantization_config.json",
         "quantize_config.json",
+        "quant_config.json",
         "hf_quant_config.json",
         INDEX,
     ];
