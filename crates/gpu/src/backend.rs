@@ -180,7 +180,9 @@ impl Backend for GpuBackend {
     }
 
     fn load_embedding(&self, weight: &Weight) -> Result<Embedding> {
-        let (table, bytes) = match has_kernel(weight.format) {
+        // Rows whose columns stand in another order are looked up on the host.
+        let in_order = weight.part("order").is_none();
+        let (table, bytes) = match has_kernel(weight.format) && in_order {
             true => {
                 let (matrix, bytes, reservation) = place(&self.gpu, weight)?;
                 let table = match matrix {

@@ -81,9 +81,10 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
         };
         return Ok((Matrix::Trellis(trellis), bytes, reservation));
     }
+    let order = weight.part("order").filter(|_| has_kernel(weight.format));
     let (format, parts) = match Format::from_id(weight.format) {
         Some(format) => {
-            // Decoding the first row checks the part's name, type and shape.
+            // Decoding the first row checks the parts' names, types and shapes.
             let mut row = vec![0.0; k];
             let decoded = marlin_quant::format(weight.format).decode_rows(weight, 0..1, &mut row);
             decoded.map_err(|e| decode_error(e.to_string()))?;
@@ -92,10 +93,12 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
         None => (Format::F16, Format::F16.split(&halves(weight)?, k)),
     };
     let arrays = [parts.codes, parts.high, parts.scales, parts.supers];
-    let bytes = arrays.iter().map(|a| WORD * a.len()).sum::<usize>() as u64;
+    let words = arrays.iter().map(Vec::len).sum::<usize>() + order.map_or(0, |o| o.elements());
+    let bytes = (WORD * words) as u64;
     let reservation = gpu.reserve("a matrix", bytes)?;
     let parts = arrays.map(|words| gpu.words(&words));
-    let rows = RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT) };
+    let order = order.map(|order| gpu.bytes(order.bytes()));
+    let rows = RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT), order };
     Ok((Matrix::Rows(rows), bytes, reservation))
 }
 
@@ -136,6 +139,14 @@ fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> bool {
 impl Loaded {
     /// `x: [.., in_features]` times the matrices. `x_rows` is the number of rows of `x`.
     pub(crate) fn multiply(&self, gpu: &Gpu, x: &Buffer, x_rows: usize, rows: &Rows) -> Buffer {
+        let reordered;
+        let (x, x_rows, rows) = match &self.matrix {
+            Matrix::Rows(RowMatrix { order: Some(order), .. }) => {
+                reordered = columns::reorder(gpu, x, self.in_features, order, rows);
+                (&reordered.0, rows.count(), &reordered.1)
+            }
+            _ => (x, x_rows, rows),
+        };
         match &self.matrix {
             Matrix::Trellis(trellis) => exl3::multiply(gpu, x, trellis, self.bias.as_ref(), rows),
             Matrix::Rows(matrix) if wide(gpu, matrix, rows) => {
@@ -158,7 +169,7 @@ impl Loaded {
 
     pub(crate) fn arrays(&self) -> Vec<&Buffer> {
         let mut arrays: Vec<&Buffer> = match &self.matrix {
-            Matrix::Rows(m) => m.parts.iter().collect(),
+            Matrix::Rows(m) => m.parts.iter().chain(&m.order).collect(),
             Matrix::Trellis(t) => vec![&t.tiles, &t.suh, &t.svh],
         };
         arrays.extend(&self.bias);
@@ -170,7 +181,9 @@ impl Loaded {
         let mut next = || arrays.next().expect("as many arrays as were taken");
         let matrix = match &self.matrix {
             Matrix::Rows(m) => {
-                Matrix::Rows(RowMatrix { parts: std::array::from_fn(|_| next()), ..m.clone() })
+                let parts = std::array::from_fn(|_| next());
+                let order = m.order.as_ref().map(|_| next());
+                Matrix::Rows(RowMatrix { parts, order, ..m.clone() })
             }
             Matrix::Trellis(t) => {
                 Matrix::Trellis(Trellis { tiles: next(), suh: next(), svh: next(), ..t.clone() })
@@ -184,7 +197,8 @@ impl Loaded {
     pub(crate) fn stacks_with(&self, other: &Self) -> bool {
         let same = match (&self.matrix, &other.matrix) {
             (Matrix::Rows(a), Matrix::Rows(b)) => {
-                (a.format, a.out_features, a.units) == (b.format, b.out_features, b.units)
+                let key = |m: &RowMatrix| (m.format, m.out_features, m.units, m.order.is_some());
+                key(a) == key(b)
             }
             (Matrix::Trellis(a), Matrix::Trellis(b)) => {
                 let key = |t: &Trellis| {

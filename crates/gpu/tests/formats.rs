@@ -187,11 +187,66 @@ fn every_format_embeds() {
     }
 }
 
+/// Experts, gate, up and down of each, for tokens that choose two; and one of their matrices by itself.
+fn check_experts(b: &dyn Backend, weights: &[[Weight; 3]], tolerance: f64, what: &str) {
+    let (count, top_k) = (weights.len(), 2);
+    let hidden = weights[0][0].in_features;
+    let load = |i: usize| -> Vec<Linear> {
+        let options = LinearOptions::default();
+        weights.iter().map(|w| b.load_linear(&w[i], None, options).unwrap()).collect()
+    };
+    let experts = Experts { gate: load(0), up: load(1), down: load(2) };
+    let router = Router {
+        scoring: Scoring::Softmax,
+        num_experts: count,
+        top_k,
+        num_groups: 1,
+        top_k_groups: 1,
+        group_score_experts: 1,
+        normalize: true,
+        scaling_factor: 1.0,
+    };
+    let runs = has_run(b, weights[0][0].format);
+    for rows in [1, 3, 40] {
+        let logits = b.upload(rows, count, values(rows * count, 7)).unwrap();
+        let routing = b.route(&logits, None, &router).unwrap();
+        let (ids, shares) = b.download_routing(&routing).unwrap();
+        // Keep the products of three matrices small.
+        let scaled: Vec<f32> = values(rows * hidden, 8).iter().map(|v| v * 1e-2).collect();
+        let mut expected = vec![0.0; rows * hidden];
+        for (entry, (&id, &share)) in ids.iter().zip(&shares).enumerate() {
+            let x = &scaled[entry / top_k * hidden..][..hidden];
+            let [gate, up, down] = &weights[id as usize];
+            let inner: Vec<f32> = product(gate, x)
+                .iter()
+                .zip(product(up, x))
+                .map(|(g, u)| (g / (1.0 + (-g).exp()) * u) as f32)
+                .collect();
+            let y = &mut expected[entry / top_k * hidden..][..hidden];
+            y.iter_mut().zip(product(down, &inner)).for_each(|(y, d)| *y += f64::from(share) * d);
+        }
+        let x = b.upload(rows, hidden, scaled).unwrap();
+        let found = b.experts(&x, &routing, &experts, Activation::Silu).unwrap();
+        let what = format!("experts of {what}, {rows} rows on {}", b.name());
+        let found = b.download(&found).unwrap();
+        if runs {
+            close(&what, &found, &expected, tolerance);
+        }
+    }
+    // A matrix of a stack is still a matrix.
+    let x = values(3 * hidden, 9);
+    let expected = product(&weights[3][0], &x);
+    let found = b.linear(&b.upload(3, hidden, x).unwrap(), &experts.gate[3]).unwrap();
+    let found = b.download(&found).unwrap();
+    if runs {
+        close("one expert", &found, &expected, tolerance.max(3e-6));
+    }
+}
+
 /// Experts of one format, and of two rates: those lie in two stacks.
 #[test]
 fn experts_of_trellises_are_stacked() {
     use marlin_quant::exl3::codebook::MUL1_MULTIPLIER;
-    let (hidden, inner, count, top_k) = (128, 256, 5, 2);
     for b in backends() {
         for rates in [[6, 6], [6, 8]] {
             let make = |n, k, e: usize, salt: usize| {
@@ -199,69 +254,25 @@ fn experts_of_trellises_are_stacked() {
                 let shape = weight.parts[0].1.shape().to_vec();
                 let rings = bytes(shape.iter().product::<usize>() * 2, (17 * e + salt) as u64);
                 weight.parts[0].1 = HostTensor::new(DType::I16, shape, rings.into()).unwrap();
-                // Keep the products of three matrices small.
                 weight
             };
-            let weights: Vec<[Weight; 3]> = (0..count)
-                .map(|e| {
-                    [
-                        make(inner, hidden, e, 1),
-                        make(inner, hidden, e, 2),
-                        make(hidden, inner, e, 3),
-                    ]
-                })
+            let weights: Vec<[Weight; 3]> = (0..5)
+                .map(|e| [make(256, 128, e, 1), make(256, 128, e, 2), make(128, 256, e, 3)])
                 .collect();
-            let load = |i: usize| -> Vec<Linear> {
-                let options = LinearOptions::default();
-                weights.iter().map(|w| b.load_linear(&w[i], None, options).unwrap()).collect()
-            };
-            let experts = Experts { gate: load(0), up: load(1), down: load(2) };
-            let router = Router {
-                scoring: Scoring::Softmax,
-                num_experts: count,
-                top_k,
-                num_groups: 1,
-                top_k_groups: 1,
-                group_score_experts: 1,
-                normalize: true,
-                scaling_factor: 1.0,
-            };
-            for rows in [1, 3, 40] {
-                let logits = b.upload(rows, count, values(rows * count, 7)).unwrap();
-                let routing = b.route(&logits, None, &router).unwrap();
-                let (ids, shares) = b.download_routing(&routing).unwrap();
-                let scaled: Vec<f32> = values(rows * hidden, 8).iter().map(|v| v * 1e-2).collect();
-                let mut expected = vec![0.0; rows * hidden];
-                for (entry, (&id, &share)) in ids.iter().zip(&shares).enumerate() {
-                    let x = &scaled[entry / top_k * hidden..][..hidden];
-                    let [gate, up, down] = &weights[id as usize];
-                    let inner: Vec<f32> = product(gate, x)
-                        .iter()
-                        .zip(product(up, x))
-                        .map(|(g, u)| (g / (1.0 + (-g).exp()) * u) as f32)
-                        .collect();
-                    let y = &mut expected[entry / top_k * hidden..][..hidden];
-                    y.iter_mut()
-                        .zip(product(down, &inner))
-                        .for_each(|(y, d)| *y += f64::from(share) * d);
-                }
-                let x = b.upload(rows, hidden, scaled).unwrap();
-                let found = b.experts(&x, &routing, &experts, Activation::Silu).unwrap();
-                let what = format!("experts of {rates:?}, {rows} rows on {}", b.name());
-                let found = b.download(&found).unwrap();
-                if has_run(&*b, "exl3") {
-                    close(&what, &found, &expected, mul1_tolerance(&*b).max(2e-5));
-                }
-            }
-            // A matrix of a stack is still a matrix.
-            let x = values(3 * hidden, 9);
-            let expected = product(&weights[3][0], &x);
-            let x = b.upload(3, hidden, x).unwrap();
-            let found = b.linear(&x, &experts.gate[3]).unwrap();
-            if has_run(&*b, "exl3") {
-                let found = b.download(&found).unwrap();
-                close("one expert", &found, &expected, mul1_tolerance(&*b));
-            }
+            let tolerance = mul1_tolerance(&*b).max(2e-5);
+            check_experts(&*b, &weights, tolerance, &format!("{rates:?}"));
         }
+    }
+}
+
+/// Every expert's inputs stand in an order of their own.
+#[test]
+fn experts_of_other_orders_are_stacked() {
+    let format = marlin_quant::format("int4_g32_ordered");
+    let make = |n, k, seed| format.pack(&values(n * k, seed), n, k).unwrap();
+    let expert = |e: u64| [make(96, 64, 3 * e), make(96, 64, 3 * e + 1), make(64, 96, 3 * e + 2)];
+    let weights: Vec<[Weight; 3]> = (10..15).map(expert).collect();
+    for b in backends() {
+        check_experts(&*b, &weights, 2e-5, "other orders");
     }
 }

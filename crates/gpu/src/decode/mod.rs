@@ -18,6 +18,8 @@
 mod bf16;
 mod f16;
 mod f32;
+mod int4;
+mod int8;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -32,6 +34,8 @@ mod q8_0;
 pub(crate) use self::bf16::Bf16;
 pub(crate) use self::f16::F16;
 pub(crate) use self::f32::F32;
+pub(crate) use int4::{Int4G32, Int4G64, Int4G128};
+pub(crate) use int8::{Int8G32, Int8G128};
 pub(crate) use q2_k::Q2K;
 pub(crate) use q3_k::Q3K;
 pub(crate) use q4_0::Q4_0;
@@ -80,12 +84,17 @@ pub(crate) enum Format {
     Q4K,
     Q5K,
     Q6K,
+    Int4G128,
+    Int4G64,
+    Int4G32,
+    Int8G128,
+    Int8G32,
 }
 
 impl Format {
-    /// The format called `id`, if kernels read it.
+    /// The format of the rows of a weight in format `id`, if kernels read them. An order of the inputs is not the rows' business.
     pub(crate) fn from_id(id: &str) -> Option<Self> {
-        Some(match id {
+        Some(match id.strip_suffix("_ordered").unwrap_or(id) {
             "f32" => Self::F32,
             "f16" => Self::F16,
             "bf16" => Self::Bf16,
@@ -99,6 +108,11 @@ impl Format {
             "q4_k" => Self::Q4K,
             "q5_k" => Self::Q5K,
             "q6_k" => Self::Q6K,
+            "int4_g128" => Self::Int4G128,
+            "int4_g64" => Self::Int4G64,
+            "int4_g32" => Self::Int4G32,
+            "int8_g128" => Self::Int8G128,
+            "int8_g32" => Self::Int8G32,
             _ => return None,
         })
     }
@@ -119,6 +133,11 @@ impl Format {
             Self::Q4K => each(bytes, &mut parts, q4_k::split),
             Self::Q5K => each(bytes, &mut parts, q5_k::split),
             Self::Q6K => each(bytes, &mut parts, q6_k::split),
+            Self::Int4G128 => each(bytes, &mut parts, |b: &[u8; 67], p, _| int4::split(b, p)),
+            Self::Int4G64 => each(bytes, &mut parts, |b: &[u8; 35], p, _| int4::split(b, p)),
+            Self::Int4G32 => each(bytes, &mut parts, |b: &[u8; 19], p, _| int4::split(b, p)),
+            Self::Int8G128 => each(bytes, &mut parts, |b: &[u8; 131], p, _| int8::split(b, p)),
+            Self::Int8G32 => each(bytes, &mut parts, |b: &[u8; 35], p, _| int8::split(b, p)),
         }
         parts
     }
@@ -141,6 +160,11 @@ macro_rules! with_format {
             $crate::decode::Format::Q4K => with_format!(@ Q4K, $decode, $body),
             $crate::decode::Format::Q5K => with_format!(@ Q5K, $decode, $body),
             $crate::decode::Format::Q6K => with_format!(@ Q6K, $decode, $body),
+            $crate::decode::Format::Int4G128 => with_format!(@ Int4G128, $decode, $body),
+            $crate::decode::Format::Int4G64 => with_format!(@ Int4G64, $decode, $body),
+            $crate::decode::Format::Int4G32 => with_format!(@ Int4G32, $decode, $body),
+            $crate::decode::Format::Int8G128 => with_format!(@ Int8G128, $decode, $body),
+            $crate::decode::Format::Int8G32 => with_format!(@ Int8G32, $decode, $body),
         }
     };
     (@ $name:ident, $decode:ident, $body:expr) => {{

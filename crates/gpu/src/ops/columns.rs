@@ -1,5 +1,6 @@
 //! Rearrangements of rows and columns.
 
+use super::tiles::{ABSENT, Entries, Rows};
 use crate::gpu::{Buffer, Gpu};
 use cubecl::prelude::*;
 use marlin_tensor::Heads;
@@ -108,6 +109,76 @@ pub(crate) fn pad(gpu: &Gpu, x: &Buffer, rows: usize, columns: usize, padded: us
         );
     }
     out
+}
+
+/// The inputs of `rows`, each in the order of its matrix, `order: [matrices, columns]`; and how they are read then: entry by
+/// entry.
+pub(crate) fn reorder(
+    gpu: &Gpu,
+    x: &Buffer,
+    columns: usize,
+    order: &Buffer,
+    rows: &Rows,
+) -> (Buffer, Rows) {
+    let total = rows.count() * columns;
+    let out = gpu.empty(total);
+    let (count, dim) = gpu.each(total);
+    let (none, mut rows) = (gpu.none.clone(), rows.clone());
+    let (ids, slots, divisor) = match &mut rows {
+        Rows::Entries(Entries { ids, slots, divisor, .. }) => {
+            (&*ids, &*slots, std::mem::replace(divisor, 1))
+        }
+        Rows::Dense { .. } | Rows::Heads { .. } => (&none, &none, 1),
+    };
+    let (x, order, to, ids, slots) = (x.arg(), order.arg(), out.arg(), ids.arg(), slots.arg());
+    let several = matches!(rows, Rows::Entries(_));
+    let (divisor, columns, total) = (divisor as u32, columns as u32, total as u32);
+    // SAFETY: units past the end do nothing.
+    unsafe {
+        reorder_kernel::launch_unchecked(
+            &gpu.client,
+            count,
+            dim,
+            x,
+            order,
+            ids,
+            slots,
+            to,
+            divisor,
+            columns,
+            total,
+            several,
+        );
+    }
+    (out, rows)
+}
+
+#[cube(launch_unchecked)]
+fn reorder_kernel(
+    x: &[f32],
+    order: &[u32],
+    ids: &[u32],
+    slots: &[u32],
+    out: &mut [f32],
+    divisor: u32,
+    columns: u32,
+    total: u32,
+    #[comptime] several: bool,
+) {
+    let i = ABSOLUTE_POS as u32;
+    if i < total {
+        let row = i / columns;
+        let place = i % columns;
+        if comptime!(several) {
+            let slot = slots[ids[row as usize] as usize];
+            if slot != comptime!(ABSENT) {
+                let input = order[(slot * columns + place) as usize];
+                out[i as usize] = x[(row / divisor * columns + input) as usize];
+            }
+        } else {
+            out[i as usize] = x[(row * columns + order[place as usize]) as usize];
+        }
+    }
 }
 
 #[cube(launch_unchecked)]

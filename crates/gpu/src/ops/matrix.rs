@@ -22,6 +22,8 @@ pub(crate) struct RowMatrix {
     pub(crate) out_features: usize,
     /// Units of eight weights of a row.
     pub(crate) units: usize,
+    /// The input that each place of a row belongs to, where inputs stand in another order.
+    pub(crate) order: Option<Buffer>,
 }
 
 /// `x: [.., 8 units]` times the matrices: `[rows.count(), out_features]`, plus `bias` per output and matrix where there is

@@ -1,0 +1,51 @@
+//! Integers of eight bits in groups of 128 or 32: `d (q - z)`. Codes: bytes. Scales: as four bits have them.
+
+use super::int4::{HEAD, put_scale};
+use super::{Decode, Parts, low_f16, push_plane};
+use cubecl::prelude::*;
+
+pub(super) fn split(block: &[u8], parts: &mut Parts) {
+    put_scale(block, parts);
+    push_plane(&mut parts.codes, &block[HEAD..], 8);
+}
+
+/// The eight weights of `unit`, of which a group has `units`.
+#[cube]
+fn eight(codes: &[u32], scales: &[u32], unit: u32, #[comptime] units: u32) -> Array<f32> {
+    let mut out = Array::<f32>::new(8usize);
+    let scale = scales[(unit / units) as usize];
+    let d = low_f16(scale & 0xffffu32);
+    let z = f32::cast_from(scale >> 16u32);
+    #[unroll]
+    for w in 0..2u32 {
+        let word = codes[(unit * 2 + w) as usize];
+        #[unroll]
+        for j in 0..4u32 {
+            let q = (word >> (j * 8)) & 255u32;
+            out[(w * 4 + j) as usize] = d * (f32::cast_from(q) - z);
+        }
+    }
+    out
+}
+
+macro_rules! int8 {
+    ($name:ident, $units:tt) => {
+        pub(crate) struct $name;
+
+        #[cube]
+        impl Decode for $name {
+            fn eight(
+                codes: &[u32],
+                _high: &[u32],
+                scales: &[u32],
+                _supers: &[u32],
+                unit: u32,
+            ) -> Array<f32> {
+                eight(codes, scales, unit, $units)
+            }
+        }
+    };
+}
+
+int8!(Int8G128, 16u32);
+int8!(Int8G32, 4u32);
