@@ -209,6 +209,30 @@ fn json_documents_have_their_fields() {
     assert!(written.starts_with(b"\x93NUMPY") && written.len() > 2 * 4096 * 4);
 }
 
+/// Models that quantizers of the Hugging Face world made: what is inspected, and what every verb then loads.
+#[test]
+fn integer_checkpoints_are_inspected_and_evaluated() {
+    for (name, tensor, format) in [
+        ("gptq", "model.layers.0.mlp.down_proj", "int4_g128"),
+        ("gptq_desc_act", "model.layers.1.mlp.up_proj", "int4_g64_ordered"),
+        ("awq", "model.layers.0.self_attn.q_proj", "int4_g64"),
+        ("packed", "model.layers.0.self_attn.o_proj", "int8_g128"),
+        ("packed_moe", "model.layers.1.mlp.experts.4.down_proj", "int4_g32"),
+    ] {
+        let model = format!("{}/../models/fixtures/integer/{name}", env!("CARGO_MANIFEST_DIR"));
+        let output = run(&["inspect", &model, "--json"]);
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let tensors = document["tensors"].as_array().unwrap();
+        let found = tensors.iter().find(|t| t["name"] == tensor).unwrap();
+        assert_eq!(found["format"], format, "{found}");
+        let logits = format!("{}/integer-{name}.npy", env!("CARGO_TARGET_TMPDIR"));
+        let output = run(&["eval", "logits", "-m", &model, "--tokens", "1,2,3", "-o", &logits]);
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        assert_eq!(fs::read(&logits).unwrap().len(), 128 + 3 * 97 * 4, "{name}");
+    }
+}
+
 #[test]
 fn quiet_and_verbose_are_heard_on_stderr() {
     let answer = |flag: &str| run(&[flag, "run", "--seed", "1", "-n", "4", "--stats", "Hi"]);

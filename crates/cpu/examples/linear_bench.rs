@@ -13,9 +13,29 @@ use marlin_tensor::{DType, HostTensor, Weight};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-const FORMATS: [&str; 18] = [
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k",
-    "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "tq2_0", "iq3_s",
+const FORMATS: [&str; 22] = [
+    "f32",
+    "f16",
+    "bf16",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "iq4_nl",
+    "iq4_xs",
+    "mxfp4",
+    "tq2_0",
+    "iq3_s",
+    "int4_g128",
+    "int4_g32",
+    "int8_g128",
+    "int4_g128_ordered",
 ];
 
 /// Bytes of matrices used in turn, unless `--working-set MEGABYTES` says otherwise.

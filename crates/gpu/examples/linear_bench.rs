@@ -107,7 +107,7 @@ fn main() {
                 [8, 16, 64].into_iter().for_each(|rows| time(&*b, &weight, what, rows, repeats));
             }
         }
-        for id in ["q4_0", "q4_k", "q8_0", "bf16"] {
+        for id in ["q4_0", "q4_k", "q8_0", "int4_g128", "bf16"] {
             let row: Vec<f32> = (0..k).map(|i| ((i * 37) % 101) as f32 / 50.0 - 1.0).collect();
             let one = format(id).pack(&row, 1, k).unwrap();
             let (name, tensor) = &one.parts[0];

@@ -35,7 +35,7 @@ impl Arithmetic {
             Self::AmxBf16
         } else if kernel.contains("amx split") && rows > DECODE_ROWS {
             Self::AmxSplit
-        } else if kernel.contains("int8") {
+        } else if kernel.contains(" int8") {
             Self::Int8
         } else {
             Self::F32

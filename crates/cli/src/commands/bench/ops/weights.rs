@@ -62,7 +62,8 @@ pub fn random(
         Err(_) => blocks(format.id(), in_features, random)?,
     };
     let parts = band.parts.iter().map(|(name, tensor)| {
-        let times = out_features / BAND;
+        // What is said of the inputs is said once.
+        let times = if tensor.shape() == [in_features] { 1 } else { out_features / BAND };
         let mut shape = tensor.shape().to_vec();
         *shape.first_mut()? *= times;
         let data = tensor.bytes().repeat(times);
