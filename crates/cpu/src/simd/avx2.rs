@@ -45,6 +45,11 @@ impl Isa for Avx2 {
         ));
         fn load_u8(p: *const u8) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())));
+        fn load_scale_zero(p: *const u8) -> (__m256, __m256) = {
+            let (words, low) = (_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(255));
+            let scale = _mm256_andnot_si256(low, words);
+            (_mm256_castsi256_ps(scale), _mm256_cvtepi32_ps(_mm256_and_si256(words, low)))
+        };
         fn load_i8(p: *const u8) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
         fn load_nibbles(p: *const u8) -> (__m256, __m256) = {

@@ -74,6 +74,11 @@ where
         ));
         fn load_u8(p: *const u8) -> __m512 =
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())));
+        fn load_scale_zero(p: *const u8) -> (__m512, __m512) = {
+            let (words, low) = (_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(255));
+            let scale = _mm512_andnot_si512(low, words);
+            (_mm512_castsi512_ps(scale), _mm512_cvtepi32_ps(_mm512_and_si512(words, low)))
+        };
         fn load_i8(p: *const u8) -> __m512 =
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
         fn load_nibbles(p: *const u8) -> (__m512, __m512) = {

@@ -188,6 +188,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// `LANES` unsigned bytes from `p`.
     unsafe fn load_u8(self, p: *const u8) -> Self::F;
+    /// `LANES` words from `p` as the f32 in their upper 24 bits and the byte below.
+    unsafe fn load_scale_zero(self, p: *const u8) -> (Self::F, Self::F);
     /// `LANES` signed bytes from `p`.
     unsafe fn load_i8(self, p: *const u8) -> Self::F;
     /// The low and the high nibbles of `LANES` bytes from `p`.

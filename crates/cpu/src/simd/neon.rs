@@ -249,6 +249,12 @@ where
             ]
         };
         fn load_u8(p: *const u8) -> F = words_to_f32(vmovl_u8(vld1_u8(p)));
+        fn load_scale_zero(p: *const u8) -> (F, F) = {
+            let low = vdupq_n_u32(255);
+            let words = [vld1q_u32(p.cast()), vld1q_u32(p.add(16).cast())];
+            let scale = words.map(|w| vreinterpretq_f32_u32(vbicq_u32(w, low)));
+            (scale, words.map(|w| vcvtq_f32_u32(vandq_u32(w, low))))
+        };
         fn load_i8(p: *const u8) -> F = {
             let v = vmovl_s8(vld1_s8(p.cast()));
             let (low, high) = (vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v));

@@ -44,13 +44,13 @@ const FORMATS: [Row; 26] = [
     row("iq4_xs", (256, 136), &[0]),
     Row { format: "mxfp4", block: (32, 17), halves: &[], exponent: Some(0) },
     row("tq2_0", (256, 66), &[64]),
-    row("int4_g128", (128, 67), &[0]),
-    row("int4_g64", (64, 35), &[0]),
-    row("int4_g32", (32, 19), &[0]),
-    row("int8_g128", (128, 131), &[0]),
-    row("int8_g32", (32, 35), &[0]),
-    row("int4_g128_ordered", (128, 67), &[0]),
-    row("int8_g32_ordered", (32, 35), &[0]),
+    row("int4_g128", (128, 68), &[]),
+    row("int4_g64", (64, 36), &[]),
+    row("int4_g32", (32, 20), &[]),
+    row("int8_g128", (128, 132), &[]),
+    row("int8_g32", (32, 36), &[]),
+    row("int4_g128_ordered", (128, 68), &[]),
+    row("int8_g32_ordered", (32, 36), &[]),
     // No kernel of its own: decoded band by band.
     row("iq3_s", (256, 110), &[0]),
     // Parts of its own, from its encoder.
@@ -101,6 +101,10 @@ impl Row {
                 for &at in self.halves {
                     let d = half::f16::from_f32(random.float() / 64.0);
                     b[at..at + 2].copy_from_slice(&d.to_le_bytes());
+                }
+                if self.format.starts_with("int") {
+                    // A zero point, and three bytes of a scale above it.
+                    b[1..4].copy_from_slice(&(random.float() / 64.0).to_le_bytes()[1..]);
                 }
                 if let Some(at) = self.exponent {
                     // The subnormal ones too.

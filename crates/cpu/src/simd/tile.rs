@@ -35,8 +35,9 @@ pub(crate) enum Scales {
     Half,
     /// One f16 scale and one f16 offset a block.
     HalfOffset,
-    /// One f16 scale and one unsigned zero point a block; the offset is what [`Layout::zero`] is off it.
-    HalfZero,
+    /// One word a block: the upper 24 bits of an f32 scale and below them an unsigned zero point. The
+    /// offset is what [`Layout::zero`] is off that.
+    ScaleZero,
     /// One power of two a block, `2^(byte - 128)`.
     Exponent,
     /// f16 `d`; scale of a sub-block: `d * i8`.
@@ -76,8 +77,8 @@ impl Layout {
 
     /// Whether weights have an offset.
     pub(crate) const fn has_offset(&self) -> bool {
-        use Scales::{HalfOffset, HalfZero, SubNibbles, SubOffset};
-        matches!(self.scales, HalfOffset | HalfZero | SubOffset | SubNibbles)
+        use Scales::{HalfOffset, ScaleZero, SubNibbles, SubOffset};
+        matches!(self.scales, HalfOffset | ScaleZero | SubOffset | SubNibbles)
     }
 
     /// Bytes of one group of quants in a band.
@@ -89,8 +90,8 @@ impl Layout {
     const fn header_bytes(&self) -> usize {
         match self.scales {
             Scales::Half | Scales::Sub => 2 * BAND,
-            Scales::HalfOffset | Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
-            Scales::HalfZero => 3 * BAND,
+            Scales::HalfOffset | Scales::ScaleZero => 4 * BAND,
+            Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
             Scales::Exponent => BAND,
         }
     }
@@ -98,7 +99,7 @@ impl Layout {
     /// Bytes of one sub-block's scale and offset in a band.
     const fn sub_bytes(&self) -> usize {
         match self.scales {
-            Scales::Half | Scales::HalfOffset | Scales::HalfZero | Scales::Exponent => 0,
+            Scales::Half | Scales::HalfOffset | Scales::ScaleZero | Scales::Exponent => 0,
             Scales::Sub | Scales::SubNibbles => BAND,
             Scales::SubOffset => 2 * BAND,
         }
@@ -114,9 +115,9 @@ impl Layout {
 pub(crate) struct Block {
     /// Stored quants, unsigned, in input order.
     pub quants: [u8; 256],
-    /// Scale of the block: f16 bits, or the exponent byte.
+    /// Scale of the block: f16 bits, the exponent byte, or the upper half of a word of scale and zero point.
     pub d: u16,
-    /// Offset of the block: f16 bits, or the zero point.
+    /// Offset of the block: f16 bits, or the lower half of that word.
     pub m: u16,
     /// Scale per sub-block.
     pub scales: [u8; 16],
@@ -220,11 +221,13 @@ fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &
         let scales = &mut scales[b * l.scale_bytes()..(b + 1) * l.scale_bytes()];
         match l.scales {
             Scales::Exponent => scales[row] = block.d as u8,
+            Scales::ScaleZero => {
+                let word = u32::from(block.d) << 16 | u32::from(block.m);
+                scales[4 * row..4 * row + 4].copy_from_slice(&word.to_le_bytes());
+            }
             _ => scales[2 * row..2 * row + 2].copy_from_slice(&block.d.to_le_bytes()),
         }
-        if l.scales == Scales::HalfZero {
-            scales[2 * BAND + row] = block.m as u8;
-        } else if l.has_offset() {
+        if l.has_offset() && l.scales != Scales::ScaleZero {
             let at = 2 * BAND + 2 * row;
             scales[at..at + 2].copy_from_slice(&block.m.to_le_bytes());
         }
@@ -345,8 +348,8 @@ impl<F: Format> Source for Band<'_, F> {
             match l.scales {
                 Scales::Half => (s.load_f16(half(0)), s.zero()),
                 Scales::HalfOffset => (s.load_f16(half(0)), s.load_f16(half(1))),
-                Scales::HalfZero => {
-                    let (scale, zero) = (s.load_f16(half(0)), s.load_u8(bytes.sub(BAND)));
+                Scales::ScaleZero => {
+                    let (scale, zero) = s.load_scale_zero(header.add(4 * part * S::LANES));
                     (scale, s.mul(scale, s.sub(s.splat(l.zero as f32), zero)))
                 }
                 Scales::Exponent => (s.load_e8m0(header.add(part * S::LANES)), s.zero()),

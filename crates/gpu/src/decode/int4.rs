@@ -1,21 +1,16 @@
-//! Integers of four bits in groups of 128, 64 or 32: `d (q - z)`. Codes: nibbles. Scales: `d`, f16, and `z` above
-//! it, of every group in one word.
+//! Integers of four bits in groups of 128, 64 or 32: `d (q - z)`. Codes: nibbles. Scales: `d` of every group, the
+//! upper 24 bits of an f32, and `z` below them.
 
-use super::{Decode, Parts, half, low_f16, push_plane};
+use super::{Decode, Parts, push_plane, word};
 use cubecl::prelude::*;
 
 /// Bytes of a block before its codes.
-pub(super) const HEAD: usize = 3;
+pub(super) const HEAD: usize = 4;
 
 pub(super) fn split(block: &[u8], parts: &mut Parts) {
-    put_scale(block, parts);
+    parts.scales.push(word(block, 0));
     let codes: Vec<u8> = block[HEAD..].iter().flat_map(|b| [b & 15, b >> 4]).collect();
     push_plane(&mut parts.codes, &codes, 4);
-}
-
-/// Scale and zero point of a block.
-pub(super) fn put_scale(block: &[u8], parts: &mut Parts) {
-    parts.scales.push(u32::from(half(block, 0)) | u32::from(block[2]) << 16);
 }
 
 /// The eight weights of `unit`, of which a group has `units`.
@@ -24,8 +19,8 @@ fn eight(codes: &[u32], scales: &[u32], unit: u32, #[comptime] units: u32) -> Ar
     let mut out = Array::<f32>::new(8usize);
     let word = codes[unit as usize];
     let scale = scales[(unit / units) as usize];
-    let d = low_f16(scale & 0xffffu32);
-    let z = f32::cast_from(scale >> 16u32);
+    let d = f32::reinterpret(scale & 0xffffff00u32);
+    let z = f32::cast_from(scale & 255u32);
     #[unroll]
     for j in 0..8u32 {
         let q = (word >> (j * 4)) & 15u32;

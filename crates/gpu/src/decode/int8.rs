@@ -1,11 +1,11 @@
 //! Integers of eight bits in groups of 128 or 32: `d (q - z)`. Codes: bytes. Scales: as four bits have them.
 
-use super::int4::{HEAD, put_scale};
-use super::{Decode, Parts, low_f16, push_plane};
+use super::int4::HEAD;
+use super::{Decode, Parts, push_plane, word};
 use cubecl::prelude::*;
 
 pub(super) fn split(block: &[u8], parts: &mut Parts) {
-    put_scale(block, parts);
+    parts.scales.push(word(block, 0));
     push_plane(&mut parts.codes, &block[HEAD..], 8);
 }
 
@@ -14,8 +14,8 @@ pub(super) fn split(block: &[u8], parts: &mut Parts) {
 fn eight(codes: &[u32], scales: &[u32], unit: u32, #[comptime] units: u32) -> Array<f32> {
     let mut out = Array::<f32>::new(8usize);
     let scale = scales[(unit / units) as usize];
-    let d = low_f16(scale & 0xffffu32);
-    let z = f32::cast_from(scale >> 16u32);
+    let d = f32::reinterpret(scale & 0xffffff00u32);
+    let z = f32::cast_from(scale & 255u32);
     #[unroll]
     for w in 0..2u32 {
         let word = codes[(unit * 2 + w) as usize];

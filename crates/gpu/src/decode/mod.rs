@@ -133,11 +133,11 @@ impl Format {
             Self::Q4K => each(bytes, &mut parts, q4_k::split),
             Self::Q5K => each(bytes, &mut parts, q5_k::split),
             Self::Q6K => each(bytes, &mut parts, q6_k::split),
-            Self::Int4G128 => each(bytes, &mut parts, |b: &[u8; 67], p, _| int4::split(b, p)),
-            Self::Int4G64 => each(bytes, &mut parts, |b: &[u8; 35], p, _| int4::split(b, p)),
-            Self::Int4G32 => each(bytes, &mut parts, |b: &[u8; 19], p, _| int4::split(b, p)),
-            Self::Int8G128 => each(bytes, &mut parts, |b: &[u8; 131], p, _| int8::split(b, p)),
-            Self::Int8G32 => each(bytes, &mut parts, |b: &[u8; 35], p, _| int8::split(b, p)),
+            Self::Int4G128 => each(bytes, &mut parts, |b: &[u8; 68], p, _| int4::split(b, p)),
+            Self::Int4G64 => each(bytes, &mut parts, |b: &[u8; 36], p, _| int4::split(b, p)),
+            Self::Int4G32 => each(bytes, &mut parts, |b: &[u8; 20], p, _| int4::split(b, p)),
+            Self::Int8G128 => each(bytes, &mut parts, |b: &[u8; 132], p, _| int8::split(b, p)),
+            Self::Int8G32 => each(bytes, &mut parts, |b: &[u8; 36], p, _| int8::split(b, p)),
         }
         parts
     }

@@ -138,7 +138,7 @@ impl WeightFormat for Any {
         {
             for (values, codes) in values.chunks(GROUP).zip(codes.chunks_mut(GROUP)) {
                 let (scale, zero) = blocks::round(values, matrix.bits, codes);
-                matrix.scales.push(scale.to_f32());
+                matrix.scales.push(scale);
                 matrix.zeros.push(zero);
             }
         }

@@ -2,22 +2,23 @@
 //!
 //! | bytes | holds |
 //! | --- | --- |
-//! | 0, 1 | scale, f16 |
-//! | 2 | zero point |
-//! | 3 … | codes in the order of the inputs: one byte each, or two a byte, the first in the low half |
+//! | 0 | zero point |
+//! | 1 … 3 | scale: the upper three bytes of an f32 |
+//! | 4 … | codes in the order of the inputs: one byte each, or two a byte, the first in the low half |
 //!
-//! Stored groups are cut into blocks that divide them; a scale per output is repeated. Scales of other
-//! types are held so only if f16 holds each of them exactly.
+//! Stored groups are cut into blocks that divide them; a scale per output is repeated. Three bytes hold
+//! every f16 and bf16, and a product with a code in f32 is exact. An f32 is held so only if its lowest byte is zero.
 
 use super::{Grouped, Groups};
 use crate::{Description, QuantError, WeightFormat, parts};
-use half::f16;
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_tensor::{DType, HostTensor, Weight};
 use std::ops::Range;
 
+/// Bits of a scale that a block does not hold.
+const LOST: u32 = 0xff;
 /// Bytes before the codes.
-const HEAD: usize = 3;
+const HEAD: usize = 4;
 
 /// Blocks of one size.
 pub struct Blocks {
@@ -76,8 +77,8 @@ impl Blocks {
     pub(super) fn decode(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.chunks_exact(self.bytes());
         for (block, out) in blocks.zip(out.chunks_exact_mut(self.group)) {
-            let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-            let (zero, codes) = (i32::from(block[2]), &block[HEAD..]);
+            let scale = f32::from_le_bytes([0, block[1], block[2], block[3]]);
+            let (zero, codes) = (i32::from(block[0]), &block[HEAD..]);
             for (i, w) in out.iter_mut().enumerate() {
                 let code = match self.bits {
                     4 => codes[i / 2] >> (4 * (i % 2)) & 15,
@@ -89,9 +90,9 @@ impl Blocks {
     }
 
     /// A block from its codes.
-    fn put(&self, scale: f16, zero: u8, codes: &[u8], block: &mut [u8]) {
-        block[..2].copy_from_slice(&scale.to_le_bytes());
-        block[2] = zero;
+    fn put(&self, scale: f32, zero: u8, codes: &[u8], block: &mut [u8]) {
+        block[..HEAD].copy_from_slice(&scale.to_le_bytes());
+        block[0] = zero;
         match self.bits {
             4 => {
                 let pairs = codes.as_chunks::<2>().0;
@@ -103,8 +104,7 @@ impl Blocks {
 
     /// Puts a block under scale and zero point `group` of `matrix`, which must be [`exact`].
     pub(super) fn put_group(&self, matrix: &Grouped, group: usize, codes: &[u8], block: &mut [u8]) {
-        let (scale, zero) = (f16::from_f32(matrix.scales[group]), matrix.zeros[group]);
-        self.put(scale, zero, codes, block);
+        self.put(matrix.scales[group], matrix.zeros[group], codes, block);
     }
 
     /// `blocks`, of which there must be as many as the shape needs, as a weight.
@@ -122,8 +122,7 @@ impl Blocks {
 
 /// Whether blocks hold every scale of `matrix` as it is.
 pub(super) fn exact(matrix: &Grouped) -> bool {
-    let held = |&s: &f32| f16::from_f32(s).to_f32().to_bits() == s.to_bits();
-    matrix.scales.iter().all(held)
+    matrix.scales.iter().all(|s| s.to_bits() & LOST == 0)
 }
 
 /// `matrix` in blocks, if they hold it exactly.
@@ -204,12 +203,6 @@ impl WeightFormat for Blocks {
             values.chunks_exact(self.group).zip(data.chunks_exact_mut(self.bytes()))
         {
             let (scale, zero) = round(values, self.bits as u32, &mut codes);
-            if !scale.is_finite() {
-                return Err(QuantError::Invalid {
-                    key: self.id.to_owned(),
-                    reason: format!("{values:?} need a scale that f16 does not hold"),
-                });
-            }
             self.put(scale, zero, &codes, block);
         }
         self.weight(data, out_features, in_features)
@@ -217,16 +210,17 @@ impl WeightFormat for Blocks {
 }
 
 /// The nearest codes under a scale whose range holds all values and zero; scale and zero point.
-pub(super) fn round(values: &[f32], bits: u32, codes: &mut [u8]) -> (f16, u8) {
+pub(super) fn round(values: &[f32], bits: u32, codes: &mut [u8]) -> (f32, u8) {
     let most = ((1u32 << bits) - 1) as f32;
     let low = values.iter().fold(0.0f32, |m, v| m.min(*v));
     let high = values.iter().fold(0.0f32, |m, v| m.max(*v));
-    let scale = f16::from_f32(high / most - low / most);
-    let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-    // Casts saturate.
+    let scale = f32::from_bits((high / most - low / most).to_bits() & !LOST);
+    // A scale too small to divide by stands for zeros.
+    let inverse = if scale.is_normal() { 1.0 / scale } else { 0.0 };
     let zero = (-low * inverse).round().min(most);
     for (code, value) in codes.iter_mut().zip(values) {
         *code = (value * inverse + zero).round().clamp(0.0, most) as u8;
     }
+    // Casts saturate.
     (scale, zero as u8)
 }

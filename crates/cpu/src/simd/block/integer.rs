@@ -1,15 +1,15 @@
-//! Integers under a scale and a zero point per block: int4_g128 to int8_g32.
+//! Integers under a scale and a zero point per block, both in one word: int4_g128 to int8_g32.
 
 use super::u16_at;
 use crate::simd::tile::{Block, Format, Layout, Scales};
 
-/// `d (q - z)`, blocks of `GROUP`: d, z, pairs of nibbles.
+/// `d (q - z)`, blocks of `GROUP`: z, d, pairs of nibbles.
 pub(crate) struct Int4<const GROUP: usize>;
-/// `d (q - z)`, blocks of `GROUP`: d, z, bytes.
+/// `d (q - z)`, blocks of `GROUP`: z, d, bytes.
 pub(crate) struct Int8<const GROUP: usize>;
 
 /// Bytes before the codes.
-const HEAD: usize = 3;
+const HEAD: usize = 4;
 
 const fn layout(group: usize, bits: u32) -> Layout {
     Layout {
@@ -21,7 +21,7 @@ const fn layout(group: usize, bits: u32) -> Layout {
         quant_bits: bits,
         // The zero point of symmetric weights, which then have an offset of exactly 0.
         zero: 1 << (bits - 1),
-        scales: Scales::HalfZero,
+        scales: Scales::ScaleZero,
     }
 }
 
@@ -34,7 +34,7 @@ impl<const GROUP: usize> Format for Int4<GROUP> {
     const LAYOUT: Layout = layout(GROUP, 4);
 
     fn explode(block: &[u8], out: &mut Block) {
-        (out.d, out.m) = (u16_at(block, 0), block[2].into());
+        (out.d, out.m) = (u16_at(block, 2), u16_at(block, 0));
         let pairs = out.quants[..GROUP].as_chunks_mut::<2>().0;
         for (pair, b) in pairs.iter_mut().zip(&block[HEAD..]) {
             *pair = [b & 15, b >> 4];
@@ -50,7 +50,7 @@ impl<const GROUP: usize> Format for Int8<GROUP> {
     const LAYOUT: Layout = layout(GROUP, 8);
 
     fn explode(block: &[u8], out: &mut Block) {
-        (out.d, out.m) = (u16_at(block, 0), block[2].into());
+        (out.d, out.m) = (u16_at(block, 2), u16_at(block, 0));
         out.quants[..GROUP].copy_from_slice(&block[HEAD..]);
     }
 }
