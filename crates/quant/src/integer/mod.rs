@@ -7,7 +7,7 @@
 //! | AWQ | `qweight`, `qzeros`, `scales` | `awq` |
 //! | compressed-tensors | `weight_packed`, `weight_scale`, `weight_zero_point`, `weight_shape`, `weight_g_idx` | `packed` |
 //!
-//! All three become [`Grouped`], and that one of the listed formats that holds it exactly: blocks of
+//! All three become `Grouped`, and that one of the listed formats that holds it exactly: blocks of
 //! 128, 64 or 32 inputs, which kernels multiply (`blocks`), the same with the inputs in another order
 //! (`ordered`), or, where groups or scales do not fit those, one code after another (`any`).
 
