@@ -56,12 +56,12 @@ def compiler() -> Path:
 
 def cases():
     """Text, generation and macros: every rate once, every number of rows, matrices and codebook with four bits."""
-    def few(generation, codebook, twice_bits, sets, inline, matrices, grouped=0):
+    def few(generation, codebook, twice_bits, sets, inline, matrices, grouped=0, resident=2):
         tiles = {f"N_TILES_{i}": 896 if i < matrices else 0 for i in range(3)} | {f"OUTPUTS_{i}": 14336 if i < matrices else 0 for i in range(3)}
         wide = (8 if codebook == "mul1" and twice_bits in (2, 4, 6, 8) else 4) // sets
         return "few", generation, trellis(codebook, twice_bits) | tiles | {
             "MATRICES": matrices, "SETS": sets, "INLINE": inline, "ENTRIES": int(grouped or inline and matrices < 3), "GROUPED": grouped, "SHARE": 1, "BIAS": 1,
-            "RANGES": 2112 * wide // 8, "NT": wide, "TOUCHED": 3, "RESIDENT": 2}
+            "RANGES": 1056 * resident * wide // 8, "NT": wide, "TOUCHED": 3, "RESIDENT": resident}
 
     def trellis(codebook, twice_bits):
         mul1, multiplier, addend = CODEBOOKS[codebook]
@@ -77,6 +77,9 @@ def cases():
             yield "trellis", "sm_90a", trellis("mul1", twice_bits) | many(columns, parts)
     for generation, (sets, inline), matrices in itertools.product(GENERATIONS, ROWS, (1, 2, 3)):
         yield few(generation, "mul1", 8, sets, inline, matrices)
+        # As tuning may have one matrix parted.
+        if matrices == 1:
+            yield few(generation, "mul1", 8, sets, inline, matrices, resident=1)
     for generation, codebook, sets in itertools.product(GENERATIONS, ("mul1", "mcg"), (1, 2)):
         yield few(generation, codebook, 8, sets, 0, 2, 1)
     for generation, codebook in itertools.product(GENERATIONS, ("mcg", "3inst")):

@@ -4,6 +4,7 @@ pub mod bench;
 mod limits;
 pub mod quantize;
 pub mod serve;
+pub mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ pub enum Command {
     Eval(Eval),
     /// Measure speed.
     Bench(bench::Bench),
+    /// Find the fastest kernels for a model on this GPU.
+    Tune(tune::Tune),
     /// Make a quantized model.
     Quantize(quantize::Quantize),
     /// Serve models over HTTP: OpenAI's and Anthropic's protocols, and a web page.

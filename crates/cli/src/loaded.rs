@@ -1,7 +1,7 @@
 //! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
 
 use crate::args::{ActivationsArg, ContextArgs, Device, DeviceArgs, SamplingArgs};
-use crate::{console, exit, locate};
+use crate::{console, exit, locate, tuned};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_cpu::{Activations, CpuBackend, CpuEncoder, CpuOptions, Level};
@@ -9,6 +9,7 @@ use marlin_engine::evaluate::DeclaredPooling;
 use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
+use marlin_gpu::tune::Tuned;
 use marlin_gpu::{GpuDevice, Runtime};
 use marlin_models::Model;
 use marlin_quant::exl3::TileEncoder;
@@ -71,7 +72,12 @@ pub fn gpu(args: &DeviceArgs) -> Result<Option<GpuDevice>> {
 /// The backend the arguments ask for. `activations` is what the verb defaults to.
 pub fn backend(args: &DeviceArgs, activations: ActivationsArg) -> Result<Arc<dyn Backend>> {
     if let Some(device) = gpu(args)? {
-        return Ok(marlin_gpu::open(&device)?);
+        let tuned = match activations {
+            ActivationsArg::Auto => tuned::choices(&device),
+            // What these verbs print does not depend on what somebody measured before.
+            ActivationsArg::Float => Tuned::default(),
+        };
+        return Ok(marlin_gpu::open_tuned(&device, tuned)?);
     }
     cpu(args, activations)
 }

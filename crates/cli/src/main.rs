@@ -15,6 +15,7 @@ mod loaded;
 mod locate;
 mod report;
 mod settings;
+mod tuned;
 
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ use crate::ops::tiles::Rows;
 use crate::ops::{attention, columns, elementwise, exl3, latent, matrix, moe, norm, rope, select};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
+use crate::tune::Tuned;
 use crate::weights::{GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
 use cubecl::prelude::Client;
 use marlin_tensor::{
@@ -55,8 +56,9 @@ fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
 }
 
 impl GpuBackend {
-    pub(crate) fn new(client: Client, runtime: &'static str, device: String) -> Self {
-        let gpu = Gpu::new(client, runtime == "cuda");
+    pub(crate) fn new(client: Client, runtime: &'static str, device: String, tuned: Tuned) -> Self {
+        let mut gpu = Gpu::new(client, runtime == "cuda");
+        gpu.tuned = tuned;
         Self { gpu, runtime, device, current: Mutex::default(), recordings: Mutex::default() }
     }
 

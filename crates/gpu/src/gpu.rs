@@ -1,5 +1,6 @@
 //! A device and its memory.
 
+use crate::tune::{Facts, Shape, Tuned, Variant};
 use bytes::Bytes;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
@@ -100,6 +101,8 @@ pub(crate) struct Gpu {
     pub(crate) left: Buffer,
     /// Stands for an array that a kernel is not to read.
     pub(crate) none: Buffer,
+    /// Which variants of kernels are taken.
+    pub(crate) tuned: Tuned,
 }
 
 impl Gpu {
@@ -137,7 +140,26 @@ impl Gpu {
             copies: AtomicU64::new(0),
             plane,
             none,
+            tuned: Tuned::default(),
         }
+    }
+
+    /// What decides which variants it can run.
+    pub(crate) fn facts(&self) -> Facts {
+        let most_units = self.client.properties().hardware.max_units_per_cube;
+        Facts {
+            plane: self.plane,
+            most_units,
+            tensor_cores: self.tensor_cores,
+            warpgroups: self.warpgroups,
+            simdgroup_matrices: self.simdgroup_matrices,
+        }
+    }
+
+    /// What is chosen for `shape` with every number of rows.
+    pub(crate) fn tuned(&self, shape: &Shape) -> Option<Variant> {
+        // Nothing is looked up where nothing is tuned.
+        if self.tuned.is_empty() { None } else { self.tuned.variant(shape, None, &self.facts()) }
     }
 
     /// Multiprocessors of the device.

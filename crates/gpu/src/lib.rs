@@ -5,6 +5,7 @@
 //!   Without a feature this crate finds no device and needs nothing.
 //! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
 //! * `ops/`: the kernels, by family. `weights`: matrices. `experts`: stacks of them. `step`: a batch on the device.
+//! * `tune/`: which variant of a kernel a shape has, and the file that keeps it; `measure/` finds it out.
 //! * `encoder`: the search that encodes EXL3 tiles.
 //! * `recordings`: a pass over decoding sequences is recorded once and launched as a whole from then on.
 //!
@@ -21,13 +22,18 @@ mod experts;
 #[cfg(feature = "device")]
 mod gpu;
 #[cfg(feature = "device")]
+mod measure;
+#[cfg(feature = "device")]
 mod ops;
 #[cfg(feature = "device")]
 mod recordings;
 mod runtime;
 #[cfg(feature = "device")]
 mod step;
+pub mod tune;
 #[cfg(feature = "device")]
 mod weights;
 
-pub use runtime::{Emulation, GpuDevice, Runtime, devices, emulate, encoder, open};
+pub use runtime::{
+    Emulation, GpuDevice, Runtime, devices, emulate, encoder, open, open_tuned, tuner,
+};

@@ -8,6 +8,7 @@ use crate::ops::exl3::{self, Trellis};
 use crate::ops::hopper;
 use crate::ops::matrix::{self, RowMatrix};
 use crate::ops::tiles::{Entries, Rows};
+use crate::tune::{Choices, Shape, Variant};
 use marlin_quant::exl3::Exl3Parts;
 use marlin_quant::format;
 use marlin_tensor::{BackendError, Weight};
@@ -56,16 +57,40 @@ pub(crate) fn kernel_name(format: &str, runtime: &str) -> String {
     }
 }
 
+/// The shape for which choices of kernels are kept.
+///
+/// # Errors
+/// When the parts of a trellis contradict each other.
+pub(crate) fn shape(weight: &Weight) -> Result<Shape> {
+    let format = match weight.format {
+        "exl3" => {
+            let parts = Exl3Parts::of(weight).map_err(|e| decode_error(weight, e))?;
+            format!("exl3 {:.1} {}", parts.rate.bits(), parts.codebook.name())
+        }
+        id if has_kernel(id) => id.to_owned(),
+        _ => "f16".to_owned(),
+    };
+    let (out_features, in_features) = (weight.out_features, weight.in_features);
+    Ok(Shape::Linear { format, out_features, in_features })
+}
+
+/// That `weight` does not decode, and why.
+pub(crate) fn decode_error(weight: &Weight, reason: impl ToString) -> BackendError {
+    BackendError::Decode { what: weight.format.to_owned(), reason: reason.to_string() }
+}
+
 /// Places a matrix.
 ///
 /// # Errors
 /// When it does not decode, or the device has no room.
 pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservation)> {
     let (n, k) = (weight.out_features, weight.in_features);
-    let decode_error =
-        |reason: String| BackendError::Decode { what: weight.format.to_owned(), reason };
+    let choices = match gpu.tuned.is_empty() {
+        true => Choices::default(),
+        false => gpu.tuned.choices(&shape(weight)?, &gpu.facts()),
+    };
     if weight.format == "exl3" {
-        let parts = Exl3Parts::of(weight).map_err(|e| decode_error(e.to_string()))?;
+        let parts = Exl3Parts::of(weight).map_err(|e| decode_error(weight, e))?;
         let bytes = (parts.trellis.len() + WORD * (parts.suh.len() + parts.svh.len())) as u64;
         let reservation = gpu.reserve("a matrix", bytes)?;
         let trellis = Trellis {
@@ -78,6 +103,7 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
             out_features: n,
             twice_bits: parts.rate.twice_bits() as u32,
             codebook: parts.codebook,
+            choices,
         };
         return Ok((Matrix::Trellis(trellis), bytes, reservation));
     }
@@ -87,7 +113,7 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
             // Decoding the first row checks the parts' names, types and shapes.
             let mut row = vec![0.0; k];
             let decoded = marlin_quant::format(weight.format).decode_rows(weight, 0..1, &mut row);
-            decoded.map_err(|e| decode_error(e.to_string()))?;
+            decoded.map_err(|e| decode_error(weight, e))?;
             (format, format.split(weight.parts[0].1.bytes(), k))
         }
         None => (Format::F16, Format::F16.split(&halves(weight)?, k)),
@@ -98,7 +124,8 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
     let reservation = gpu.reserve("a matrix", bytes)?;
     let parts = arrays.map(|words| gpu.words(&words));
     let order = order.map(|order| gpu.bytes(order.bytes()));
-    let rows = RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT), order };
+    let rows =
+        RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT), order, choices };
     Ok((Matrix::Rows(rows), bytes, reservation))
 }
 
@@ -108,7 +135,6 @@ const BAND: usize = 128;
 /// A weight of any format as f16, row by row.
 fn halves(weight: &Weight) -> Result<Vec<u8>> {
     let (n, k) = (weight.out_features, weight.in_features);
-    let error = |reason| BackendError::Decode { what: weight.format.to_owned(), reason };
     let format = format(weight.format);
     let band = BAND.next_multiple_of(format.row_granularity());
     let mut out = Vec::with_capacity(2 * n * k);
@@ -116,13 +142,14 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
     for first in (0..n).step_by(band) {
         let rows = first..n.min(first + band);
         let values = &mut values[..rows.len() * k];
-        format.decode_rows(weight, rows, values).map_err(|e| error(e.to_string()))?;
+        format.decode_rows(weight, rows, values).map_err(|e| decode_error(weight, e))?;
         for &value in &*values {
             let half = half::f16::from_f32(value);
             if half.is_infinite() {
-                return Err(error(format!(
-                    "{value} is too large for f16, in which it would be held"
-                )));
+                return Err(decode_error(
+                    weight,
+                    format!("{value} is too large for f16, in which it would be held"),
+                ));
             }
             out.extend(half.to_le_bytes());
         }
@@ -132,8 +159,22 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
 
 /// Whether it pays to decode a matrix first. Halves are too coarse for f32.
 fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> bool {
-    let many = matches!(rows, Rows::Dense { rows } if *rows > hopper::FEW_PLAIN_ROWS);
+    let Some(rows) = rows.dense() else { return false };
+    let chosen = matrix.choices.of(rows).map(|chosen| chosen == Variant::Halves);
+    let many = chosen.unwrap_or(rows > hopper::FEW_PLAIN_ROWS);
     many && gpu.warpgroups && matrix.format != Format::F32
+}
+
+/// What the rule says of a class of rows, or of every number of rows.
+pub(crate) fn rule(gpu: &Gpu, matrix: &Matrix, rows: Option<usize>) -> Option<Variant> {
+    match (matrix, rows) {
+        (Matrix::Trellis(trellis), rows) => Some(exl3::rule(gpu, trellis, rows)),
+        (Matrix::Rows(_), None) => None,
+        (Matrix::Rows(plain), Some(rows)) => Some(match wide(gpu, plain, &Rows::Dense { rows }) {
+            true => Variant::Halves,
+            false => matrix::rule(rows),
+        }),
+    }
 }
 
 impl Loaded {

@@ -10,7 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("checkpoint", &["tensor"]),
     ("quant", &["checkpoint", "tensor"]),
     ("cpu", &["quant", "tensor"]),
-    ("gpu", &["quant", "tensor"]),
+    ("gpu", &["quant", "checkpoint", "tensor"]),
     ("models", &["quant", "checkpoint", "tensor"]),
     ("text", &["checkpoint", "tensor"]),
     ("engine", &["models", "quant", "checkpoint", "tensor"]),

@@ -16,6 +16,7 @@ mod rm;
 mod run;
 mod serve;
 mod tokenize;
+mod tune;
 
 use crate::args::Command;
 use anyhow::Result;
@@ -33,6 +34,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Config(args) => config::run(&args),

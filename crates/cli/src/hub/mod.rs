@@ -154,12 +154,17 @@ fn home() -> Result<PathBuf> {
     if let Some(path) = variable("HF_HOME") {
         return Ok(expand(&path));
     }
-    if let Some(path) = variable("XDG_CACHE_HOME") {
-        return Ok(expand(&path).join("huggingface"));
+    let caches =
+        caches().ok_or_else(|| anyhow!("no home directory for the model cache; set HF_HOME"))?;
+    Ok(caches.join("huggingface"))
+}
+
+/// Where programs keep what they can make again: `XDG_CACHE_HOME`, else `~/.cache`.
+pub fn caches() -> Option<PathBuf> {
+    match variable("XDG_CACHE_HOME") {
+        Some(path) => Some(expand(&path)),
+        None => Some(std::env::home_dir()?.join(".cache")),
     }
-    let user = std::env::home_dir()
-        .ok_or_else(|| anyhow!("no home directory for the model cache; set HF_HOME"))?;
-    Ok(user.join(".cache").join("huggingface"))
 }
 
 fn expand(path: &str) -> PathBuf {

@@ -10,12 +10,13 @@ use super::elementwise::capped;
 use super::flash;
 use crate::gpu::{Buffer, Gpu};
 use crate::step::Step;
+use crate::tune::{self, Variant};
 use cubecl::prelude::*;
-use marlin_tensor::AttentionParams;
+use marlin_tensor::{AttentionParams, CacheType};
 
-/// Planes of a cube.
+/// Planes of a cube, unless tuning found better.
 const PLANES: u32 = 8;
-/// Keys of a part.
+/// Keys of a part, unless tuning found better.
 const PART: u32 = 128;
 /// Below every score.
 const LEAST: f64 = -1.0e30;
@@ -35,6 +36,26 @@ struct Shape {
     /// Whether a row has more than one part.
     in_parts: bool,
     plane: u32,
+    /// Keys of a part.
+    part: u32,
+    /// Planes of a cube.
+    planes: u32,
+}
+
+/// What the rule says.
+pub(crate) const RULE: Variant = Variant::Parts { keys: PART, planes: PLANES };
+
+/// The shape for which choices are kept.
+pub(crate) fn shape(cache: CacheType, latent: bool, params: &AttentionParams) -> tune::Shape {
+    tune::Shape::Attention {
+        num_heads: params.num_heads,
+        num_kv_heads: params.num_kv_heads,
+        key_head_dim: params.key_head_dim,
+        value_head_dim: params.value_head_dim,
+        cache_type: cache.name().to_owned(),
+        latent,
+        windowed: params.window.is_some(),
+    }
 }
 
 /// `[rows, num_heads * value_head_dim]`.
@@ -49,10 +70,30 @@ pub(crate) fn attend(
     if let Some(out) = flash::attend(gpu, q, cache, layer, step, params) {
         return out;
     }
+    // The same for every row, whatever its company: sums depend on it.
+    let latent = cache.layers[layer].value_dim == 0;
+    let chosen = gpu.tuned(&shape(cache.cache_type, latent, params));
+    attend_in_parts(gpu, q, cache, layer, step, params, chosen.unwrap_or(RULE))
+}
+
+/// The same by the kernel for every device, with sequences cut as `variant` says.
+pub(crate) fn attend_in_parts(
+    gpu: &Gpu,
+    q: &Buffer,
+    cache: &PagedCache,
+    layer: usize,
+    step: &Step,
+    params: &AttentionParams,
+    variant: Variant,
+) -> Buffer {
     let layer = &cache.layers[layer];
+    let (keys, planes) = match variant {
+        Variant::Parts { keys, planes } => (keys, planes),
+        _ => (PART, PLANES),
+    };
     let rows = step.rows;
     let cells = rows * params.num_heads;
-    let parts = (step.blocks * cache.block_size).div_ceil(PART as usize);
+    let parts = (step.blocks * cache.block_size).div_ceil(keys as usize);
     let shape = Shape {
         heads: params.num_heads as u32,
         kv_heads: params.num_kv_heads as u32,
@@ -65,6 +106,8 @@ pub(crate) fn attend(
         has_cap: params.softcap.is_some(),
         in_parts: parts > 1,
         plane: gpu.plane,
+        part: keys,
+        planes,
     };
     let out = gpu.empty(cells * params.value_head_dim);
     let part = match parts {
@@ -79,7 +122,7 @@ pub(crate) fn attend(
         attend_kernel::launch_unchecked(
             &gpu.client,
             count,
-            gpu.planes(PLANES),
+            gpu.planes(planes),
             q.arg(),
             layer.keys.arg(),
             values.arg(),
@@ -157,9 +200,9 @@ fn attend_kernel(
             begin = seen - window;
         }
     }
-    let start = part_index * PART;
+    let start = part_index * comptime!(shape.part);
     let from = max(begin, start);
-    let to = min(start + PART, seen);
+    let to = min(start + comptime!(shape.part), seen);
     if comptime!(shape.in_parts) {
         // The merge does not read the part of such a cube.
         if from >= to {
@@ -231,9 +274,9 @@ fn attend_kernel(
 
     // Put the planes together.
     let padded = comptime!(value_words * value_per);
-    let mut all = Shared::<[f32]>::new_slice(comptime!((PLANES * padded) as usize));
-    let mut tops = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
-    let mut totals = Shared::<[f32]>::new_slice(comptime!(PLANES as usize));
+    let mut all = Shared::<[f32]>::new_slice(comptime!((shape.planes * padded) as usize));
+    let mut tops = Shared::<[f32]>::new_slice(comptime!(shape.planes as usize));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(shape.planes as usize));
     #[unroll]
     for s in 0..value_steps {
         #[unroll]
@@ -252,12 +295,12 @@ fn attend_kernel(
     sync_cube();
     let mut top = f32::new(LEAST);
     #[unroll]
-    for i in 0..PLANES {
+    for i in 0..comptime!(shape.planes) {
         top = max(top, tops[i as usize]);
     }
     let mut weight = f32::new(0.0);
     #[unroll]
-    for i in 0..PLANES {
+    for i in 0..comptime!(shape.planes) {
         weight += totals[i as usize] * (tops[i as usize] - top).exp();
     }
     let cell = row * comptime!(shape.heads) + head;
@@ -265,7 +308,7 @@ fn attend_kernel(
     while at < comptime!(shape.value_dim) {
         let mut v = f32::new(0.0);
         #[unroll]
-        for i in 0..PLANES {
+        for i in 0..comptime!(shape.planes) {
             v += all[(at + comptime!(i * padded)) as usize] * (tops[i as usize] - top).exp();
         }
         all[at as usize] = v;
@@ -336,10 +379,10 @@ fn merge_kernel(
     let mut first = 0u32.runtime();
     if comptime!(shape.windowed) {
         if seen > window {
-            first = (seen - window) / PART;
+            first = (seen - window) / comptime!(shape.part);
         }
     }
-    let end = (seen + comptime!(PART - 1)) / PART;
+    let end = (seen + comptime!(shape.part - 1)) / comptime!(shape.part);
     let mut top = f32::new(LEAST);
     for s in first..end {
         top = max(top, part[(base + s * stride + comptime!(shape.value_dim)) as usize]);

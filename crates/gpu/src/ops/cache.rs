@@ -71,6 +71,7 @@ pub(crate) struct Layer {
 /// All layers.
 pub(crate) struct PagedCache {
     pub(crate) layers: Vec<Layer>,
+    pub(crate) cache_type: CacheType,
     pub(crate) keys: Element,
     pub(crate) values: Element,
     pub(crate) block_size: usize,
@@ -116,7 +117,14 @@ impl PagedCache {
         };
         let layers = spec.layers.iter().map(layer).collect();
         let block_size = spec.block_size;
-        Ok(Self { layers, keys, values, block_size, _reservation: reservation })
+        Ok(Self {
+            layers,
+            cache_type: spec.cache_type,
+            keys,
+            values,
+            block_size,
+            _reservation: reservation,
+        })
     }
 
     /// # Errors

@@ -4,9 +4,10 @@ use super::simdgroup;
 use super::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
 use crate::decode::{Decode, Format, with_format};
 use crate::gpu::{Buffer, Gpu};
+use crate::tune::{Choices, Variant};
 use cubecl::prelude::*;
 
-/// Planes of a cube.
+/// Planes of a cube, unless tuning found better.
 const PLANES: u32 = 4;
 /// Outputs of a plane, whose inputs it reads once: most of them, over the rows of a tile, and planes of a launch that are worth more than that.
 const OUTPUTS: u32 = 4;
@@ -24,6 +25,12 @@ pub(crate) struct RowMatrix {
     pub(crate) units: usize,
     /// The input that each place of a row belongs to, where inputs stand in another order.
     pub(crate) order: Option<Buffer>,
+    pub(crate) choices: Choices,
+}
+
+/// What the rule says of `rows` rows.
+pub(crate) fn rule(rows: usize) -> Variant {
+    Variant::Decode { planes: PLANES, tile: (rows as u32).min(MOST) }
 }
 
 /// `x: [.., 8 units]` times the matrices: `[rows.count(), out_features]`, plus `bias` per output and matrix where there is
@@ -40,15 +47,19 @@ pub(crate) fn multiply(
     }
     let n = matrix.out_features;
     let out = gpu.empty(rows.count() * n);
-    let launch = rows.launch(gpu, MOST);
+    let (planes, most) = match rows.dense().and_then(|rows| matrix.choices.of(rows)) {
+        Some(Variant::Decode { planes, tile }) => (planes, tile),
+        _ => (PLANES, MOST),
+    };
+    let launch = rows.launch(gpu, most);
     let fits =
         |outs: &u32| outs * launch.m <= OUTPUTS && n as u32 / outs * launch.tiles >= FEWEST_PLANES;
     let outs = [4, 2].into_iter().find(fits).unwrap_or(1);
-    let count = CubeCount::Static((n as u32).div_ceil(PLANES * outs), launch.tiles, 1);
+    let count = CubeCount::Static((n as u32).div_ceil(planes * outs), launch.tiles, 1);
     let [codes, high, scales, supers] = matrix.parts.each_ref().map(Buffer::arg);
     let added = bias.unwrap_or(&gpu.none).arg();
     let (table, order, slots) = (launch.table.arg(), launch.order.arg(), launch.slots.arg());
-    let (client, dim) = (&gpu.client, gpu.planes(PLANES));
+    let (client, dim) = (&gpu.client, gpu.planes(planes));
     with_format!(matrix.format, D => {
         // SAFETY: planes past the last output and rows past the last do nothing.
         unsafe {

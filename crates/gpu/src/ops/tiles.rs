@@ -88,6 +88,11 @@ impl Rows {
         }
     }
 
+    /// Rows that all meet the one matrix.
+    pub(crate) fn dense(&self) -> Option<usize> {
+        if let Self::Dense { rows } = self { Some(*rows) } else { None }
+    }
+
     /// The launch that takes them one by one.
     pub(crate) fn one_by_one(&self, gpu: &Gpu) -> Launch {
         match self {

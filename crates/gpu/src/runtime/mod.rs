@@ -10,6 +10,8 @@ mod metal;
 mod vulkan;
 
 #[cfg(not(feature = "device"))]
+use crate::tune::{Tuned, Tuner};
+#[cfg(not(feature = "device"))]
 use marlin_quant::exl3::TileEncoder;
 #[cfg(not(feature = "device"))]
 use marlin_tensor::Backend;
@@ -111,9 +113,9 @@ pub fn devices() -> Vec<GpuDevice> {
 }
 
 #[cfg(not(feature = "device"))]
-pub use absent::{encoder, open};
+pub use absent::{encoder, open, open_tuned, tuner};
 #[cfg(feature = "device")]
-pub use found::{encoder, open};
+pub use found::{encoder, open, open_tuned, tuner};
 
 /// What is said of a device whose runtime is not built.
 fn not_built(runtime: Runtime) -> BackendError {
@@ -137,6 +139,22 @@ mod absent {
         Err(not_built(device.runtime))
     }
 
+    /// As [`open`].
+    ///
+    /// # Errors
+    /// Always.
+    pub fn open_tuned(device: &GpuDevice, _: Tuned) -> Result<Arc<dyn Backend>, BackendError> {
+        open(device)
+    }
+
+    /// There is nothing to tune.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn tuner(device: &GpuDevice) -> Result<Box<dyn Tuner>, BackendError> {
+        Err(not_built(device.runtime))
+    }
+
     /// There is nothing that encodes.
     ///
     /// # Errors
@@ -147,10 +165,12 @@ mod absent {
 }
 
 #[cfg(feature = "device")]
-mod found {
+pub(crate) mod found {
     use super::GpuDevice;
     use crate::backend::GpuBackend;
     use crate::encoder::GpuEncoder;
+    use crate::measure::GpuTuner;
+    use crate::tune::{Tuned, Tuner};
     use cubecl::prelude::Client;
     use marlin_quant::exl3::TileEncoder;
     use marlin_tensor::{Backend, BackendError};
@@ -183,9 +203,26 @@ mod found {
     /// # Errors
     /// When this build has no such runtime, or the device does not start.
     pub fn open(device: &GpuDevice) -> Result<Arc<dyn Backend>, BackendError> {
+        open_tuned(device, Tuned::default())
+    }
+
+    /// The same with kernels as they were tuned for the device.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn open_tuned(device: &GpuDevice, tuned: Tuned) -> Result<Arc<dyn Backend>, BackendError> {
         let name = device.runtime.name();
-        let made = start(device, |client| GpuBackend::new(client, name, device.name.clone()))?;
-        Ok(Arc::new(made))
+        let made = |client| GpuBackend::new(client, name, device.name.clone(), tuned);
+        Ok(Arc::new(start(device, made)?))
+    }
+
+    /// What tunes kernels for a device.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub fn tuner(device: &GpuDevice) -> Result<Box<dyn Tuner>, BackendError> {
+        let made = start(device, |client| GpuTuner::new(client, device))?;
+        Ok(Box::new(made))
     }
 
     /// The same device as what encodes EXL3 tiles.
@@ -201,7 +238,10 @@ mod found {
     ///
     /// # Errors
     /// When this build has no such runtime, or it does not start; it panics then.
-    fn start<T>(device: &GpuDevice, make: impl FnOnce(Client) -> T) -> Result<T, BackendError> {
+    pub(crate) fn start<T>(
+        device: &GpuDevice,
+        make: impl FnOnce(Client) -> T,
+    ) -> Result<T, BackendError> {
         let client = || match device.runtime {
             #[cfg(feature = "emulated")]
             runtime if super::emulated::is_one(device) => Ok(super::emulated::client(runtime)),

@@ -1,7 +1,10 @@
-//! The devices that tests run on.
+//! The devices that tests run on, and matrices for them.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use marlin_gpu::GpuDevice;
+use marlin_quant::decode;
+use marlin_tensor::{Backend, DType, HostTensor, Weight};
+use marlin_testkit::Noise;
 
 /// Every device that this build finds, where they are built also the emulated ones: their texts are left in
 /// `tmp/kernels` of the target folder.
@@ -21,4 +24,65 @@ pub fn devices() -> Vec<GpuDevice> {
 /// have written is not there.
 pub fn runs_everything(name: &str) -> bool {
     !name.contains("tensor cores not run")
+}
+
+/// Numbers in ±1.
+pub fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| noise.uniform()).collect()
+}
+
+/// Any bytes.
+pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| noise.bits() as u8).collect()
+}
+
+/// A trellis of random rings: every string of bits is one.
+pub fn exl3(n: usize, k: usize, twice_bits: usize, marker: Option<(&'static str, u32)>) -> Weight {
+    let (padded_in, padded_out) = (k.next_multiple_of(128), n.next_multiple_of(128));
+    let shape = vec![padded_in / 16, padded_out / 16, 8 * twice_bits];
+    let rings = bytes(shape.iter().product::<usize>() * 2, (n * k + twice_bits) as u64);
+    let scales = |len: usize, seed| {
+        let halves = values(len, seed).into_iter().flat_map(|v| {
+            let v = if v < 0.0 { v - 0.5 } else { v + 0.5 };
+            half::f16::from_f32(v).to_le_bytes()
+        });
+        HostTensor::new(DType::F16, vec![len], halves.collect::<Vec<u8>>().into()).unwrap()
+    };
+    let mut parts = vec![
+        ("trellis", HostTensor::new(DType::I16, shape, rings.into()).unwrap()),
+        ("suh", scales(padded_in, 1)),
+        ("svh", scales(padded_out, 2)),
+    ];
+    if let Some((name, value)) = marker {
+        let bytes = value.to_le_bytes().to_vec();
+        parts.push((name, HostTensor::new(DType::I32, vec![], bytes.into()).unwrap()));
+    }
+    Weight { format: "exl3", out_features: n, in_features: k, parts }
+}
+
+/// Outputs of `rows` rows in f64, from decoded weights.
+pub fn product(weight: &Weight, x: &[f32]) -> Vec<f64> {
+    let dense = decode(weight).unwrap();
+    let k = weight.in_features;
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    x.chunks(k).flat_map(|x| dense.chunks(k).map(|w| dot(x, w)).collect::<Vec<_>>()).collect()
+}
+
+/// Panics when a value is more than `tolerance` of the largest off.
+pub fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        let difference = (f64::from(*f) - e).abs();
+        assert!(difference <= tolerance * largest, "{what}: [{i}] {f} for {e}");
+    }
+}
+
+/// Whether what tensor cores compute is there.
+pub fn has_run(b: &dyn Backend, format: &str) -> bool {
+    format != "exl3" || runs_everything(&b.name())
 }

@@ -11,12 +11,13 @@ use crate::gpu::{Buffer, Gpu, LEFT};
 use crate::ops::hopper;
 use crate::ops::text::{Defines, Text};
 use crate::ops::tiles::{Entries, Rows};
+use crate::tune::Variant;
 
 /// Rows of a tile of entries, at least and at most.
 pub(crate) const TILE: (u32, u32) = (4, 8);
 /// Warps of a block.
 const WARPS: u32 = 8;
-/// Blocks that a multiprocessor holds.
+/// Blocks that a multiprocessor holds, unless tuning found better.
 const RESIDENT: u32 = 2;
 /// Warps of a multiprocessor that entries share.
 const WARPS_OF_ENTRIES: usize = 12;
@@ -59,6 +60,7 @@ struct Shape {
     /// Tiles side by side that a warp takes, of the eight of a block of columns.
     tiles: usize,
     touched: usize,
+    resident: u32,
 }
 
 impl Defines for Shape {
@@ -93,7 +95,7 @@ impl Defines for Shape {
             ("RANGES", self.ranges.to_string()),
             ("NT", self.tiles.to_string()),
             ("TOUCHED", self.touched.to_string()),
-            ("RESIDENT", RESIDENT.to_string()),
+            ("RESIDENT", self.resident.to_string()),
         ]
     }
 }
@@ -106,11 +108,23 @@ pub(super) fn multiply(
     bias: Option<&Buffer>,
     rows: &Rows,
 ) -> Option<Buffer> {
+    let chosen = rows.dense().and_then(|rows| matrix.choices.of(rows));
+    let many = |rows: usize| chosen.map_or(rows > few_rows(matrix), |c| c == Variant::Many);
     match rows {
-        Rows::Dense { rows } if gpu.warpgroups && *rows > few_rows(matrix) => {
+        _ if chosen == Some(Variant::Portable) => None,
+        Rows::Dense { rows } if gpu.warpgroups && many(*rows) => {
             Some(hopper::trellis(gpu, x, matrix, bias, *rows))
         }
         _ => multiply_few(gpu, x, &[(matrix, bias)], rows)?.pop(),
+    }
+}
+
+/// What the rule says of a class of rows, or of every number of rows.
+pub(super) fn rule(gpu: &Gpu, matrix: &Trellis, rows: Option<usize>) -> Variant {
+    match rows {
+        None => Variant::Resident { blocks: RESIDENT },
+        Some(rows) if gpu.warpgroups && rows > few_rows(matrix) => Variant::Many,
+        Some(_) => Variant::Few,
     }
 }
 
@@ -134,6 +148,11 @@ pub(crate) fn multiply_many(
     let most = if gpu.warpgroups { FEW_ROWS } else { MOST_ROWS };
     let fits = (1..=MOST_MATRICES).contains(&matrices.len())
         && !matches!(rows, Rows::Dense { rows } if *rows > most);
+    let few = |(matrix, _): &(&Trellis, Option<&Buffer>)| {
+        let chosen = rows.dense().and_then(|rows| matrix.choices.of(rows));
+        matches!(chosen, None | Some(Variant::Few))
+    };
+    let fits = fits && matrices.iter().all(few);
     if alike && fits { multiply_few(gpu, x, matrices, rows) } else { None }
 }
 
@@ -161,6 +180,7 @@ fn ranges(
     blocks: usize,
     pairs: usize,
     shares: usize,
+    resident: u32,
     together: Option<usize>,
 ) -> (usize, usize) {
     let (units, multiprocessors) = (blocks * pairs, gpu.multiprocessors());
@@ -169,7 +189,7 @@ fn ranges(
             let whole = blocks * shares;
             whole * (WARPS_OF_ENTRIES * multiprocessors / (whole * count)).max(1)
         }
-        None => RESIDENT as usize * shares * multiprocessors,
+        None => resident as usize * shares * multiprocessors,
     };
     // Short enough that few blocks are touched.
     let few = units.div_ceil((pairs * 3 / 4).max(1));
@@ -207,7 +227,12 @@ fn launch(
     };
     let shares = WARPS as usize * tiles / 8;
     let together = entries.map(|_| grouped.map_or(count, |g| g.count));
-    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, together);
+    let resident = match first.choices.every {
+        // Sums depend on it; several matrices are parted as one, and entries share the device.
+        Some(Variant::Resident { blocks }) if matrices.len() == 1 && entries.is_none() => blocks,
+        _ => RESIDENT,
+    };
+    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, resident, together);
     let shape = Shape {
         k_tiles,
         matrices: matrices.len(),
@@ -227,6 +252,7 @@ fn launch(
         ranges,
         tiles,
         touched,
+        resident,
     };
     let run = |function, threads, blocks: (usize, usize), arrays: &[&Buffer], word: usize| {
         let text = Text { function, threads, defines: shape };

@@ -19,6 +19,7 @@ pub(crate) use hand_written::{TILE, multiply_many};
 
 use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
 use crate::gpu::{Buffer, Gpu};
+use crate::tune::{Choices, Variant};
 use cubecl::prelude::*;
 use half::f16;
 use marlin_quant::exl3::Codebook;
@@ -43,6 +44,15 @@ pub(crate) struct Trellis {
     /// Twice the bits per weight.
     pub(crate) twice_bits: u32,
     pub(crate) codebook: Codebook,
+    pub(crate) choices: Choices,
+}
+
+/// What the rule says of a class of rows, or of every number of rows.
+pub(crate) fn rule(gpu: &Gpu, matrix: &Trellis, rows: Option<usize>) -> Variant {
+    match gpu.tensor_cores {
+        true => hand_written::rule(gpu, matrix, rows),
+        false => portable::rule(rows),
+    }
 }
 
 /// `x: [.., in_features]` times the matrices: `[rows.count(), out_features]`, plus `bias` per output and matrix where there is

@@ -4,19 +4,37 @@ use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu};
 use crate::ops::simdgroup;
 use crate::ops::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
+use crate::tune::Variant;
 use cubecl::prelude::*;
 use half::f16;
 use marlin_quant::exl3::codebook::{MUL1_OFFSET, MUL1_SLOPE};
 
-/// Planes of a cube that share a column of tiles.
+/// Planes of a cube that share a column of tiles, unless tuning found better.
 const PLANES: u32 = 8;
+
+/// What the rule says of a class of rows, or of every number of rows.
+pub(super) fn rule(rows: Option<usize>) -> Variant {
+    match rows {
+        Some(rows) => Variant::Tile { tile: (rows as u32).min(MOST) },
+        None => Variant::Planes { planes: PLANES },
+    }
+}
 
 /// `rotated: [rows.count(), padded_in]` times `Ŵ`: `[rows.count(), padded_out]`.
 pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Rows) -> Buffer {
     if let Some(product) = simdgroup::trellis(gpu, rotated, matrix, rows) {
         return product;
     }
-    let launch = rows.launch(gpu, MOST);
+    let most = match rows.dense().and_then(|rows| matrix.choices.of(rows)) {
+        Some(Variant::Tile { tile }) => tile,
+        _ => MOST,
+    };
+    // Sums depend on it, so it is the same for every number of rows.
+    let planes = match matrix.choices.every {
+        Some(Variant::Planes { planes }) => planes,
+        _ => PLANES,
+    };
+    let launch = rows.launch(gpu, most);
     // Every entry has a row of its own.
     let share = if launch.mode == Mode::Dense { launch.share } else { 1 };
     let (multiplier, addend, mul1) = generator(matrix.codebook);
@@ -30,7 +48,7 @@ pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Row
         multiply_kernel::launch_unchecked(
             &gpu.client,
             count,
-            gpu.planes(PLANES),
+            gpu.planes(planes),
             x,
             tiles,
             table,
@@ -48,7 +66,7 @@ pub(super) fn multiply(gpu: &Gpu, rotated: &Buffer, matrix: &Trellis, rows: &Row
             multiplier,
             addend,
             gpu.plane,
-            PLANES,
+            planes,
         );
     }
     product
