@@ -2,7 +2,7 @@
 """The CUDA C++ kernels of trellis-coded products alone, beside each other and cuBLAS.
 
     gpu_kernels.py check          # against products in f64 with weights decoded by PyTorch
-    gpu_kernels.py time [quick]   # microseconds, median (10th to 90th percentile)
+    gpu_kernels.py time [few]     # microseconds, median (10th to 90th percentile); `few` rows alone are done in ten seconds
 
 Products are launched in one graph over copies of the weights, more of them than caches hold. Needs PyTorch, nvcc and a Hopper GPU.
 """
@@ -302,20 +302,19 @@ def measure(launch, copies, rounds, repeats=30):
     return f"{times[len(times) // 2]:8.2f} ({times[len(times) // 10]:.2f} to {times[len(times) * 9 // 10]:.2f})"
 
 
-def time(quick):
-    shapes = [(4096, 14336), (4096, 4096), (2048, 1536)] if not quick else [(4096, 14336)]
+def time(few_alone):
     cases = []
-    for k, n in shapes:
-        for twice_bits, codebook in [(8, "mul1")] if quick else [(8, "mul1"), (8, "mcg"), (6, "mul1"), (4, "mul1")]:
-            for m in [1, 8, 16, 32, 64, 128, 256, 512, 2048] if twice_bits == 8 and codebook == "mul1" else [1, 64]:
+    for k, n in [(4096, 14336), (4096, 4096), (2048, 1536)]:
+        for twice_bits, codebook in [(8, "mul1"), (8, "mcg"), (6, "mul1"), (4, "mul1")]:
+            sizes = [1, 4, 8, 16] if few_alone else [1, 8, 16, 32, 64, 128, 256, 512, 2048]
+            for m in sizes if (twice_bits, codebook) == (8, "mul1") else [1] if few_alone else [1, 64]:
                 cases.append((k, n, twice_bits, codebook, m, 0))
-    if not quick:
-        cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
+    cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
 
     def one(case):
         k, n, twice_bits, codebook, m, entries = case
         matrix = Matrix(k, n, twice_bits, codebook, max(1, entries))
-        return case, matrix, Few(matrix, m, entries, matrices=2 if entries == 8 else 1), Many(matrix, m) if m > 16 and not entries else None
+        return case, matrix, Few(matrix, m, entries, matrices=2 if entries == 8 else 1), Many(matrix, m) if m > 8 and not entries else None
 
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
@@ -342,6 +341,8 @@ def time(quick):
                     says.append(f"halves {plain.n} {measure(lambda c: plain(half[c], x, out), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
             says.append(f"cuBLAS {measure(lambda c: torch.nn.functional.linear(xh, half[c]), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
         print("  ".join(says), flush=True)
+    if few_alone:
+        return
     weights = [torch.randn(14336, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
     x = torch.randn(2048, 4096, device="cuda", dtype=torch.bfloat16)
     print(f" 4096 x 14336  bf16      m=2048   cuBLAS {measure(lambda c: torch.nn.functional.linear(x, weights[c]), 4, 4)}")
@@ -352,4 +353,4 @@ def time(quick):
 if __name__ == "__main__":
     SMS = torch.cuda.get_device_properties(0).multi_processor_count
     print(torch.__version__, torch.cuda.get_device_name(0), flush=True)
-    check() if sys.argv[1:2] == ["check"] else time(sys.argv[2:3] == ["quick"])
+    check() if sys.argv[1:2] == ["check"] else time(sys.argv[2:3] == ["few"])

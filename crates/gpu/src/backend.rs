@@ -49,8 +49,8 @@ fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
     })
 }
 
-/// Every row is computed as if it were alone, those of prompts too, so nothing here asks which are tokens of answers; but for
-/// EXL3 experts on NVIDIA GPUs, whose sums have another order where more than [`SINGLE`] entries are sorted by expert.
+/// Nothing here asks which rows are tokens of answers: all are computed alike. Where the sums of one kernel serve every number of rows, a row is the same bits in any
+/// company; on NVIDIA GPUs, EXL3 and many rows of other formats have kernels by the number of rows.
 fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
     Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
 }
@@ -478,18 +478,15 @@ impl Backend for GpuBackend {
     ) -> Result<Tensor> {
         let stacks = Stacks::of(&self.gpu, experts, Some(shared), |linear| open(&linear.handle))?;
         let [chosen, all]: &[Chosen; 2] = open(&routing.handle)?;
-        let fits_in = stacks.experts > experts.gate.len();
-        let (chosen, k) = if fits_in { (all, routing.top_k + 1) } else { (chosen, routing.top_k) };
+        let share = stacks.share(x.rows, routing.top_k);
+        let (chosen, k) = if share { (all, routing.top_k + 1) } else { (chosen, routing.top_k) };
         let values = open(&x.handle)?;
         let y = stacks.sum(&self.gpu, values, x.rows, chosen, k, activation);
         let y = tensor(x.rows, x.columns, y);
-        if fits_in {
+        if share {
             return Ok(y);
         }
-        let outs = self.linear_many(x, &[&shared.gate, &shared.up])?;
-        let [gate, up] = <[Tensor; 2]>::try_from(outs).unwrap_or_else(|_| unreachable!());
-        let inner = self.gated(gate, &up, activation)?;
-        self.add(y, &self.linear(&inner, &shared.down)?)
+        self.add(y, &self.feed_forward(x, shared, activation)?)
     }
 
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor> {

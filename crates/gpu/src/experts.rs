@@ -23,6 +23,8 @@ fn twice_used() -> BackendError {
 /// Matrices of several experts in one piece.
 pub(crate) struct Stack {
     pub(crate) loaded: Loaded,
+    /// Matrices in it.
+    members: usize,
     /// Place of every expert's matrix, [`ABSENT`] where it is in another stack.
     pub(crate) slots: Buffer,
 }
@@ -32,7 +34,7 @@ pub(crate) struct Stacks {
     /// The gates of the experts that are chosen.
     made_of: Vec<usize>,
     /// Experts, one more than are chosen from where the shared one is the last.
-    pub(crate) experts: usize,
+    experts: usize,
     /// Outputs of gates, and of the matrices after them.
     inner: usize,
     hidden: usize,
@@ -99,6 +101,11 @@ impl Stacks {
         all.all(|stack| matches!(stack.loaded.matrix, Matrix::Trellis(_)))
     }
 
+    /// Whether the shared expert is the last of them, and `rows` rows with `top_k` experts each are so few that it is best taken as one more.
+    pub(crate) fn share(&self, rows: usize, top_k: usize) -> bool {
+        self.experts > self.made_of.len() && rows * (top_k + 1) <= SINGLE
+    }
+
     /// Weighted sum of what the `chosen` experts make of `rows` rows, `top_k` of them each.
     pub(crate) fn sum(
         &self,
@@ -149,6 +156,25 @@ impl Stacks {
     }
 }
 
+impl Stack {
+    /// One of its matrices by itself, where arrays may begin there.
+    pub(crate) fn member(&self, gpu: &Gpu, slot: usize) -> Option<Loaded> {
+        let arrays = self.loaded.arrays().into_iter().map(|array| match is_none(gpu, array) {
+            true => Some(array.clone()),
+            false => {
+                let len = array.len / self.members;
+                may_begin(gpu, slot * len).then(|| array.after(slot * len))
+            }
+        });
+        Some(self.loaded.with_arrays(arrays.collect::<Option<_>>()?))
+    }
+}
+
+/// Whether an array may begin `words` after another does.
+fn may_begin(gpu: &Gpu, words: usize) -> bool {
+    ((words * WORD) as u64).is_multiple_of(gpu.client.properties().memory.alignment)
+}
+
 /// Entries of `x` times their experts' matrices; every stack writes its own entries.
 fn multiply(
     gpu: &Gpu,
@@ -183,7 +209,7 @@ fn most_words(gpu: &Gpu) -> usize {
     gpu.client.properties().memory.max_page_size as usize / WORD
 }
 
-/// Whether `one` and all of `linears` make one stack.
+/// Whether `one` and all of `linears` make one stack, of which `one` can also be taken by itself.
 fn fits_in(gpu: &Gpu, linears: &[&GpuLinear], one: &GpuLinear) -> bool {
     let of = |l: &GpuLinear| match &*l.place.read().unwrap_or_else(|e| e.into_inner()) {
         Place::Own(loaded) => Some((**loaded).clone()),
@@ -192,9 +218,11 @@ fn fits_in(gpu: &Gpu, linears: &[&GpuLinear], one: &GpuLinear) -> bool {
     let Some(one) = of(one) else { return false };
     let largest = one.arrays().iter().map(|a| a.len).max().unwrap_or(1);
     let room = (linears.len() + 1) * largest <= most_words(gpu);
-    room && linears
-        .iter()
-        .all(|l| of(l).is_some_and(|l| l.in_features == one.in_features && one.stacks_with(&l)))
+    let apart = one.arrays().iter().all(|a| is_none(gpu, a) || may_begin(gpu, a.len));
+    room && apart
+        && linears
+            .iter()
+            .all(|l| of(l).is_some_and(|l| l.in_features == one.in_features && one.stacks_with(&l)))
 }
 
 fn stack(gpu: &Gpu, linears: &[&GpuLinear]) -> Result<Vec<Arc<Stack>>> {
@@ -234,7 +262,7 @@ fn stack(gpu: &Gpu, linears: &[&GpuLinear]) -> Result<Vec<Arc<Stack>>> {
         });
         let joined = joined.collect();
         let loaded = first.with_arrays(joined);
-        let stack = Arc::new(Stack { loaded, slots: gpu.words(&slots) });
+        let stack = Arc::new(Stack { loaded, members: members.len(), slots: gpu.words(&slots) });
         for (slot, (expert, _)) in members.iter().enumerate() {
             let mut place = linears[*expert].place.write().unwrap_or_else(|e| e.into_inner());
             *place = Place::Stacked(stack.clone(), slot as u32);

@@ -264,6 +264,9 @@ impl GpuLinear {
         match &*self.place.read().unwrap_or_else(|e| e.into_inner()) {
             Place::Own(loaded) => loaded.multiply(gpu, x, rows, &Rows::Dense { rows }),
             Place::Stacked(stack, slot) => {
+                if let Some(loaded) = stack.member(gpu, *slot as usize) {
+                    return loaded.multiply(gpu, x, rows, &Rows::Dense { rows });
+                }
                 // One expert, in its place.
                 let entries = Entries {
                     count: rows,

@@ -175,7 +175,9 @@ fn check_experts(b: &dyn Backend, weights: &[[Weight; 3]], tolerance: f64, what:
         let what = format!("experts of {what}, {rows} rows on {}", b.name());
         let found = b.download(&found).unwrap();
         if runs {
-            close(&what, &found, &expected, tolerance);
+            // Sorted entries are many, for devices that round those.
+            let coarse = rows > few(b, weights[0][0].format);
+            close(&what, &found, &expected, if coarse { tolerance.max(2e-3) } else { tolerance });
         }
     }
     // A matrix of a stack is still a matrix.
@@ -184,7 +186,7 @@ fn check_experts(b: &dyn Backend, weights: &[[Weight; 3]], tolerance: f64, what:
     let found = b.linear(&b.upload(3, hidden, x).unwrap(), &experts.gate[3]).unwrap();
     let found = b.download(&found).unwrap();
     if runs {
-        close("one expert", &found, &expected, tolerance.max(3e-6));
+        close("one expert", &found, &expected, tolerance);
     }
 }
 

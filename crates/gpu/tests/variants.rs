@@ -46,14 +46,15 @@ fn every_variant_multiplies() {
         let shape = Shape::Linear { format: format.to_owned(), out_features, in_features };
         for rows in [None, Some(32)] {
             for variant in all(&shape, rows) {
-                // As the tests of formats have it, up to 32 rows.
-                let rounded: f64 = if variant.rounds() { 2e-3 } else { 3e-6 };
                 let what = format!("{shape}, {variant}");
                 for device in &devices {
                     let tuned = only(&shape, rows, variant);
                     let b = marlin_gpu::open_tuned(device, tuned).unwrap();
                     // Tensor cores add up the bytes that weights of `mul1` are sums of, unrounded.
                     let bytes = weight.format == "exl3" && b.name().starts_with("cuda");
+                    // As the tests of formats have it, up to 32 rows.
+                    let metal = b.name().starts_with("metal") && rows.is_some();
+                    let rounded: f64 = if variant.rounds() || metal { 2e-3 } else { 3e-6 };
                     let tolerance = if bytes { rounded.max(1e-3) } else { rounded };
                     if rows.is_some() {
                         multiply(&*b, &weight, 19, tolerance, &what);
@@ -61,7 +62,7 @@ fn every_variant_multiplies() {
                     }
                     let one = multiply(&*b, &weight, 1, tolerance, &what);
                     let company = multiply(&*b, &weight, 7, tolerance, &what);
-                    if has_run(&*b, weight.format) {
+                    if has_run(&*b, weight.format) && !bytes {
                         assert_eq!(company, one, "{what}: a row is the same in any company");
                     }
                 }

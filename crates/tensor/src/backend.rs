@@ -349,6 +349,20 @@ pub trait Backend: Send + Sync {
     /// `activation(gate) * up`.
     fn gated(&self, gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor>;
 
+    /// `down(activation(gate x) * up x)`.
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        linears: &GatedLinears,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let mut projected = self.linear_many(x, &[&linears.gate, &linears.up])?;
+        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
+            unreachable!("linear_many returns one tensor per matrix")
+        };
+        self.linear(&self.gated(gate, &up, activation)?, &linears.down)
+    }
+
     /// `x + y`.
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor>;
 
@@ -377,12 +391,7 @@ pub trait Backend: Send + Sync {
         activation: Activation,
     ) -> Result<Tensor> {
         let y = self.experts(x, routing, experts, activation)?;
-        let mut projected = self.linear_many(x, &[&shared.gate, &shared.up])?;
-        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
-            unreachable!("linear_many returns one tensor per matrix")
-        };
-        let inner = self.gated(gate, &up, activation)?;
-        self.add(y, &self.linear(&inner, &shared.down)?)
+        self.add(y, &self.feed_forward(x, shared, activation)?)
     }
 
     /// The given rows, in order.

@@ -41,13 +41,7 @@ impl Gated {
     }
 
     fn forward(&self, step: &Step, x: &Tensor) -> Result<Tensor> {
-        let b = step.backend;
-        let GatedLinears { gate, up, down } = &self.linears;
-        let mut projected = b.linear_many(x, &[gate, up])?;
-        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
-            unreachable!("linear_many returns one tensor per matrix")
-        };
-        Ok(b.linear(&b.gated(gate, &up, self.activation)?, down)?)
+        Ok(step.backend.feed_forward(x, &self.linears, self.activation)?)
     }
 }
 

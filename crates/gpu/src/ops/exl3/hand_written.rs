@@ -3,8 +3,8 @@
 //!
 //! The weights of a tile are one operand of the tensor cores, formed in registers: as the format defines them, or, with the codebook `mul1`, as
 //! the bytes that its weights are sums of, so that the cores add these up too, exactly. The other operand is four rows in two parts of eight or eleven
-//! bits. Warps share a matrix evenly, in the order of its blocks of columns; how the work is parted follows from the matrix alone,
-//! so a row's sums are the same in any company.
+//! bits. Warps share a matrix evenly, in the order of its blocks of columns; how the work is parted follows from the matrix
+//! and from how many rows there are: one, up to four or up to eight at a time.
 
 use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu, LEFT};
