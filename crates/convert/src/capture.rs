@@ -218,11 +218,7 @@ impl Backend for Capture {
             }
             let rows: Vec<u32> = places.iter().map(|p| (p / routing.top_k) as u32).collect();
             let own = self.inner.gather_rows(x, &rows)?;
-            let mut wide = self.linear_many(&own, &[&experts.gate[expert], &experts.up[expert]])?;
-            let (Some(up), Some(gate)) = (wide.pop(), wide.pop()) else {
-                unreachable!("linear_many returns one tensor per matrix")
-            };
-            let y = self.linear(&self.gated(gate, &up, activation)?, &experts.down[expert])?;
+            let y = self.feed_forward(&own, &experts.get(expert), activation)?;
             let y = self.inner.download(&y)?;
             for ((place, row), y) in places.iter().zip(&rows).zip(y.chunks_exact(x.columns)) {
                 let out = &mut out[*row as usize * x.columns..][..x.columns];

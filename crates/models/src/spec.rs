@@ -190,6 +190,21 @@ pub struct MlaSpec {
     pub scale: f32,
 }
 
+impl MlaSpec {
+    /// The attention that runs: absorbed, over one latent vector and one rotary key a token, which all heads share.
+    pub fn attention(&self) -> AttentionParams {
+        AttentionParams {
+            num_heads: self.num_heads,
+            num_kv_heads: 1,
+            key_head_dim: self.kv_lora_rank + self.qk_rope_head_dim,
+            value_head_dim: self.kv_lora_rank,
+            scale: self.scale,
+            window: None,
+            softcap: None,
+        }
+    }
+}
+
 /// Query projection of latent attention.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MlaQuery {
@@ -269,7 +284,7 @@ impl MixerSpec {
             },
             Self::Mla(m) => CacheLayerSpec {
                 num_kv_heads: 1,
-                key_head_dim: m.kv_lora_rank + m.qk_rope_head_dim,
+                key_head_dim: m.attention().key_head_dim,
                 value_head_dim: 0,
             },
         }

@@ -160,6 +160,17 @@ pub struct GatedLinears {
     pub down: Linear,
 }
 
+impl Experts {
+    /// The matrices of one expert.
+    ///
+    /// # Panics
+    /// When there is no such expert.
+    pub fn get(&self, expert: usize) -> GatedLinears {
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(|all| all[expert].clone());
+        GatedLinears { gate, up, down }
+    }
+}
+
 /// How a matrix is to be loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinearOptions {

@@ -218,16 +218,7 @@ fn mixer(mixer: &MixerSpec) -> (Vec<&LinearSpec>, (AttentionParams, bool)) {
         MixerSpec::Mla(mla) => {
             // Its halves are absorbed, head by head.
             let linears = linears.into_iter().filter(|linear| linear.key != mla.kv_b.key).collect();
-            let params = AttentionParams {
-                num_heads: mla.num_heads,
-                num_kv_heads: 1,
-                key_head_dim: mla.kv_lora_rank + mla.qk_rope_head_dim,
-                value_head_dim: mla.kv_lora_rank,
-                scale: mla.scale,
-                window: None,
-                softcap: None,
-            };
-            (linears, (params, true))
+            (linears, (mla.attention(), true))
         }
     }
 }

@@ -29,8 +29,9 @@ fn eight(codes: &[u32], scales: &[u32], unit: u32, #[comptime] units: u32) -> Ar
     out
 }
 
-macro_rules! int4 {
-    ($name:ident, $units:tt) => {
+/// Formats of one number of bits, each with the units of its groups; the module says what `eight` of a unit are.
+macro_rules! in_groups {
+    ($($name:ident: $units:tt),+) => {$(
         pub(crate) struct $name;
 
         #[cube]
@@ -45,9 +46,8 @@ macro_rules! int4 {
                 eight(codes, scales, unit, $units)
             }
         }
-    };
+    )+};
 }
+pub(super) use in_groups;
 
-int4!(Int4G128, 16u32);
-int4!(Int4G64, 8u32);
-int4!(Int4G32, 4u32);
+in_groups!(Int4G128: 16u32, Int4G64: 8u32, Int4G32: 4u32);

@@ -1,6 +1,6 @@
 //! Integers of eight bits in groups of 128 or 32: `d (q - z)`. Codes: bytes. Scales: as four bits have them.
 
-use super::int4::HEAD;
+use super::int4::{HEAD, in_groups};
 use super::{Decode, Parts, push_plane, word};
 use cubecl::prelude::*;
 
@@ -28,24 +28,4 @@ fn eight(codes: &[u32], scales: &[u32], unit: u32, #[comptime] units: u32) -> Ar
     out
 }
 
-macro_rules! int8 {
-    ($name:ident, $units:tt) => {
-        pub(crate) struct $name;
-
-        #[cube]
-        impl Decode for $name {
-            fn eight(
-                codes: &[u32],
-                _high: &[u32],
-                scales: &[u32],
-                _supers: &[u32],
-                unit: u32,
-            ) -> Array<f32> {
-                eight(codes, scales, unit, $units)
-            }
-        }
-    };
-}
-
-int8!(Int8G128, 16u32);
-int8!(Int8G32, 4u32);
+in_groups!(Int8G128: 16u32, Int8G32: 4u32);

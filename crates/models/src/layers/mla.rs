@@ -48,15 +48,7 @@ impl Mla {
             absorb_value: backend.load_head_linear(heads, value, rank, values)?,
             o: loader.linear(&spec.o)?,
             rope: loader.rope(&spec.rope)?,
-            params: AttentionParams {
-                num_heads: heads,
-                num_kv_heads: 1,
-                key_head_dim: rank + spec.qk_rope_head_dim,
-                value_head_dim: rank,
-                scale: spec.scale,
-                window: None,
-                softcap: None,
-            },
+            params: spec.attention(),
         })
     }
 
