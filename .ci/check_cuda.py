@@ -24,6 +24,7 @@ TEXTS = {
     "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
     "trellis": ["halves.cuh", "exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
     "plain": ["halves.cuh", "hopper/plain.cuh", "hopper/product.cu"],
+    "integer": ["halves.cuh", "integer.cu"],
     "flash": ["halves.cuh", "flash.cu"],
 }
 # The newest versions emit what the assembler of 13.0 refuses.
@@ -33,6 +34,10 @@ PACKAGES = [
 ]
 GENERATIONS = ["sm_80", "sm_90a", "sm_120"]
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
+# Bits of codes and above them, scales, and the zero or the groups that share a scale, of formats of `integer.cu`, each that differs.
+INTEGERS = [(4, 0, 0, 8), (4, 1, 0, 16), (8, 0, 0, 0), (4, 0, 1, 1), (4, 1, 1, 1), (2, 0, 3, 1), (2, 1, 4, 1), (4, 0, 5, 1), (4, 1, 5, 1), (4, 2, 6, 1), (4, 0, 2, 4), (8, 0, 2, 4)]
+# Rows of a tile, outputs of a warp, warps and blocks of a multiprocessor.
+CUTS = [(1, 1, 32, 1), (1, 1, 16, 2), (1, 2, 16, 2), (2, 4, 16, 1), (4, 4, 16, 1), (8, 4, 8, 1)]
 # Bytes that the assembler may spill of a kernel: it gives up a register or two for one more block at a time.
 TOLERATED = 16
 # Sets of four rows, and whether the kernel rotates its one row itself.
@@ -80,6 +85,16 @@ def cases():
         # As tuning may have one matrix parted.
         if matrices == 1:
             yield few(generation, "mul1", 8, sets, inline, matrices, resident=1)
+    for generation, inline in itertools.product(GENERATIONS, (0, 1)):
+        text, _, defines = few(generation, "mul1", 8, 1, inline, 1)
+        yield text, generation, defines | {"ACTIVATION": 1}
+    for generation, formats, (rows, outputs, warps, resident), inline in integers():
+        defines = {"MATRICES": len(formats), "GROUPS": 128, "M": rows, "R": outputs, "INLINE": inline, "ENTRIES": int(rows < 8), "GROUPED": int(rows == 4),
+                   "SHARE": 1, "BIAS": 1, "WARPS": warps, "RESIDENT": resident, "ACTIVATION": int(len(formats) == 1)}
+        for i in range(3):
+            values = (14336 if i < len(formats) else 0, *formats[min(i, len(formats) - 1)])
+            defines |= dict(zip((f"{name}_{i}" for name in ("OUTPUTS", "CODES", "HIGH", "SCALES", "SPAN")), values))
+        yield "integer", generation, defines
     for generation, codebook, sets in itertools.product(GENERATIONS, ("mul1", "mcg"), (1, 2)):
         yield few(generation, codebook, 8, sets, 0, 2, 1)
     for generation, codebook in itertools.product(GENERATIONS, ("mcg", "3inst")):
@@ -94,6 +109,16 @@ def cases():
     for generation, ((key, value), bits, brain) in itertools.product(GENERATIONS, [*halves, *codes]):
         yield "flash", generation, {"HEADS": 32, "KV_HEADS": 8, "KEY": key, "VALUE": value, "KEY_BITS": bits[0], "VALUE_BITS": bits[1], "BRAIN": brain,
                                     "BLOCK_SIZE": 16, "SCALE": "1e-1f", "WINDOW": "4096u", "CAPPED": 1, "CAP": "3e1f"}
+
+
+def integers():
+    """Every format with every cut on Hopper, a few elsewhere; inputs prepared before where many do not fit a block."""
+    for generation, cut in itertools.product(GENERATIONS, CUTS):
+        inline = int(cut[0] < 8)
+        for coding in INTEGERS if generation == "sm_90a" else INTEGERS[9:11]:
+            yield generation, [coding], (4, 2, *cut[2:]) if cut[0] == 4 and coding[1] == 2 else cut, inline
+        if cut[0] in (1, 8):
+            yield generation, [INTEGERS[7], INTEGERS[7], INTEGERS[9]], cut, inline
 
 
 def written(case, directory: Path) -> Path:
@@ -170,7 +195,7 @@ def main() -> None:
         done = pool.map(at_run_time, itertools.repeat(nvcc), paths, generations, itertools.repeat(directory))
         for (text, generation, defines), (registers, spills, said) in zip(work, done):
             most = max([most, *registers])
-            functions = {"few": 1 if defines.get("INLINE") else 3, "flash": 1}.get(text, 2)
+            functions = {"few": 1 if defines.get("INLINE") else 3, "integer": 2 - defines.get("INLINE", 0), "flash": 1}.get(text, 2)
             if len(registers) != functions or spills > TOLERATED or "serialized" in said:
                 failed += 1
                 print(f"{text} {generation} {defines}: {spills} bytes spilled\n{said}")

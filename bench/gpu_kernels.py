@@ -156,9 +156,9 @@ class Few:
         tiles, suh, svh, biases = each
         outs = [out[i * self.m * matrix.outputs:] if i < self.matrices else none for i in range(3)]
         if self.inline:
-            self.kernels.launch("multiply", (self.groups, self.m), 256, [*tiles, x, *suh, *svh, *biases, ids, none, slots, self.left, *outs])
+            self.kernels.launch("multiply", (self.groups, self.m), 256, [*tiles, x, none, *suh, *svh, *biases, ids, none, slots, self.left, *outs])
             return
-        self.kernels.launch("prepare", (matrix.k // 128, self.matrices * self.m), 32, [x, *suh, ids, slots, self.prepared], self.m)
+        self.kernels.launch("prepare", (matrix.k // 128, self.matrices * self.m), 32, [x, none, *suh, ids, slots, self.prepared], self.m)
         words = matrix.k // 2 + matrix.k // 128 if CODEBOOKS[matrix.codebook][0] else matrix.k
         order, table = by_expert or (none, none)
         for done in range(0, self.tiles, self.step):
@@ -168,7 +168,7 @@ class Few:
             else:
                 rows = finished = min(here * self.tile, self.m - done * self.tile)
                 table_here, inputs, to = none, self.prepared[done * self.tile * words:], [out[done * self.tile * matrix.outputs:], none, none]
-            self.kernels.launch("multiply", (self.groups, here), 256, [*tiles, inputs, *[none] * 9, table_here, order, slots, self.partial, *[none] * 3], rows)
+            self.kernels.launch("multiply", (self.groups, here), 256, [*tiles, inputs, *[none] * 10, table_here, order, slots, self.partial, *[none] * 3], rows)
             self.kernels.launch("finish", (self.blocks, finished), 256, [self.partial, *svh, *biases, table_here, order, slots, *to])
 
 

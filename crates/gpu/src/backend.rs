@@ -4,12 +4,13 @@ use crate::experts::Stacks;
 use crate::gpu::{Buffer, Gpu, device_error, lock};
 use crate::ops::cache::PagedCache;
 use crate::ops::moe::Chosen;
+use crate::ops::text::Inputs;
 use crate::ops::tiles::Rows;
 use crate::ops::{attention, columns, elementwise, exl3, latent, matrix, moe, norm, rope, select};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
 use crate::tune::Tuned;
-use crate::weights::{GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
+use crate::weights::{self, GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
@@ -165,13 +166,7 @@ impl Backend for GpuBackend {
         values: Vec<f32>,
     ) -> Result<HeadLinear> {
         assert_eq!(values.len(), heads * out_features * in_features, "values fill the matrices");
-        let rows = HostTensor::from_f32(vec![heads * out_features, in_features], &values);
-        let weight = Weight {
-            format: "f32",
-            out_features: heads * out_features,
-            in_features,
-            parts: vec![("weight", rows)],
-        };
+        let weight = weights::narrowest(heads * out_features, in_features, &values);
         let (matrix, _, reservation) = place(&self.gpu, &weight)?;
         let matrix = match matrix {
             Matrix::Rows(rows) => Matrix::Rows(matrix::RowMatrix { out_features, ..rows }),
@@ -352,6 +347,22 @@ impl Backend for GpuBackend {
         Ok(tensor(x.rows, weight.heads * weight.out_features, out))
     }
 
+    fn head_linear_beside(
+        &self,
+        x: &Tensor,
+        weight: &HeadLinear,
+        beside: &Tensor,
+    ) -> Result<Tensor> {
+        let (heads, more) = (weight.heads, beside.columns / weight.heads);
+        let (values, others): (&Buffer, &Buffer) = (open(&x.handle)?, open(&beside.handle)?);
+        let (loaded, _): &(Loaded, crate::gpu::Reservation) = open(&weight.handle)?;
+        let rows = Rows::Heads { rows: x.rows, heads };
+        match loaded.multiply_beside(&self.gpu, values, &rows, others, more) {
+            Some(out) => Ok(tensor(x.rows, heads * (weight.out_features + more), out)),
+            None => self.concat_heads(&self.head_linear(x, weight)?, beside, heads),
+        }
+    }
+
     fn rope(&self, x: Tensor, table: &RopeTable, heads: Heads, batch: &Batch) -> Result<Tensor> {
         assert_eq!(x.columns, heads.heads * heads.head_dim, "columns of the heads");
         let rope: &Arc<Rope> = open(&table.handle)?;
@@ -427,6 +438,24 @@ impl Backend for GpuBackend {
         let (values, up, len) = (open(&gate.handle)?, open(&up.handle)?, gate.rows * gate.columns);
         elementwise::gated(&self.gpu, values, up, activation, len);
         Ok(gate)
+    }
+
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        linears: &GatedLinears,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let mut projected = self.linear_many(x, &[&linears.gate, &linears.up])?;
+        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
+            unreachable!("linear_many returns one tensor per matrix")
+        };
+        let down: &GpuLinear = open(&linears.down.handle)?;
+        let inputs = Inputs { x: open(&gate.handle)?, gate: Some((activation, open(&up.handle)?)) };
+        match down.multiply_gated(&self.gpu, inputs, x.rows) {
+            Some(out) => Ok(tensor(x.rows, linears.down.out_features, out)),
+            None => self.linear(&self.gated(gate, &up, activation)?, &linears.down),
+        }
     }
 
     fn add(&self, x: Tensor, y: &Tensor) -> Result<Tensor> {

@@ -3,7 +3,9 @@
 use crate::gpu::{Buffer, Gpu, WORD};
 use crate::ops::elementwise::{self, copy};
 use crate::ops::exl3;
+use crate::ops::integer;
 use crate::ops::moe::{self, Chosen};
+use crate::ops::text::Inputs;
 use crate::ops::tiles::{ABSENT, Entries, MOST, Rows};
 use crate::weights::{GpuLinear, Loaded, Matrix, Place, multiply_many};
 use marlin_tensor::{Activation, BackendError, Experts, GatedLinears, Linear};
@@ -95,10 +97,10 @@ impl Stacks {
         Ok(Self { made_of, experts, inner, hidden, gate: next()?, up: next()?, down: next()? })
     }
 
-    /// Whether all of them are trellis-coded.
-    fn are_trellises(&self) -> bool {
+    /// Whether all of them are such matrices.
+    fn are_all(&self, such: impl Fn(&Matrix) -> bool) -> bool {
         let mut all = self.gate.iter().chain(&self.up).chain(&self.down);
-        all.all(|stack| matches!(stack.loaded.matrix, Matrix::Trellis(_)))
+        all.all(|stack| such(&stack.loaded.matrix))
     }
 
     /// Whether the shared expert is the last of them, and `rows` rows with `top_k` experts each are so few that it is best taken as one more.
@@ -117,7 +119,17 @@ impl Stacks {
         activation: Activation,
     ) -> Buffer {
         let count = rows * top_k;
-        let tile = if gpu.tensor_cores && self.are_trellises() { exl3::TILE } else { TILE };
+        let tile = match () {
+            () if gpu.tensor_cores && self.are_all(|m| matches!(m, Matrix::Trellis(_))) => {
+                exl3::TILE
+            }
+            () if self
+                .are_all(|m| matches!(m, Matrix::Rows(m) if integer::takes(gpu, m.format))) =>
+            {
+                integer::TILE
+            }
+            () => TILE,
+        };
         let grouped =
             (count > SINGLE).then(|| moe::group(gpu, &chosen.ids, count, self.experts, tile));
         let entries = Entries {
@@ -128,10 +140,20 @@ impl Stacks {
             grouped,
         };
         let (gate, up) = self.gate_and_up(gpu, x, rows, &entries);
-        elementwise::gated(gpu, &gate, &up, activation, count * self.inner);
         let own = Entries { divisor: 1, ..entries };
-        let down = multiply(gpu, &gate, count, &self.down, &own, self.hidden);
+        let inputs = Inputs { x: &gate, gate: Some((activation, &up)) };
+        let down = self.down_of(gpu, inputs, &own).unwrap_or_else(|| {
+            elementwise::gated(gpu, &gate, &up, activation, count * self.inner);
+            multiply(gpu, &gate, count, &self.down, &own, self.hidden)
+        });
         moe::combine(gpu, &down, &chosen.weights, rows, top_k, self.hidden)
+    }
+
+    /// Entries of their own times their experts' last matrices, where one kernel makes what it multiplies.
+    fn down_of(&self, gpu: &Gpu, x: Inputs<'_>, entries: &Entries) -> Option<Buffer> {
+        let [down] = &self.down[..] else { return None };
+        let entries = Entries { slots: down.slots.clone(), ..entries.clone() };
+        multiply_many(gpu, x, &[&down.loaded], &Rows::Entries(entries))?.pop()
     }
 
     /// Entries of `x` times their experts' first two matrices.
@@ -146,7 +168,7 @@ impl Stacks {
             // All experts are in one stack each, in their order.
             let entries = Entries { slots: gate.slots.clone(), ..entries.clone() };
             let both = [&gate.loaded, &up.loaded];
-            let both = multiply_many(gpu, x, &both, &Rows::Entries(entries));
+            let both = multiply_many(gpu, x.into(), &both, &Rows::Entries(entries));
             if let Some([gate, up]) = both.and_then(|both| <[Buffer; 2]>::try_from(both).ok()) {
                 return (gate, up);
             }

@@ -6,12 +6,15 @@ use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use crate::ops::columns;
 use crate::ops::exl3::{self, Trellis};
 use crate::ops::hopper;
+use crate::ops::integer;
 use crate::ops::matrix::{self, RowMatrix};
+use crate::ops::text::Inputs;
 use crate::ops::tiles::{Entries, Rows};
 use crate::tune::{Choices, Shape, Variant};
+use half::{bf16, f16};
 use marlin_quant::exl3::Exl3Parts;
 use marlin_quant::format;
-use marlin_tensor::{BackendError, Weight};
+use marlin_tensor::{BackendError, DType, HostTensor, Weight};
 use std::sync::{Arc, OnceLock, RwLock};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -129,6 +132,25 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
     Ok((Matrix::Rows(rows), bytes, reservation))
 }
 
+/// A matrix of `values` in the smallest float format that holds all of them exactly.
+pub(crate) fn narrowest(out_features: usize, in_features: usize, values: &[f32]) -> Weight {
+    let bits = |v: &f32| v.to_bits();
+    let brain = values.iter().all(|v| bits(v) & 0xffff == 0);
+    let half = || values.iter().all(|v| bits(&f16::from_f32(*v).to_f32()) == bits(v));
+    let (format, dtype, bytes): (_, _, Vec<u8>) = if brain {
+        let bytes = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes());
+        ("bf16", DType::BF16, bytes.collect())
+    } else if half() {
+        let bytes = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes());
+        ("f16", DType::F16, bytes.collect())
+    } else {
+        ("f32", DType::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    };
+    let tensor = HostTensor::new(dtype, vec![out_features, in_features], bytes.into());
+    let tensor = tensor.expect("as many bytes as the shape says");
+    Weight { format, out_features, in_features, parts: vec![("weight", tensor)] }
+}
+
 /// Rows decoded at a time.
 const BAND: usize = 128;
 
@@ -144,7 +166,7 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
         let values = &mut values[..rows.len() * k];
         format.decode_rows(weight, rows, values).map_err(|e| decode_error(weight, e))?;
         for &value in &*values {
-            let half = half::f16::from_f32(value);
+            let half = f16::from_f32(value);
             if half.is_infinite() {
                 return Err(decode_error(
                     weight,
@@ -161,7 +183,11 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
 fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> bool {
     let Some(rows) = rows.dense() else { return false };
     let chosen = matrix.choices.of(rows).map(|chosen| chosen == Variant::Halves);
-    let many = chosen.unwrap_or(rows > hopper::FEW_PLAIN_ROWS);
+    let few = match integer::takes(gpu, matrix.format) {
+        true => integer::FEW_ROWS,
+        false => hopper::FEW_PLAIN_ROWS,
+    };
+    let many = chosen.unwrap_or(rows > few);
     many && gpu.warpgroups && matrix.format != Format::F32
 }
 
@@ -172,6 +198,7 @@ pub(crate) fn rule(gpu: &Gpu, matrix: &Matrix, rows: Option<usize>) -> Option<Va
         (Matrix::Rows(_), None) => None,
         (Matrix::Rows(plain), Some(rows)) => Some(match wide(gpu, plain, &Rows::Dense { rows }) {
             true => Variant::Halves,
+            false if integer::takes(gpu, plain.format) => Variant::Bytes,
             false => matrix::rule(rows),
         }),
     }
@@ -205,6 +232,23 @@ impl Loaded {
                 };
                 matrix::multiply(gpu, x, matrix, self.bias.as_ref(), rows)
             }
+        }
+    }
+
+    /// Heads times their matrices, each row before `columns` of `beside`; `None` where there is no such kernel.
+    pub(crate) fn multiply_beside(
+        &self,
+        gpu: &Gpu,
+        x: &Buffer,
+        rows: &Rows,
+        beside: &Buffer,
+        columns: usize,
+    ) -> Option<Buffer> {
+        match &self.matrix {
+            Matrix::Rows(m) if m.units * UNIT == self.in_features && m.order.is_none() => {
+                Some(matrix::multiply_beside(gpu, x, m, rows, beside, columns))
+            }
+            _ => None,
         }
     }
 
@@ -293,14 +337,22 @@ impl GpuLinear {
             Place::Own(loaded) => Some(&**loaded),
             Place::Stacked(..) => None,
         });
-        multiply_many(gpu, x, &loaded.collect::<Option<Vec<_>>>()?, &Rows::Dense { rows })
+        multiply_many(gpu, x.into(), &loaded.collect::<Option<Vec<_>>>()?, &Rows::Dense { rows })
+    }
+
+    /// `(activation(gate) * up) Wᵀ + bias` of `rows` rows in one launch, where there is such a kernel.
+    pub(crate) fn multiply_gated(&self, gpu: &Gpu, x: Inputs<'_>, rows: usize) -> Option<Buffer> {
+        match &*self.place.read().unwrap_or_else(|e| e.into_inner()) {
+            Place::Own(loaded) => multiply_many(gpu, x, &[loaded], &Rows::Dense { rows })?.pop(),
+            Place::Stacked(..) => None,
+        }
     }
 }
 
 /// The same rows times several matrices, or stacks in which every expert has the same place, in one launch, where there is such a kernel for them.
 pub(crate) fn multiply_many(
     gpu: &Gpu,
-    x: &Buffer,
+    x: Inputs<'_>,
     loaded: &[&Loaded],
     rows: &Rows,
 ) -> Option<Vec<Buffer>> {
@@ -308,5 +360,15 @@ pub(crate) fn multiply_many(
         Matrix::Trellis(trellis) => Some((trellis, loaded.bias.as_ref())),
         Matrix::Rows(_) => None,
     });
-    exl3::multiply_many(gpu, x, &trellises.collect::<Option<Vec<_>>>()?, rows)
+    if let Some(trellises) = trellises.collect::<Option<Vec<_>>>() {
+        return exl3::multiply_many(gpu, x, &trellises, rows);
+    }
+    // Each matrix may have an order of inputs of its own.
+    let matrices = loaded.iter().map(|loaded| match &loaded.matrix {
+        Matrix::Rows(matrix) if matrix.order.is_none() && !wide(gpu, matrix, rows) => {
+            Some((matrix, loaded.bias.as_ref()))
+        }
+        _ => None,
+    });
+    integer::multiply_many(gpu, x, &matrices.collect::<Option<Vec<_>>>()?, rows)
 }

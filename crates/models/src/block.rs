@@ -63,8 +63,23 @@ impl Block {
         x: Tensor,
         routings: &mut Option<Vec<Routing>>,
     ) -> Result<Tensor> {
+        let (x, y) = self.forward_parts(step, layer, (x, None), routings)?;
+        Ok(step.backend.add(x, &y)?)
+    }
+
+    /// As [`forward`](Self::forward), the last sum left to who normalizes it: the stream comes, and goes, as what is still to be added up.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn forward_parts(
+        &self,
+        step: &Step,
+        layer: usize,
+        (x, y): (Tensor, Option<Tensor>),
+        routings: &mut Option<Vec<Routing>>,
+    ) -> Result<(Tensor, Tensor)> {
         let b = step.backend;
-        let h = self.input_norm.forward(b, &x)?;
+        let (x, h) = self.input_norm.forward_parts(b, x, y.as_ref())?;
         let mut y = match &self.mixer {
             Mixer::Gqa(m) => m.forward(step, layer, &h)?,
             Mixer::Mla(m) => m.forward(step, layer, &h)?,
@@ -77,7 +92,7 @@ impl Block {
         if let Some(norm) = &self.feed_forward_output_norm {
             y = norm.forward(b, &y)?;
         }
-        Ok(b.add(x, &y)?)
+        Ok((x, y))
     }
 }
 

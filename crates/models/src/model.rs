@@ -186,11 +186,15 @@ impl Model {
         routings: &mut Option<Vec<Routing>>,
     ) -> Result<Tensor> {
         let step = Step { backend: self.backend.as_ref(), batch, cache };
-        let mut x = self.embed(batch)?;
+        let mut parts = (self.embed(batch)?, None);
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&step, layer, x, routings)?;
+            let (x, y) = block.forward_parts(&step, layer, parts, routings)?;
+            parts = (x, Some(y));
         }
-        Ok(x)
+        Ok(match parts {
+            (x, Some(y)) => self.backend.add(x, &y)?,
+            (x, None) => x,
+        })
     }
 
     fn check_tokens(&self, batch: &Batch) -> Result<()> {

@@ -317,6 +317,16 @@ pub trait Backend: Send + Sync {
     /// Per head `[a | b]`: `[rows, heads * m], [rows, heads * n] -> [rows, heads * (m + n)]`.
     fn concat_heads(&self, a: &Tensor, b: &Tensor, heads: usize) -> Result<Tensor>;
 
+    /// Per head its columns times its matrix, and `beside` it: the queries of absorbed latent attention, `[rows, heads * (latent + rope)]`.
+    fn head_linear_beside(
+        &self,
+        x: &Tensor,
+        weight: &HeadLinear,
+        beside: &Tensor,
+    ) -> Result<Tensor> {
+        self.concat_heads(&self.head_linear(x, weight)?, beside, weight.heads)
+    }
+
     /// What latent attention makes of its projections `q: [rows, heads * (nope + rope)]` and `kv: [rows, latent + rope]`: the columns of queries
     /// without positions, those with, rotated, and keys, the latent ones normalised by `norm` and the others rotated.
     #[allow(clippy::too_many_arguments)]

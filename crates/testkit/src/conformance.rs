@@ -18,7 +18,7 @@ use marlin_tensor::{
 pub type Check = fn(&dyn Backend);
 
 /// Every check of this module.
-pub const CHECKS: [(&str, Check); 16] = [
+pub const CHECKS: [(&str, Check); 18] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",
@@ -37,6 +37,8 @@ pub const CHECKS: [(&str, Check); 16] = [
     ("sums_and_their_norms", fused::sums_and_their_norms),
     ("inputs_of_latent_attention", fused::inputs_of_latent_attention),
     ("mixture_with_a_shared_expert", fused::mixture_with_a_shared_expert),
+    ("heads_beside_others", fused::heads_beside_others),
+    ("gated_feed_forwards", fused::gated_feed_forwards),
     ("largest_logits", selection::largest_logits),
 ];
 

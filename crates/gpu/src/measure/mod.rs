@@ -9,7 +9,9 @@ mod tests;
 
 use crate::gpu::Gpu;
 use crate::tune::contest::{self, Entrant, Reference};
-use crate::tune::{Outcome, PLAIN_ROWS, Shape, Subject, Tuned, Tuner, Variant, candidates, class};
+use crate::tune::{
+    INTEGER_ROWS, Outcome, PLAIN_ROWS, Shape, Subject, Tuned, Tuner, Variant, candidates, class,
+};
 use crate::{GpuDevice, Runtime, ops, weights};
 use clock::Clock;
 use cubecl::prelude::Client;
@@ -24,6 +26,7 @@ const COPIES_BYTES: u64 = 400 << 20;
 const SOFTWARE_COPIES_BYTES: u64 = 4 << 20;
 // The rule itself keeps what is promised of few rows.
 const _: () = assert!(ops::hopper::FEW_PLAIN_ROWS >= PLAIN_ROWS);
+const _: () = assert!(ops::integer::FEW_ROWS >= INTEGER_ROWS);
 
 /// Most copies.
 const MOST_COPIES: u64 = 32;

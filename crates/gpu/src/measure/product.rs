@@ -3,7 +3,7 @@
 use super::{Clock, Entrant, Reference, Result, Runs, copies, noise, variants};
 use crate::gpu::{Gpu, Reservation};
 use crate::ops::tiles::Rows;
-use crate::tune::{Choices, Shape, Tuned, Variant};
+use crate::tune::{Choices, Shape, Tuned, Variant, is_integer};
 use crate::weights::{Loaded, Matrix, decode_error, has_kernel, place, rule};
 use marlin_tensor::{BackendError, Weight};
 use std::rc::Rc;
@@ -63,6 +63,8 @@ impl Product {
             // Tensor cores add up the bytes of which weights of `mul1` are sums, which the format rounds to f16.
             "exl3" if gpu.tensor_cores => 1e-3,
             "exl3" => 3e-6,
+            // Their inputs have 16 bits.
+            id if gpu.tensor_cores && is_integer(id) => 1e-4,
             id if has_kernel(id) => 2e-6,
             _ => 1e-3,
         };

@@ -1,4 +1,5 @@
-// What all texts in CUDA C++ share: names of words, what a launch tells, and values as halves. BRAIN says that halves are bf16.
+// What all texts in CUDA C++ share: names of words, what a launch tells, and values as halves. BRAIN says that halves are bf16; ACTIVATION, that
+// inputs are those of a gate, to be multiplied with others: by SiLU (1), GELU with tanh (2) or GELU (3).
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -24,5 +25,37 @@ __device__ __forceinline__ void split(float v0, float v1, u32& high, u32& low) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(fminf(fmaxf(v1, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(v0, -65504.0f), 65504.0f)));
     asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(f0), "=f"(f1) : "r"(high));
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
+#endif
+}
+
+#if ACTIVATION
+__device__ __forceinline__ float activated(float x) {
+#if ACTIVATION == 1
+    // exp of a large number is infinite, and so its reciprocal 0.
+    return x / (1 + expf(-fmaxf(x, -80.0f)));
+#elif ACTIVATION == 2
+    return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+#else
+    return 0.5f * x * (1 + erff(x * 0.70710678f));
+#endif
+}
+#endif
+
+// Four inputs, which begin at `column` of a row.
+__device__ __forceinline__ float4 inputs(const float* x, const float* up, u32 column) {
+    float4 v = *(const float4*)(x + column);
+#if ACTIVATION
+    const float4 u = *(const float4*)(up + column);
+    v = make_float4(activated(v.x) * u.x, activated(v.y) * u.y, activated(v.z) * u.z, activated(v.w) * u.w);
+#endif
+    return v;
+}
+
+// One of them.
+__device__ __forceinline__ float input(const float* x, const float* up, u32 column) {
+#if ACTIVATION
+    return activated(x[column]) * up[column];
+#else
+    return x[column];
 #endif
 }

@@ -1,7 +1,7 @@
 //! Rows times a matrix in a row format: one plane per output, few rows at a time, weights decoded in registers.
 
-use super::simdgroup;
 use super::tiles::{ABSENT, MOST, Mode, Rows, tile_in, tile_out, tile_rows, tile_slot};
+use super::{integer, simdgroup};
 use crate::decode::{Decode, Format, with_format};
 use crate::gpu::{Buffer, Gpu};
 use crate::tune::{Choices, Variant};
@@ -42,11 +42,36 @@ pub(crate) fn multiply(
     bias: Option<&Buffer>,
     rows: &Rows,
 ) -> Buffer {
-    if let Some(out) = simdgroup::rows(gpu, x, matrix, bias, rows) {
+    let out = integer::multiply(gpu, x, matrix, bias, rows);
+    if let Some(out) = out.or_else(|| simdgroup::rows(gpu, x, matrix, bias, rows)) {
         return out;
     }
+    planes(gpu, x, matrix, bias, rows, None)
+}
+
+/// Heads times their matrices, each row before `columns` of `beside`.
+pub(crate) fn multiply_beside(
+    gpu: &Gpu,
+    x: &Buffer,
+    matrix: &RowMatrix,
+    rows: &Rows,
+    beside: &Buffer,
+    columns: usize,
+) -> Buffer {
+    planes(gpu, x, matrix, None, rows, Some((beside, columns)))
+}
+
+fn planes(
+    gpu: &Gpu,
+    x: &Buffer,
+    matrix: &RowMatrix,
+    bias: Option<&Buffer>,
+    rows: &Rows,
+    beside: Option<(&Buffer, usize)>,
+) -> Buffer {
     let n = matrix.out_features;
-    let out = gpu.empty(rows.count() * n);
+    let (beside, more) = beside.unwrap_or((&gpu.none, 0));
+    let out = gpu.empty(rows.count() * (n + more));
     let (planes, most) = match rows.dense().and_then(|rows| matrix.choices.of(rows)) {
         Some(Variant::Decode { planes, tile }) => (planes, tile),
         _ => (PLANES, MOST),
@@ -64,8 +89,8 @@ pub(crate) fn multiply(
         // SAFETY: planes past the last output and rows past the last do nothing.
         unsafe {
             multiply_kernel::launch_unchecked::<D>(
-                client, count, dim, x.arg4(), codes, high, scales, supers, added, table, order, slots, out.arg(),
-                n as u32, matrix.units as u32, launch.rows, launch.share, launch.m, launch.mode, bias.is_some(), outs,
+                client, count, dim, x.arg4(), codes, high, scales, supers, added, table, order, slots, beside.arg(), out.arg(),
+                n as u32, matrix.units as u32, launch.rows, launch.share, launch.m, launch.mode, bias.is_some(), outs, more as u32,
             );
         }
     });
@@ -83,6 +108,7 @@ fn multiply_kernel<D: Decode>(
     table: &[u32],
     order: &[u32],
     slots: &[u32],
+    beside: &[f32],
     out: &mut [f32],
     outputs: u32,
     units: u32,
@@ -92,6 +118,7 @@ fn multiply_kernel<D: Decode>(
     #[comptime] mode: Mode,
     #[comptime] has_bias: bool,
     #[comptime] outs: u32,
+    #[comptime] more: u32,
 ) {
     let n = (CUBE_POS_X * CUBE_DIM_Y + UNIT_POS_Y) * outs;
     let tile = CUBE_POS_Y;
@@ -146,7 +173,23 @@ fn multiply_kernel<D: Decode>(
                     sum += bias[(base + n + o) as usize];
                 }
                 let row = tile_out(table, order, tile, i.runtime(), share, m, mode);
-                out[(row * outputs + n + o) as usize] = sum;
+                out[(row * (outputs + more) + n + o) as usize] = sum;
+            }
+        }
+    }
+    if comptime!(more > 0) {
+        if CUBE_POS_X + UNIT_POS_Y == 0 {
+            #[unroll]
+            for i in 0..m {
+                if i < present {
+                    let row = tile_out(table, order, tile, i.runtime(), share, m, mode);
+                    let mut column = UNIT_POS_X;
+                    while column < more {
+                        out[(row * (outputs + more) + outputs + column) as usize] =
+                            beside[(row * more + column) as usize];
+                        column += CUBE_DIM_X;
+                    }
+                }
             }
         }
     }

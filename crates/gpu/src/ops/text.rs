@@ -9,8 +9,40 @@ use cubecl::ir::settings::Dim3;
 use cubecl::ir::{AddressType, ElemType, UIntKind};
 use cubecl::prelude::*;
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
+use marlin_tensor::Activation;
 use std::fmt::Debug;
 use std::hash::Hash;
+
+/// Rows of inputs of a product, which its kernel may make of those of a gate.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) x: &'a Buffer,
+    /// `activation(x) * up` is multiplied, and not `x`.
+    pub(crate) gate: Option<(Activation, &'a Buffer)>,
+}
+
+impl<'a> Inputs<'a> {
+    /// The other factor, or what stands for an array that is not read.
+    pub(crate) fn up(self, gpu: &'a Gpu) -> &'a Buffer {
+        self.gate.map_or(&gpu.none, |(_, up)| up)
+    }
+
+    /// `ACTIVATION` of `halves.cuh`.
+    pub(crate) fn activation(self) -> u32 {
+        match self.gate.map(|(activation, _)| activation) {
+            None => 0,
+            Some(Activation::Silu) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::Gelu) => 3,
+        }
+    }
+}
+
+impl<'a> From<&'a Buffer> for Inputs<'a> {
+    fn from(x: &'a Buffer) -> Self {
+        Self { x, gate: None }
+    }
+}
 
 /// What a text is compiled with; all texts of one file and the same values are one kernel.
 pub(crate) trait Defines: Clone + Debug + Eq + Hash + Send + Sync + 'static {

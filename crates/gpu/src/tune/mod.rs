@@ -19,7 +19,10 @@ mod variant;
 pub use cache::{CacheError, Key, file, read, write};
 pub use contest::{Contestant, Outcome};
 pub use table::{Choice, Choices, Tuned};
-pub use variant::{EXL3_ROWS, Facts, MOST_ROWS, PLAIN_ROWS, Shape, Variant, candidates, class};
+pub use variant::{
+    EXL3_ROWS, Facts, INTEGER_ROWS, MOST_ROWS, PLAIN_ROWS, Shape, Variant, candidates, class,
+    is_integer,
+};
 
 use marlin_tensor::{AttentionParams, BackendError, CacheType, Weight};
 

@@ -9,6 +9,8 @@ pub const EXL3_ROWS: usize = 8;
 pub const SIMDGROUP_ROWS: usize = 16;
 /// Rows up to which that is so for row formats on devices with products of warpgroups.
 pub const PLAIN_ROWS: usize = 4;
+/// The same for row formats whose weights are small integers.
+pub const INTEGER_ROWS: usize = 16;
 /// Rows of the last class; it holds all that are more.
 pub const MOST_ROWS: usize = 4096;
 
@@ -55,6 +57,8 @@ pub enum Variant {
         /// Most rows of a tile.
         tile: u32,
     },
+    /// Row formats whose weights are small integers: their bytes are multiplied with those of rows, on NVIDIA's GPUs. No sum depends on the number of rows.
+    Bytes,
     /// Row formats: weights are decoded to halves, which warpgroups multiply.
     Halves,
     /// EXL3 in f32: planes that share a column of tiles.
@@ -125,7 +129,7 @@ impl Facts {
 impl Variant {
     /// Whether every row is the same bits as in all other variants of its class that keep them.
     pub fn keeps_bits(self) -> bool {
-        matches!(self, Self::Decode { .. } | Self::Tile { .. })
+        matches!(self, Self::Decode { .. } | Self::Bytes | Self::Tile { .. })
     }
 
     /// Whether inputs or weights are rounded to halves.
@@ -138,6 +142,7 @@ impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Decode { planes, tile } => write!(f, "decode, {planes} planes, tiles of {tile}"),
+            Self::Bytes => f.write_str("bytes"),
             Self::Halves => f.write_str("halves"),
             Self::Planes { planes } => write!(f, "{planes} planes"),
             Self::Tile { tile } => write!(f, "tiles of {tile}"),
@@ -217,6 +222,10 @@ pub fn candidates(shape: &Shape, rows: Option<usize>, facts: &Facts) -> Vec<Vari
             false => tiles(16, rows).map(|tile| Variant::Tile { tile }).collect(),
         },
         (_, None) => Vec::new(),
+        (Shape::Linear { format, .. }, Some(rows)) if facts.tensor_cores && is_integer(format) => {
+            let halves = facts.warpgroups && rows > INTEGER_ROWS;
+            [Variant::Bytes].into_iter().chain(halves.then_some(Variant::Halves)).collect()
+        }
         (Shape::Linear { format, .. }, Some(rows)) => {
             let planes = [2, 4, 8].into_iter().filter(fits);
             let decode = planes.flat_map(|planes| {
@@ -227,6 +236,13 @@ pub fn candidates(shape: &Shape, rows: Option<usize>, facts: &Facts) -> Vec<Vari
             decode.chain(halves.then_some(Variant::Halves)).collect()
         }
     }
+}
+
+/// Whether weights of `format` are small integers with scales, which `ops/integer.rs` takes on NVIDIA's GPUs.
+pub fn is_integer(format: &str) -> bool {
+    let formats = "q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k int4_g128 int4_g64 int4_g32 int8_g128 int8_g32";
+    let format = format.strip_suffix("_ordered").unwrap_or(format);
+    formats.split(' ').any(|f| f == format)
 }
 
 #[cfg(test)]
@@ -267,7 +283,8 @@ mod tests {
             let classes = (0..=12).map(|power| 1usize << power);
             for rows in classes {
                 for (shape, promised) in [
-                    (linear("q4_0"), if facts.warpgroups { PLAIN_ROWS } else { MOST_ROWS }),
+                    (linear("q4_0"), if facts.warpgroups { INTEGER_ROWS } else { MOST_ROWS }),
+                    (linear("bf16"), if facts.warpgroups { PLAIN_ROWS } else { MOST_ROWS }),
                     (linear("f32"), MOST_ROWS),
                     (
                         linear("exl3 4.0 mul1"),

@@ -68,7 +68,7 @@ impl Mla {
         let norm = &self.kv_a_norm;
         let (nope, q_rope, k) =
             b.latent_inputs(&q, &kv, &norm.weight, norm.eps, &self.rope, p.num_heads, step.batch)?;
-        let q = b.concat_heads(&b.head_linear(&nope, &self.absorb_key)?, &q_rope, p.num_heads)?;
+        let q = b.head_linear_beside(&nope, &self.absorb_key, &q_rope)?;
         let y = b.attention(&q, &k, None, step.cache, layer, step.batch, p)?;
         Ok(b.linear(&b.head_linear(&y, &self.absorb_value)?, &self.o)?)
     }

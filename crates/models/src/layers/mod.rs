@@ -136,6 +136,25 @@ impl Norm {
         Ok(backend.add_norm(x, y, &self.weight, self.eps)?)
     }
 
+    /// The sum of the two, if there are two, and that normalized.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn forward_parts(
+        &self,
+        backend: &dyn Backend,
+        x: Tensor,
+        y: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        match y {
+            Some(y) => self.forward_sum(backend, x, y),
+            None => {
+                let normed = self.forward(backend, &x)?;
+                Ok((x, normed))
+            }
+        }
+    }
+
     /// Normalizes each group of `weight.len` columns.
     ///
     /// # Errors

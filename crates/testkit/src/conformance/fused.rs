@@ -115,3 +115,45 @@ pub fn mixture_with_a_shared_expert(b: &dyn Backend) {
         check(b, "mixture, again", &again, &held(b, &found), 0.0);
     }
 }
+
+/// `head_linear_beside`.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn heads_beside_others(b: &dyn Backend) {
+    for (rows, heads, inputs, outputs, others) in
+        [(1, 3, 24, 40, 8), (5, 2, 8, 5, 33), (18, 4, 64, 32, 16)]
+    {
+        let matrices = values(heads * outputs * inputs, 110);
+        let weight = b.load_head_linear(heads, outputs, inputs, matrices).unwrap();
+        let x = upload(b, rows, &values(rows * heads * inputs, 111));
+        let beside = upload(b, rows, &values(rows * heads * others, 112));
+        let alone = b.head_linear(&x, &weight).unwrap();
+        let expected = b.concat_heads(&alone, &beside, heads).unwrap();
+        let found = b.head_linear_beside(&x, &weight, &beside).unwrap();
+        check(b, "head_linear_beside", &found, &held(b, &expected), 2e-6);
+    }
+}
+
+/// `feed_forward` with every activation.
+///
+/// # Panics
+/// When the backend computes something else.
+pub fn gated_feed_forwards(b: &dyn Backend) {
+    for (rows, hidden, inner) in [(1, 32, 96), (3, 16, 24), (20, 64, 160)] {
+        let linears = GatedLinears {
+            gate: load(b, inner, hidden, &values(hidden * inner, 113)),
+            up: load(b, inner, hidden, &values(hidden * inner, 114)),
+            down: load(b, hidden, inner, &values(hidden * inner, 115)),
+        };
+        let x = upload(b, rows, &values(rows * hidden, 116));
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            let gate = b.linear(&x, &linears.gate).unwrap();
+            let up = b.linear(&x, &linears.up).unwrap();
+            let gated = b.gated(gate, &up, activation).unwrap();
+            let expected = b.linear(&gated, &linears.down).unwrap();
+            let found = b.feed_forward(&x, &linears, activation).unwrap();
+            check(b, "feed_forward", &found, &held(b, &expected), 3e-4);
+        }
+    }
+}

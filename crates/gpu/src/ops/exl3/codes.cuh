@@ -130,15 +130,15 @@ __device__ __forceinline__ void rotate(float* v) {
 }
 
 // Four inputs of the lane times suh.
-__device__ __forceinline__ float4 scaled(const float* x, const float* suh, u32 column) {
+__device__ __forceinline__ float4 scaled(const float* x, const float* up, const float* suh, u32 column) {
     float4 s = *(const float4*)(suh + column), v = make_float4(0, 0, 0, 0);
     if (INPUTS % 4 == 0) {
-        if (column < INPUTS) v = *(const float4*)(x + column);
+        if (column < INPUTS) v = inputs(x, up, column);
     } else {
-        if (column < INPUTS) v.x = x[column];
-        if (column + 1 < INPUTS) v.y = x[column + 1];
-        if (column + 2 < INPUTS) v.z = x[column + 2];
-        if (column + 3 < INPUTS) v.w = x[column + 3];
+        if (column < INPUTS) v.x = input(x, up, column);
+        if (column + 1 < INPUTS) v.y = input(x, up, column + 1);
+        if (column + 2 < INPUTS) v.z = input(x, up, column + 2);
+        if (column + 3 < INPUTS) v.w = input(x, up, column + 3);
     }
     return make_float4(v.x * s.x, v.y * s.y, v.z * s.z, v.w * s.w);
 }

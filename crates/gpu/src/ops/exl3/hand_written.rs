@@ -9,7 +9,7 @@
 use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu, LEFT};
 use crate::ops::hopper;
-use crate::ops::text::{Defines, Text};
+use crate::ops::text::{Defines, Inputs, Text};
 use crate::ops::tiles::{Entries, Rows};
 use crate::tune::Variant;
 
@@ -61,6 +61,7 @@ struct Shape {
     tiles: usize,
     touched: usize,
     resident: u32,
+    activation: u32,
 }
 
 impl Defines for Shape {
@@ -96,6 +97,7 @@ impl Defines for Shape {
             ("NT", self.tiles.to_string()),
             ("TOUCHED", self.touched.to_string()),
             ("RESIDENT", self.resident.to_string()),
+            ("ACTIVATION", self.activation.to_string()),
         ]
     }
 }
@@ -115,7 +117,7 @@ pub(super) fn multiply(
         Rows::Dense { rows } if gpu.warpgroups && many(*rows) => {
             Some(hopper::trellis(gpu, x, matrix, bias, *rows))
         }
-        _ => multiply_few(gpu, x, &[(matrix, bias)], rows)?.pop(),
+        _ => multiply_few(gpu, x.into(), &[(matrix, bias)], rows)?.pop(),
     }
 }
 
@@ -137,7 +139,7 @@ fn few_rows(matrix: &Trellis) -> usize {
 /// than their width.
 pub(crate) fn multiply_many(
     gpu: &Gpu,
-    x: &Buffer,
+    x: Inputs<'_>,
     matrices: &[(&Trellis, Option<&Buffer>)],
     rows: &Rows,
 ) -> Option<Vec<Buffer>> {
@@ -158,7 +160,7 @@ pub(crate) fn multiply_many(
 
 fn multiply_few(
     gpu: &Gpu,
-    x: &Buffer,
+    x: Inputs<'_>,
     matrices: &[(&Trellis, Option<&Buffer>)],
     rows: &Rows,
 ) -> Option<Vec<Buffer>> {
@@ -201,7 +203,7 @@ fn ranges(
 /// At most [`MOST_ROWS`] rows where there are several matrices, but for entries.
 fn launch(
     gpu: &Gpu,
-    x: &Buffer,
+    x: Inputs<'_>,
     matrices: &[(&Trellis, Option<&Buffer>)],
     entries: Option<&Entries>,
     count: usize,
@@ -253,6 +255,7 @@ fn launch(
         tiles,
         touched,
         resident,
+        activation: x.activation(),
     };
     let run = |function, threads, blocks: (usize, usize), arrays: &[&Buffer], word: usize| {
         let text = Text { function, threads, defines: shape };
@@ -269,6 +272,7 @@ fn launch(
     });
     let outs: Vec<Buffer> =
         matrices.iter().map(|(m, _)| gpu.empty(count * m.out_features)).collect();
+    let (x, up) = (x.x, x.up(gpu));
     let outs_after = |done: usize| -> [Buffer; MOST_MATRICES] {
         std::array::from_fn(|i| match outs.get(i) {
             Some(out) => out.after(done * matrices[i].0.out_features),
@@ -283,8 +287,8 @@ fn launch(
             let here = step.min(count - done);
             let [o0, o1, o2] = &outs_after(done);
             let arrays = [
-                t0, t1, t2, x, i0, i1, i2, s0, s1, s2, b0, b1, b2, ids, none, slots, &gpu.left, o0,
-                o1, o2,
+                t0, t1, t2, x, up, i0, i1, i2, s0, s1, s2, b0, b1, b2, ids, none, slots, &gpu.left,
+                o0, o1, o2,
             ];
             run("multiply", 32 * WARPS, (groups, here), &arrays, done);
         }
@@ -293,7 +297,7 @@ fn launch(
     // Bytes of a row and a scale for every 128, or two halves of every value.
     let row_words = if mul1 { first.padded_in / 2 + k_tiles / 8 } else { first.padded_in };
     let prepared = gpu.empty(matrices.len() * count * row_words);
-    let arrays = [x, i0, i1, i2, ids, slots, &prepared];
+    let arrays = [x, up, i0, i1, i2, ids, slots, &prepared];
     run("prepare", PREPARE, (first.padded_in / 128, matrices.len() * count), &arrays, count);
     let total = grouped.map_or(count.div_ceil(tile), |g| g.count);
     let tile_words = (blocks + ranges) * tile * 128;
@@ -315,8 +319,8 @@ fn launch(
             }
         };
         let arrays = [
-            t0, t1, t2, &inputs, none, none, none, none, none, none, none, none, none, &table,
-            order, slots, &partial, none, none, none,
+            t0, t1, t2, &inputs, none, none, none, none, none, none, none, none, none, none,
+            &table, order, slots, &partial, none, none, none,
         ];
         run("multiply", 32 * WARPS, (groups, here), &arrays, rows);
         let rows = if grouped.is_some() { here * tile } else { rows };

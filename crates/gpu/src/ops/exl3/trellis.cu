@@ -125,7 +125,7 @@ __device__ __forceinline__ void write(float4 sum, float4 scale, const float* bia
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
-    const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* __restrict__ x,
+    const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* __restrict__ x, const float* __restrict__ up,
     const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
     const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
     const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
@@ -157,6 +157,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     const u32 first_range = blockIdx.x * SHARES, last_range = min(first_range + SHARES, (u32)RANGES) - 1;
     const u32 first_block = (u32)(UNITS * first_range / RANGES) / PAIRS;
     const float* row = (const float*)x + (u64)((info.rows + blockIdx.y) / SHARE) * INPUTS;
+    up += (u64)((info.rows + blockIdx.y) / SHARE) * INPUTS;
     u32* own_inputs = inputs_of[warp];
     const u32* operand = own_inputs + (group % 2 * 4 + quad) * READ;
 #else
@@ -198,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
         float shift[SETS] = {};
 #if INLINE
         const float* suh = OF(block, suh_0, suh_1, suh_2);
-        float4 ahead = scaled(row, suh, pair / 4 * 128 + lane * 4);
+        float4 ahead = scaled(row, up, suh, pair / 4 * 128 + lane * 4);
 #else
         // The next tile's inputs of every set, and where they are.
         u32 raw[SETS][READ], operand[SETS];
@@ -228,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
                 __syncwarp();
                 scales[0] = place(v, own_inputs);
                 __syncwarp();
-                if (stop < to) ahead = scaled(row, suh, stop * 32 + lane * 4);
+                if (stop < to) ahead = scaled(row, up, suh, stop * 32 + lane * 4);
             }
 #elif MUL1
 #pragma unroll
@@ -431,7 +432,7 @@ extern "C" __global__ void __launch_bounds__(256) finish(
 
 // x times suh, rotated, in the order of the operand: a warp per 128 columns of a row, for one matrix after the other.
 extern "C" __global__ void __launch_bounds__(32) prepare(
-    const float* __restrict__ x, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
+    const float* __restrict__ x, const float* __restrict__ up, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
     const u32* __restrict__ ids, const u32* __restrict__ slots, u32* __restrict__ rotated, const __grid_constant__ Info info)
 {
     const u32 block = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
@@ -441,7 +442,8 @@ extern "C" __global__ void __launch_bounds__(32) prepare(
     if (slot == ~0u) return;
     suh += (u64)slot * COLUMNS;
 #endif
-    const float4 f = scaled(x + (u64)(row % info.rows / SHARE) * INPUTS, suh, block * 128 + threadIdx.x * 4);
+    const u64 from = (u64)(row % info.rows / SHARE) * INPUTS;
+    const float4 f = scaled(x + from, up + from, suh, block * 128 + threadIdx.x * 4);
     float v[4] = {f.x, f.y, f.z, f.w};
     rotate(v);
     rotated += (u64)row * ROW;
