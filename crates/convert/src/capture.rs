@@ -5,15 +5,15 @@
 //! is added to that label's [`Hessian`] once. Routed experts are run one after the other, so that each sees
 //! exactly the tokens routed to it.
 
-use crate::hessian::{Hessian, Hessians};
-use crate::matrix::Matrix;
+use crate::hessian::{Gathering, Hessians};
 use marlin_models::LinearSpec;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
     Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable, Router,
     Routing, Tensor, Vector, Weight,
 };
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -34,7 +34,7 @@ pub fn tag(spec: &LinearSpec, linear: Linear) -> Linear {
 pub struct Capture {
     inner: Arc<dyn Backend>,
     wanted: BTreeSet<String>,
-    seen: Mutex<Hessians>,
+    seen: Mutex<BTreeMap<String, Gathering>>,
 }
 
 impl Capture {
@@ -44,19 +44,27 @@ impl Capture {
     }
 
     /// What was seen so far, by label.
-    pub fn take(&self) -> Hessians {
-        std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn take(&self) -> Result<Hessians> {
+        let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let finish =
+            |(label, seen): (String, Gathering)| Ok((label, seen.finish(self.inner.as_ref())?));
+        seen.into_iter().map(finish).collect()
     }
 
     fn record(&self, x: &Tensor, label: &str) -> Result<()> {
         if !self.wanted.contains(label) || x.rows == 0 {
             return Ok(());
         }
-        let rows = Matrix::new(x.rows, x.columns, self.inner.download(x)?);
+        let backend = self.inner.as_ref();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Hessian::new(x.columns);
-        seen.entry(label.to_owned()).or_insert_with(new).add(rows);
-        Ok(())
+        let sum = match seen.entry(label.to_owned()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Gathering::new(backend, x.columns)?),
+        };
+        sum.add(backend, x)
     }
 }
 

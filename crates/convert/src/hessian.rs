@@ -1,7 +1,8 @@
 //! Second moments of a layer's inputs, `H = Σ xᵀ x / n`: what a unit of error in a weight costs at the
 //! layer's output. Matrices with the same calibration label see the same input and share one.
 
-use crate::matrix::{Matrix, add_gram};
+use crate::matrix::{Matrix, add_gram, mirror};
+use marlin_tensor::{Backend, BackendError, Gram, Tensor};
 use std::collections::BTreeMap;
 
 /// By calibration label.
@@ -114,4 +115,70 @@ impl Hessian {
         let useful = diagonal / mean.rows as f64 > 1e-20 && mean.data.iter().all(|v| v.is_finite());
         useful.then_some(mean)
     }
+}
+
+/// A Hessian in the making, on the device whose tensors it is made of, where that can.
+pub enum Gathering {
+    /// There.
+    Device {
+        /// The sum.
+        gram: Gram,
+        /// Rows that were given to it.
+        rows: u64,
+    },
+    /// Here.
+    Host(Hessian),
+}
+
+impl Gathering {
+    /// Of inputs of `columns` values on `backend`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn new(backend: &dyn Backend, columns: usize) -> Result<Self, BackendError> {
+        let gram = backend.algebra().map(|a| a.create_gram(columns)).transpose()?.flatten();
+        Ok(match gram {
+            Some(gram) => Self::Device { gram, rows: 0 },
+            None => Self::Host(Hessian::new(columns)),
+        })
+    }
+
+    /// Adds `x: [rows, columns]` of the same backend; rows that are not finite are left out and counted.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add(&mut self, backend: &dyn Backend, x: &Tensor) -> Result<(), BackendError> {
+        match (self, backend.algebra()) {
+            (Self::Device { gram, rows }, Some(algebra)) => {
+                *rows += x.rows as u64;
+                algebra.add_gram(x, gram)
+            }
+            (Self::Host(hessian), _) => {
+                hessian.add(Matrix::new(x.rows, x.columns, backend.download(x)?));
+                Ok(())
+            }
+            (Self::Device { .. }, None) => Err(other_backend()),
+        }
+    }
+
+    /// What was gathered.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn finish(self, backend: &dyn Backend) -> Result<Hessian, BackendError> {
+        match self {
+            Self::Host(hessian) => Ok(hessian),
+            Self::Device { gram, rows } => {
+                let algebra = backend.algebra().ok_or_else(other_backend)?;
+                let (sum, dropped) = algebra.download_gram(&gram)?;
+                let mut sum = Matrix::new(gram.columns, gram.columns, sum);
+                mirror(&mut sum);
+                Ok(Hessian { sum, rows: rows - dropped, borrowed: 0, dropped })
+            }
+        }
+    }
+}
+
+fn other_backend() -> BackendError {
+    BackendError::Device("a sum belongs to another backend".to_owned())
 }

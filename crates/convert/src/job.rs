@@ -12,7 +12,7 @@ use crate::output::{self, Module};
 use crate::plan::{Plan, Role, Target, in_order, with_labels};
 use crate::pooling::{Pools, Through, pool_of, prepare};
 use crate::quantizer::{TensorReport, quantize_linear};
-use crate::report::{JobReport, fingerprint, fnv, hash};
+use crate::report::{Clock, JobReport, Watch, fingerprint, fnv, hash};
 use crate::store::{Store, named};
 use crate::stream::Stream;
 use marlin_checkpoint::{Checkpoint, Container, write_file};
@@ -22,8 +22,8 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 type Result<T> = std::result::Result<T, ConvertError>;
@@ -74,6 +74,7 @@ struct Job<'a> {
     backend: Arc<dyn Backend>,
     events: &'a (dyn Fn(Event) + Sync),
     stop: &'a AtomicBool,
+    clock: Mutex<Clock>,
 }
 
 /// Quantizes `checkpoint` into `options.output`.
@@ -114,11 +115,15 @@ pub fn run(
     memory::check(&plan, &origin, options)?;
     let store = Store::open(&options.output, &settings, options.fresh)?;
     let pool = pool(options.threads)?;
-    let job = Job { origin, plan, store, quantizer, options, backend, events, stop };
+    let clock = Mutex::default();
+    let job = Job { origin, plan, store, quantizer, options, backend, events, stop, clock };
     pool.install(|| job.run())?;
+    let mut clock = *job.clock.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut watch = Watch::start();
+    let report = job.finish(checkpoint)?;
+    clock.writing = watch.lap();
     let seconds = start.elapsed().as_secs_f64();
-    let encoder = quantizer.encoder.name();
-    Ok(JobReport { seconds, encoder, ..job.finish(checkpoint)? })
+    Ok(JobReport { seconds, clock, encoder: quantizer.encoder.name(), ..report })
 }
 
 /// Threads for the arithmetic of a job.
@@ -128,6 +133,14 @@ pub(crate) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 impl Job<'_> {
+    /// Does `work` and adds its time to what `part` picks.
+    fn timed<T>(&self, part: fn(&mut Clock) -> &mut f64, work: impl FnOnce() -> T) -> T {
+        let mut watch = Watch::start();
+        let done = work();
+        *part(&mut self.clock.lock().unwrap_or_else(PoisonError::into_inner)) += watch.lap();
+        done
+    }
+
     fn check(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(ConvertError::Stopped) } else { Ok(()) }
     }
@@ -147,9 +160,14 @@ impl Job<'_> {
                 continue;
             }
             if layer == 0 {
-                let tick = self.tick(&part, false);
-                let table = if self.options.tied { None } else { Some(self.embedding()?) };
-                self.stream(&tick).embed(table)?;
+                self.timed(
+                    |clock| &mut clock.advance,
+                    || {
+                        let tick = self.tick(&part, false);
+                        let table = if self.options.tied { None } else { Some(self.embedding()?) };
+                        self.stream(&tick).embed(table)
+                    },
+                )?;
             }
             self.in_passes(&part, &targets, |stream, labels| stream.capture(layer, labels))?;
             let tick = self.tick(&part, false);
@@ -158,7 +176,7 @@ impl Job<'_> {
                 Through::Quantized => self.block_tensors(layer)?,
                 Through::Source => self.origin.source_tensors(&self.plan, layer, None)?,
             };
-            stream.advance(layer, tensors)?;
+            self.timed(|clock| &mut clock.advance, || stream.advance(layer, tensors))?;
             stream.states(layer).remove();
         }
         let head = self.plan.targets_with(Role::Head);
@@ -183,7 +201,7 @@ impl Job<'_> {
         let passes = memory::passes(targets, &self.origin, self.options);
         let gathered = |labels: &BTreeSet<String>| {
             let tick = self.tick(part, true);
-            gather(&self.stream(&tick), labels.clone())
+            self.timed(|clock| &mut clock.moments, || gather(&self.stream(&tick), labels.clone()))
         };
         let names: BTreeSet<String> =
             targets.iter().filter_map(|t| pool_of(&t.spec.label)).collect();
@@ -292,15 +310,22 @@ impl Job<'_> {
     ) -> Result<()> {
         let rule = self.quantizer.options.calibration;
         let notes = prepare(rule.moments, &mut hessians, labels, pools);
-        let pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
-        let jobs = memory::jobs(targets, &self.origin, self.options);
-        for some in pending.chunks(jobs) {
-            self.check()?;
-            some.par_iter().try_for_each(|target| {
-                self.quantize_one(target, hessians.get(&target.spec.label), &notes)
-            })?;
-        }
-        Ok(())
+        let mut pending: Vec<&&Target> = targets.iter().filter(|t| !self.finished(t)).collect();
+        // The longest first: what begins last is all there is to do at the end.
+        pending.sort_by_key(|t| std::cmp::Reverse(t.spec.in_features * t.spec.in_features));
+        let jobs = memory::jobs(targets, &self.origin, self.options).min(pending.len());
+        let next = AtomicUsize::new(0);
+        let one_after_the_other = |_| {
+            while let Some(target) = pending.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.check()?;
+                self.quantize_one(target, hessians.get(&target.spec.label), &notes)?;
+            }
+            Ok(())
+        };
+        self.timed(
+            |clock| &mut clock.matrices,
+            || (0..jobs).into_par_iter().with_max_len(1).try_for_each(one_after_the_other),
+        )
     }
 
     /// Whether `target` is an output projection that stays as it is.

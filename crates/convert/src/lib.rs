@@ -18,6 +18,7 @@ pub mod job;
 pub mod matrix;
 pub mod measure;
 pub mod memory;
+pub mod metric;
 pub mod moments;
 pub mod options;
 pub mod origin;

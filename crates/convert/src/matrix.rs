@@ -103,10 +103,23 @@ pub fn add_gram(out: &mut Matrix, x: &Matrix) {
 
 /// Copies the lower triangle to the upper one.
 pub fn mirror(m: &mut Matrix) {
-    for i in 0..m.rows {
-        for j in 0..i {
-            m.data[j * m.columns + i] = m.data[i * m.columns + j];
+    let n = m.columns;
+    // A band of columns below its diagonal block becomes the band of rows right of it, by blocks that stay in the cache.
+    for first in (0..m.rows).step_by(BAND) {
+        let end = (first + BAND).min(m.rows);
+        let (above, below) = m.data.split_at_mut(end * n);
+        let rows = &mut above[first * n..];
+        for i in 0..end - first {
+            for j in 0..i {
+                rows[j * n + first + i] = rows[i * n + first + j];
+            }
         }
+        let below = &*below;
+        rows.par_chunks_mut(n).enumerate().for_each(|(j, row)| {
+            for (value, from) in row[end..].iter_mut().zip(below.chunks_exact(n)) {
+                *value = from[first + j];
+            }
+        });
     }
 }
 

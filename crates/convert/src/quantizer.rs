@@ -58,6 +58,31 @@ pub struct TensorReport {
     /// Seconds in the encoder, those of all threads added up.
     #[serde(default)]
     pub encoder_seconds: f64,
+    /// Seconds of its phases.
+    #[serde(default)]
+    pub phases: Phases,
+}
+
+/// Seconds that the phases of a matrix took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Phases {
+    /// Reading, scales.
+    pub preparation: f64,
+    /// Factorization of the moments.
+    pub factorization: f64,
+    /// Encoding, feedback and a search of the scale included.
+    pub feedback: f64,
+    /// Fits of scales, passes after the first, and the errors that are reported.
+    pub fits: f64,
+}
+
+impl std::ops::AddAssign for Phases {
+    fn add_assign(&mut self, other: Self) {
+        self.preparation += other.preparation;
+        self.factorization += other.factorization;
+        self.feedback += other.feedback;
+        self.fits += other.fits;
+    }
 }
 
 impl TensorReport {
@@ -86,6 +111,7 @@ impl TensorReport {
             fallback: None,
             seconds: 0.0,
             encoder_seconds: 0.0,
+            phases: Phases::default(),
         }
     }
 }

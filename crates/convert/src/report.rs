@@ -2,10 +2,11 @@
 
 use crate::output::Module;
 use crate::plan::{Plan, Role};
-use crate::quantizer::TensorReport;
+use crate::quantizer::{Phases, TensorReport};
 use marlin_checkpoint::Checkpoint;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// One job, for people, `--json` and the HTML page.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -27,6 +28,12 @@ pub struct JobReport {
     /// Seconds in the encoder, those of all threads and of earlier runs of the job added up.
     #[serde(default)]
     pub encoder_seconds: f64,
+    /// Seconds of this run by the clock, by what it did.
+    #[serde(default)]
+    pub clock: Clock,
+    /// Seconds that the phases of matrices took, those at once and those of earlier runs added up.
+    #[serde(default)]
+    pub phases: Phases,
     /// What encoded the tiles of this run.
     #[serde(default)]
     pub encoder: String,
@@ -34,6 +41,34 @@ pub struct JobReport {
     pub tensors: Vec<TensorReport>,
     /// Calibration tokens that every expert of every layer saw.
     pub experts: Vec<ExpertTokens>,
+}
+
+/// What a run did, one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Clock {
+    /// Gathering moments: rows through the source's blocks.
+    pub moments: f64,
+    /// Quantizing matrices.
+    pub matrices: f64,
+    /// The embedding, and rows through the quantized blocks.
+    pub advance: f64,
+    /// Writing the directory and reading it back.
+    pub writing: f64,
+}
+
+/// Time since it was last asked.
+pub(crate) struct Watch(Instant);
+
+impl Watch {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since the start or the last lap.
+    pub(crate) fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.0, now)).as_secs_f64()
+    }
 }
 
 /// Calibration tokens of one layer's experts.
@@ -83,6 +118,11 @@ impl JobReport {
             embedding_bytes: modules.first().map_or(0, size),
             file_bytes,
             seconds: 0.0,
+            clock: Clock::default(),
+            phases: tensors.iter().fold(Phases::default(), |mut sum, t| {
+                sum += t.phases;
+                sum
+            }),
             encoder: String::new(),
             encoder_seconds: tensors.iter().map(|t| t.encoder_seconds).sum(),
             tensors,

@@ -4,8 +4,7 @@
 use crate::calibration::Calibration;
 use crate::capture::{Capture, tag};
 use crate::error::ConvertError;
-use crate::hessian::{Hessian, Hessians};
-use crate::matrix::Matrix;
+use crate::hessian::{Gathering, Hessian, Hessians};
 use crate::origin::{Named, Origin, view};
 use crate::states::States;
 use marlin_models::{Block, BlockSpec, Loader, Mtp, Step};
@@ -89,7 +88,7 @@ impl Stream<'_> {
             (self.tick)(row)?;
             self.forward(capture.as_ref(), &block, &cache, tokens, states.row(tokens.len())?)?;
         }
-        Ok(capture.take())
+        Ok(capture.take()?)
     }
 
     /// Runs the rows through block `layer` as it is in the output: states in front of the next one.
@@ -148,12 +147,10 @@ impl Stream<'_> {
     /// # Errors
     /// As [`capture`](Self::capture).
     pub fn head(&self) -> Result<Hessian> {
-        let mut hessian = Hessian::new(self.hidden());
-        self.normed(|_, x| {
-            hessian.add(Matrix::new(x.rows, x.columns, self.backend.download(&x)?));
-            Ok(())
-        })?;
-        Ok(hessian)
+        let backend = self.backend.as_ref();
+        let mut sum = Gathering::new(backend, self.hidden())?;
+        self.normed(|_, x| Ok(sum.add(backend, &x)?))?;
+        Ok(sum.finish(backend)?)
     }
 
     /// Second moments of the prediction layer's matrices: it reads the trunk's normed states beside the
@@ -185,7 +182,7 @@ impl Stream<'_> {
             mtp.forward(&step, 0, &embedded, &hidden)?;
             Ok(())
         })?;
-        Ok(capture.take())
+        Ok(capture.take()?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Greedy, MUL1, quantizer};
+use common::{Greedy, quantizer};
 use marlin_convert::exl3::basis::Random;
 use marlin_convert::exl3::panels::PANEL;
 use marlin_convert::matrix::{Matrix, dot};
@@ -40,11 +40,7 @@ fn error(w: &Matrix, packed: &Weight, h: &Matrix) -> f64 {
 }
 
 fn fast(options: Exl3Options) -> Exl3Quantizer {
-    Exl3Quantizer {
-        encoder: Arc::new(CpuEncoder::new(Level::detect(), 1)),
-        codebook: MUL1,
-        options,
-    }
+    Exl3Quantizer { options, ..quantizer(Arc::new(CpuEncoder::new(Level::detect(), 1))) }
 }
 
 fn quantize(

@@ -13,9 +13,9 @@ use crate::tune::Tuned;
 use crate::weights::{self, GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
 use cubecl::prelude::Client;
 use marlin_tensor::{
-    Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
-    Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope,
-    RopeStyle, RopeTable, Router, Routing, Selected, Selection, Tensor, Vector, Weight,
+    Activation, Algebra, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec,
+    Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque,
+    Rope, RopeStyle, RopeTable, Router, Routing, Selected, Selection, Tensor, Vector, Weight,
 };
 use std::sync::{Arc, Mutex};
 
@@ -26,7 +26,7 @@ const MOST_GROUPS: usize = 64;
 
 /// A GPU as a device.
 pub(crate) struct GpuBackend {
-    gpu: Gpu,
+    pub(crate) gpu: Gpu,
     /// `"cuda"`, `"vulkan"` or `"metal"`.
     runtime: &'static str,
     device: String,
@@ -43,7 +43,7 @@ enum Table {
     Host(Arc<Weight>),
 }
 
-fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
+pub(crate) fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
     handle.downcast_ref().ok_or_else(|| {
         let expected = std::any::type_name::<T>();
         BackendError::Device(format!("handle is not a {expected} of the gpu backend"))
@@ -52,7 +52,7 @@ fn open<T: 'static>(handle: &Opaque) -> Result<&T> {
 
 /// Nothing here asks which rows are tokens of answers: all are computed alike. Where the sums of one kernel serve every number of rows, a row is the same bits in any
 /// company; on NVIDIA GPUs, EXL3 and many rows of other formats have kernels by the number of rows.
-fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
+pub(crate) fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
     Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
 }
 
@@ -524,5 +524,9 @@ impl Backend for GpuBackend {
         }
         let out = columns::gather_rows(&self.gpu, open(&x.handle)?, x.columns, rows);
         Ok(tensor(rows.len(), x.columns, out))
+    }
+
+    fn algebra(&self) -> Option<&dyn Algebra> {
+        Some(self)
     }
 }

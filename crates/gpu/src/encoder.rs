@@ -1,13 +1,16 @@
 //! [`TileEncoder`] on a GPU.
 
 use crate::Runtime;
-use crate::gpu::{Gpu, WORD, lock};
+use crate::gpu::{Gpu, WORD, device_error, lock};
+use crate::ops::ldlq::{Ldlq, SPAN};
 use crate::ops::viterbi;
+use cubecl::future::block_on;
 use cubecl::prelude::Client;
-use marlin_quant::exl3::encode::target;
+use marlin_quant::exl3::encode::{LdlqMatrix, target};
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
 use marlin_tensor::BackendError;
+use std::collections::VecDeque;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -23,6 +26,9 @@ const FEW_BYTES: u64 = 256 << 20;
 /// Most bytes of costs.
 const MOST_BYTES: u64 = 8 << 30;
 
+/// Spans of a matrix that are asked for before the first of them is there.
+const AHEAD: usize = 2;
+
 /// Encodes tiles on a device.
 pub(crate) struct GpuEncoder {
     /// Each with a stream of its own.
@@ -31,6 +37,8 @@ pub(crate) struct GpuEncoder {
     waits: AtomicUsize,
     /// Bytes of costs of a lane.
     bytes: u64,
+    /// Bytes of a matrix of a lane.
+    matrix_bytes: u64,
     name: String,
 }
 
@@ -47,8 +55,9 @@ impl GpuEncoder {
         });
         let memory = client.properties().memory.max_memory();
         let bytes = memory.map_or(FEW_BYTES, |all| (all / 8).min(MOST_BYTES)) / LANES as u64;
+        let matrix_bytes = memory.map_or(FEW_BYTES, |all| all / 2 / LANES as u64);
         let name = format!("{} ({device})", runtime.name());
-        Self { lanes, waits: AtomicUsize::new(0), bytes, name }
+        Self { lanes, waits: AtomicUsize::new(0), bytes, matrix_bytes, name }
     }
 
     /// A lane that is free, or the next in turn.
@@ -84,11 +93,54 @@ impl TileEncoder for GpuEncoder {
         let targets: Vec<f32> = tiles.iter().copied().map(target).collect();
         let gpu = self.lane();
         let (targets, count) = (gpu.floats(&targets), tiles.len() / TILE);
-        let found = viterbi::search(&gpu, &targets, count, rate, codebook, self.bytes);
-        let words = gpu.read(&found, states.len())?;
-        for (state, word) in states.iter_mut().zip(words.as_chunks::<WORD>().0) {
-            *state = u32::from_le_bytes(*word) as u16;
-        }
+        let found = gpu.empty(states.len());
+        viterbi::search(&gpu, &targets, &found, count, rate, codebook, self.bytes);
+        copy(&gpu.read(&found, states.len())?, states);
         Ok(())
+    }
+
+    fn ldlq(
+        &self,
+        matrix: &LdlqMatrix,
+        rate: Rate,
+        codebook: Codebook,
+        progress: &dyn Fn(usize),
+    ) -> Result<Option<Vec<u16>>, BackendError> {
+        let k = matrix.k;
+        let rows = matrix.weights.len() / k;
+        let gpu = self.lane();
+        let most = gpu.client.properties().memory.max_page_size;
+        let largest = (k.max(rows) * k * WORD) as u64;
+        if Ldlq::bytes(rows, k) > self.matrix_bytes || largest > most {
+            return Ok(None);
+        }
+        let mut states = vec![0; rows * k];
+        let mut asked = VecDeque::new();
+        let ldlq = Ldlq::new(&gpu, matrix, rate, codebook);
+        let mut spans = (0..k).step_by(SPAN).rev();
+        loop {
+            let next = spans.next();
+            if let Some(first) = next {
+                let found = ldlq.span(&gpu, first, self.bytes);
+                // Asked for now, so that it comes while the next span is computed.
+                asked.push_back((first, gpu.client.read_async(vec![found.handle])));
+            }
+            if next.is_some() && asked.len() <= AHEAD {
+                continue;
+            }
+            let Some((first, read)) = asked.pop_front() else { break };
+            let read = block_on(read).map_err(device_error)?;
+            let own = &mut states[first * rows..(first + SPAN).min(k) * rows];
+            copy(&read[0], own);
+            progress(own.len() / TILE);
+        }
+        Ok(Some(states))
+    }
+}
+
+/// States that are stored one a word.
+fn copy(words: &[u8], states: &mut [u16]) {
+    for (state, word) in states.iter_mut().zip(words.as_chunks::<WORD>().0) {
+        *state = u32::from_le_bytes(*word) as u16;
     }
 }

@@ -243,6 +243,20 @@ impl Gpu {
         Ok(Bytes::copy_from_slice(&bytes[..len * WORD]))
     }
 
+    /// The same as values.
+    ///
+    /// # Errors
+    /// When a kernel before failed.
+    pub(crate) fn read_floats(
+        &self,
+        buffer: &Buffer,
+        len: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        let bytes = self.client.read_one(buffer.handle.clone()).map_err(device_error)?;
+        let words = bytes[..len * WORD].as_chunks().0;
+        Ok(words.iter().map(|&word| f32::from_le_bytes(word)).collect())
+    }
+
     /// Cubes for a kernel with one unit per element.
     pub(crate) fn each(&self, elements: usize) -> (CubeCount, CubeDim) {
         let cubes = (elements as u32).div_ceil(UNITS).max(1);

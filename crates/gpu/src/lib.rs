@@ -6,11 +6,13 @@
 //! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
 //! * `ops/`: the kernels, by family. `weights`: matrices. `experts`: stacks of them. `step`: a batch on the device.
 //! * `tune/`: which variant of a kernel a shape has, and the file that keeps it; `measure/` finds it out.
-//! * `encoder`: the search that encodes EXL3 tiles.
+//! * `encoder`: the search that encodes EXL3 tiles, and LDLQ around it. `algebra`: products of whole matrices.
 //! * `recordings`: a pass over decoding sequences is recorded once and launched as a whole from then on.
 //!
 //! Activations are f32. Nothing inside a pass is read back.
 
+#[cfg(feature = "device")]
+mod algebra;
 #[cfg(feature = "device")]
 mod backend;
 #[cfg(feature = "device")]

@@ -7,7 +7,7 @@
 //! compositions a backend may fuse.
 
 use crate::{
-    Activation, AttentionParams, Batch, Cache, CacheSpec, Heads, HostTensor, Rope, Router,
+    Activation, Algebra, AttentionParams, Batch, Cache, CacheSpec, Heads, HostTensor, Rope, Router,
     TensorError, Weight,
 };
 use std::any::Any;
@@ -417,4 +417,9 @@ pub trait Backend: Send + Sync {
 
     /// The given rows, in order.
     fn gather_rows(&self, x: &Tensor, rows: &[u32]) -> Result<Tensor>;
+
+    /// What multiplies whole matrices, where the device does that faster than the host.
+    fn algebra(&self) -> Option<&dyn Algebra> {
+        None
+    }
 }

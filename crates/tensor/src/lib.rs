@@ -5,9 +5,11 @@
 //! * [`DType`], [`HostTensor`]: plain arrays in host memory, usually a view into a mapped file.
 //! * [`Weight`]: one matrix in some storage format, still encoded.
 //! * [`Batch`]: the rows of one forward pass, and where their keys and values live.
+//! * [`Algebra`]: products of whole matrices, for a converter.
 //! * [`Backend`]: the operators a device implements; [`Tensor`] and the loaded
 //!   handles ([`Linear`], [`Vector`], …) are opaque outside the backend that made them.
 
+mod algebra;
 mod backend;
 mod batch;
 mod cache_type;
@@ -16,6 +18,7 @@ mod host;
 mod op;
 mod weight;
 
+pub use algebra::{Algebra, Factored, Gram};
 pub use backend::{
     Backend, BackendError, Embedding, Experts, GatedLinears, HeadLinear, Linear, LinearOptions,
     Opaque, RopeTable, Routing, Selected, Selection, Tensor, Vector,

@@ -89,13 +89,19 @@ fn quantize(args: &Quantize) -> Result<()> {
         console::note(&format!("note: the text gives {found} calibration tokens of {asked}"));
     }
     interrupt::say("stopping; press Ctrl-C again to stop at once");
+    let backend = loaded::backend(&device, ActivationsArg::Float)?;
     let work = Work {
         args,
         checkpoint: &checkpoint,
         origin: &origin,
         plan: &plan,
-        backend: loaded::backend(&device, ActivationsArg::Float)?,
-        quantizer: Exl3Quantizer { encoder: loaded::encoder(&device)?, codebook, options: choices },
+        backend: backend.clone(),
+        quantizer: Exl3Quantizer {
+            encoder: loaded::encoder(&device)?,
+            backend,
+            codebook,
+            options: choices,
+        },
         threads,
         stop: interrupt::begin(),
     };

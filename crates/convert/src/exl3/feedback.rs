@@ -9,10 +9,11 @@
 //! descent   T_g = W_g + Σ_{j≠g} E_j H[j,g] H[g,g]⁻¹     the exact optimum given all other groups
 //! ```
 //!
-//! Descent keeps a new tile only where it lowers the error.
+//! Descent keeps a new tile only where it lowers the error. An encoder may do all of LDLQ itself, on its device.
 
 use super::ldl::BLOCK;
 use crate::matrix::{BAND, Matrix, View, product};
+use marlin_quant::exl3::encode::LdlqMatrix;
 use marlin_quant::exl3::ring::{Ring, TILE, TILE_COLUMN, TILE_ROW};
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder, pack_ring};
 use marlin_tensor::BackendError;
@@ -79,6 +80,11 @@ impl Coder<'_> {
     /// # Errors
     /// When the encoder's device fails.
     pub fn feedback(&self, w: &Matrix, l: Option<&Matrix>) -> Result<Tiles, BackendError> {
+        if let Some(l) = l
+            && let Some(tiles) = self.elsewhere(w, l)?
+        {
+            return Ok(tiles);
+        }
         let (k, height) = (w.columns, self.height());
         let mut decoded = Matrix::zeros(w.rows, k);
         let states = decoded
@@ -88,6 +94,25 @@ impl Coder<'_> {
             .map(|(decoded, w)| self.feedback_band(w, k, l, decoded))
             .collect::<Result<_, _>>()?;
         Ok(Tiles { rate: self.rate, k, height, states, decoded })
+    }
+
+    /// The same where the encoder does it all.
+    fn elsewhere(&self, w: &Matrix, l: &Matrix) -> Result<Option<Tiles>, BackendError> {
+        let (rows, k) = (w.rows, w.columns);
+        let matrix = LdlqMatrix { weights: &w.data, factor: &l.data, k };
+        let found = self.encoder.ldlq(&matrix, self.rate, self.codebook, &|_| ())?;
+        let Some(states) = found else { return Ok(None) };
+        let mut decoded = Matrix::zeros(rows, k);
+        decoded.data.par_chunks_mut(BLOCK * k).enumerate().for_each(|(tile, decoded)| {
+            for group in 0..k / BLOCK {
+                let own = &states[(group * (rows / BLOCK) + tile) * TILE..][..TILE];
+                for (p, &state) in own.iter().enumerate() {
+                    let (output, input) = (usize::from(TILE_COLUMN[p]), usize::from(TILE_ROW[p]));
+                    decoded[output * k + group * BLOCK + input] = self.table[usize::from(state)];
+                }
+            }
+        });
+        Ok(Some(Tiles { rate: self.rate, k, height: rows, states: vec![states], decoded }))
     }
 
     fn feedback_band(

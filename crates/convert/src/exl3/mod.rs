@@ -17,15 +17,18 @@ pub mod table;
 
 use crate::error::ConvertError;
 use crate::matrix::{Matrix, dot};
+use crate::metric::Metric;
 use crate::pooling::CalibrationRule;
-use crate::quantizer::{LinearInput, Quantizer, TensorReport};
+use crate::quantizer::{LinearInput, Phases, Quantizer, TensorReport};
+use crate::report::Watch;
 use basis::{ScaleRule, Scales};
 use bytes::Bytes;
 use feedback::Coder;
 use half::f16;
+use marlin_quant::exl3::encode::LdlqMatrix;
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
-use marlin_tensor::{BackendError, DType, HostTensor, Weight};
+use marlin_tensor::{Backend, BackendError, DType, HostTensor, Weight};
 use panels::Panels;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -75,6 +78,8 @@ impl Default for Exl3Options {
 pub struct Exl3Quantizer {
     /// Finds rings.
     pub encoder: Arc<dyn TileEncoder>,
+    /// Multiplies matrices, where it can.
+    pub backend: Arc<dyn Backend>,
     /// Value generator.
     pub codebook: Codebook,
     /// Choices.
@@ -116,8 +121,10 @@ impl Quantizer for Exl3Quantizer {
         let [out_features, in_features] = input.shape;
         let (n, k) =
             (out_features.next_multiple_of(PADDING), in_features.next_multiple_of(PADDING));
+        let mut watch = Watch::start();
         let mut panels = Panels::new(input, n, k)?;
-        let h = input.hessian.map(|h| h.padded(k, k));
+        let algebra = self.backend.algebra();
+        let h = input.hessian.map(|h| Metric::new(h.padded(k, k), algebra)).transpose()?;
         let mut fallback = match (&h, self.options.feedback) {
             (_, false) => Some("feedback is off".to_owned()),
             (None, _) => Some(input.why_uncalibrated.to_owned()),
@@ -125,7 +132,7 @@ impl Quantizer for Exl3Quantizer {
         };
         let used = h.as_ref().filter(|_| fallback.is_none());
 
-        let diagonal = used.map(|h| diagonal(h, self.options.damping));
+        let diagonal = used.map(|h| diagonal(&h.h, self.options.damping));
         let rule = self.options.scales;
         let choose = |panels: &Panels, rms| {
             let visit = |each: &mut dyn FnMut(usize, &Matrix)| panels.weights(each);
@@ -137,11 +144,15 @@ impl Quantizer for Exl3Quantizer {
         let encoder = Timed::new(self.encoder.as_ref(), tiles, input.progress);
         let coder = Coder { encoder: &encoder, rate, codebook: self.codebook, table: &table };
 
-        let factor = used.map(|h| ldl::block_ldl(&scales.hessian(h), self.options.damping));
+        let preparation = watch.lap();
+        let damping = self.options.damping;
+        let factor =
+            used.map(|h| ldl::block_ldl(&scales.hessian(&h.h), damping, algebra)).transpose()?;
         if matches!(factor, Some(None)) {
             fallback = Some("the Hessian has no factorisation".to_owned());
         }
         let factor = factor.flatten().map(|(l, _)| l);
+        let factorization = watch.lap();
         if self.options.search > 0 {
             let tiles = self.options.search;
             let gain = search::gain(&panels, &coder, &scales, factor.as_ref(), tiles)?;
@@ -153,28 +164,19 @@ impl Quantizer for Exl3Quantizer {
         })?;
         let passes = if factor.is_some() { self.options.passes } else { 0 };
         drop(factor);
+        let feedback = watch.lap();
         self.fit(&mut scales, &mut panels, &coder, h.as_ref())?;
         for _ in 0..passes {
             let Some(h) = &h else { break };
-            let rotated_h = damped(&scales.hessian(h), self.options.damping);
+            let rotated_h = damped(&scales.hessian(&h.h), self.options.damping);
             let Some(inverse) = ldl::inverse_blocks(&rotated_h) else { break };
-            let (mut changed, mut failed) = (0, None);
+            let mut changed = 0;
             panels.visit(&coder, Some(h), |rows, open| {
                 let target = scales.part(rows).rotate(&open.w);
-                match coder.descend(&target, &rotated_h, &inverse, &mut open.tiles) {
-                    Ok(here) => {
-                        changed += here;
-                        here > 0
-                    }
-                    Err(error) => {
-                        failed = Some(error);
-                        false
-                    }
-                }
+                let here = coder.descend(&target, &rotated_h, &inverse, &mut open.tiles)?;
+                changed += here;
+                Ok(here > 0)
             })?;
-            if let Some(error) = failed {
-                return Err(error.into());
-            }
             if changed == 0 {
                 break;
             }
@@ -186,11 +188,12 @@ impl Quantizer for Exl3Quantizer {
         let mut sums = Sums::default();
         panels.visit(&coder, h.as_ref(), |rows, open| {
             let decoded = scales.part(rows).apply(&Scales::unscaled(&open.tiles.decoded));
-            sums.add(&open.w, decoded, h.as_ref().zip(open.wh.as_ref()));
-            false
+            sums.add(&open.w, decoded, h.as_ref().zip(open.wh.as_ref()))?;
+            Ok(false)
         })?;
         let mut report = sums.report(input, h.is_some(), rate, fallback);
         report.encoder_seconds = encoder.seconds();
+        report.phases = Phases { preparation, factorization, feedback, fits: watch.lap() };
         let weight = Weight {
             format: "exl3",
             out_features,
@@ -208,24 +211,24 @@ impl Exl3Quantizer {
         scales: &mut Scales,
         panels: &mut Panels,
         coder: &Coder,
-        h: Option<&Matrix>,
+        h: Option<&Metric>,
     ) -> Result<(), ConvertError> {
         let Some(h) = h.filter(|_| self.options.refit) else { return Ok(()) };
         for round in 0..=refit::ROUNDS {
-            let mut inputs = (round < refit::ROUNDS).then(|| refit::Inputs::new(h.rows));
+            let mut inputs = (round < refit::ROUNDS).then(|| refit::Inputs::new(h)).transpose()?;
             panels.visit(coder, Some(h), |rows, open| {
-                let Some(wh) = &open.wh else { return false };
+                let Some(wh) = &open.wh else { return Ok(false) };
                 let unscaled = Scales::unscaled(&open.tiles.decoded);
                 let mut own = scales.part(rows.clone());
-                refit::fit_outputs(&mut own, &unscaled, h, wh);
+                refit::fit_outputs(&mut own, &unscaled, h, wh)?;
                 if let Some(inputs) = &mut inputs {
-                    inputs.add(&own, &unscaled, wh);
+                    inputs.add(&own, &unscaled, wh)?;
                 }
                 scales.svh[rows].copy_from_slice(&own.svh);
-                false
+                Ok(false)
             })?;
             if let Some(inputs) = inputs {
-                inputs.fit(scales, h);
+                inputs.fit(scales, &h.h)?;
             }
         }
         Ok(())
@@ -251,6 +254,17 @@ impl<'a> Timed<'a> {
     fn seconds(&self) -> f64 {
         self.nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9
     }
+
+    /// What began at `start` has encoded `tiles`.
+    fn add(&self, start: Instant, tiles: usize) {
+        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.tell(tiles);
+    }
+
+    fn tell(&self, tiles: usize) {
+        let so_far = self.done.fetch_add(tiles, Ordering::Relaxed) + tiles;
+        (self.progress)(so_far as f64 / self.tiles as f64);
+    }
 }
 
 impl TileEncoder for Timed<'_> {
@@ -267,11 +281,23 @@ impl TileEncoder for Timed<'_> {
     ) -> Result<(), BackendError> {
         let start = Instant::now();
         let done = self.encoder.encode(tiles, rate, codebook, states);
-        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        let here = states.len() / TILE;
-        let so_far = self.done.fetch_add(here, Ordering::Relaxed) + here;
-        (self.progress)(so_far as f64 / self.tiles as f64);
+        self.add(start, states.len() / TILE);
         done
+    }
+
+    fn ldlq(
+        &self,
+        matrix: &LdlqMatrix,
+        rate: Rate,
+        codebook: Codebook,
+        _: &dyn Fn(usize),
+    ) -> Result<Option<Vec<u16>>, BackendError> {
+        let start = Instant::now();
+        let states = self.encoder.ldlq(matrix, rate, codebook, &|tiles| self.tell(tiles))?;
+        if states.is_some() {
+            self.add(start, 0);
+        }
+        Ok(states)
     }
 
     fn together(&self) -> usize {
@@ -340,10 +366,15 @@ struct Sums {
 
 impl Sums {
     /// Adds a panel: `decoded` stands for `w`, under the moments and `W · H`.
-    fn add(&mut self, w: &Matrix, decoded: Matrix, moments: Option<(&Matrix, &Matrix)>) {
+    fn add(
+        &mut self,
+        w: &Matrix,
+        decoded: Matrix,
+        moments: Option<(&Metric, &Matrix)>,
+    ) -> Result<(), BackendError> {
         match moments {
             Some((h, wh)) => {
-                let qh = decoded.times(h);
+                let qh = h.times(&decoded)?;
                 self.own += dot(&qh.data, &decoded.data);
                 self.whole += dot(&wh.data, &w.data);
                 self.both += dot(&wh.data, &decoded.data);
@@ -358,8 +389,9 @@ impl Sums {
         self.energy += dot(&w.data, &w.data);
         self.lost += dot(&error.data, &error.data);
         if let Some((h, _)) = moments {
-            self.error += dot(&error.times(h).data, &error.data);
+            self.error += dot(&h.times(&error)?.data, &error.data);
         }
+        Ok(())
     }
 
     fn report(
@@ -388,6 +420,7 @@ impl Sums {
             fallback,
             seconds: 0.0,
             encoder_seconds: 0.0,
+            phases: Phases::default(),
         }
     }
 }

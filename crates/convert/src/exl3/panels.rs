@@ -4,6 +4,7 @@
 use super::feedback::{Coder, Tiles};
 use crate::error::ConvertError;
 use crate::matrix::Matrix;
+use crate::metric::Metric;
 use crate::quantizer::LinearInput;
 use marlin_tensor::BackendError;
 use std::ops::Range;
@@ -101,15 +102,16 @@ impl<'a> Panels<'a> {
     /// Encodes every panel as `encode` says; `h` are the moments to multiply weights with later.
     ///
     /// # Errors
-    /// When the weights cannot be read.
+    /// When the weights cannot be read, or the device fails.
     pub fn encode(
         &mut self,
-        h: Option<&Matrix>,
+        h: Option<&Metric>,
         encode: impl Fn(Range<usize>, &Matrix) -> Result<Tiles, BackendError>,
     ) -> Result<(), ConvertError> {
         if let Some(w) = self.whole.take() {
             let tiles = encode(0..self.n, &w)?;
-            let open = Open { wh: h.map(|h| w.times(h)), w, tiles };
+            let wh = h.map(|h| h.times(&w)).transpose()?;
+            let open = Open { wh, w, tiles };
             self.encoded = vec![Panel { rows: 0..self.n, trellis: Vec::new(), kept: Some(open) }];
             return Ok(());
         }
@@ -123,24 +125,25 @@ impl<'a> Panels<'a> {
     /// Opens every encoded panel in turn. What `each` does to the tiles is kept when it returns true.
     ///
     /// # Errors
-    /// When the weights cannot be read.
+    /// When the weights cannot be read, the device fails, or `each` does.
     pub fn visit(
         &mut self,
         coder: &Coder,
-        h: Option<&Matrix>,
-        mut each: impl FnMut(Range<usize>, &mut Open) -> bool,
+        h: Option<&Metric>,
+        mut each: impl FnMut(Range<usize>, &mut Open) -> Result<bool, BackendError>,
     ) -> Result<(), ConvertError> {
         for i in 0..self.encoded.len() {
             let rows = self.encoded[i].rows.clone();
             if let Some(open) = &mut self.encoded[i].kept {
-                each(rows, open);
+                each(rows, open)?;
                 continue;
             }
             let w = self.read(rows.clone())?;
             let trellis = &self.encoded[i].trellis;
             let tiles = Tiles::unpack(trellis, coder.rate, coder.table, rows.len(), self.k);
-            let mut open = Open { wh: h.map(|h| w.times(h)), w, tiles };
-            if each(rows, &mut open) {
+            let wh = h.map(|h| h.times(&w)).transpose()?;
+            let mut open = Open { wh, w, tiles };
+            if each(rows, &mut open)? {
                 self.encoded[i].trellis = open.tiles.pack();
             }
         }

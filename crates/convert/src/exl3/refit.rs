@@ -6,7 +6,9 @@
 
 use super::basis::{Scales, round};
 use super::ldl::solve;
-use crate::matrix::{Matrix, add_gram, dot};
+use crate::matrix::{Matrix, dot};
+use crate::metric::{Metric, Sum};
+use marlin_tensor::BackendError;
 
 /// Ridge that keeps input scales near what they were where the data says little.
 const RIDGE: f32 = 1e-3;
@@ -14,12 +16,20 @@ const RIDGE: f32 = 1e-3;
 pub const ROUNDS: usize = 2;
 
 /// Fits the outputs of `scales` to `unscaled: [n, k]` under `h: [k, k]`; `wh: [n, k]` is `W · H`.
-pub fn fit_outputs(scales: &mut Scales, unscaled: &Matrix, h: &Matrix, wh: &Matrix) {
+///
+/// # Errors
+/// When the device fails.
+pub fn fit_outputs(
+    scales: &mut Scales,
+    unscaled: &Matrix,
+    h: &Metric,
+    wh: &Matrix,
+) -> Result<(), BackendError> {
     let mut q = unscaled.clone();
     for row in q.data.chunks_exact_mut(q.columns) {
         row.iter_mut().zip(&scales.suh).for_each(|(v, s)| *v *= s);
     }
-    let qh = q.times(h);
+    let qh = h.times(&q)?;
     for (o, s) in scales.svh.iter_mut().enumerate() {
         let norm = dot(qh.row(o), q.row(o));
         let fitted = dot(wh.row(o), q.row(o)) / norm;
@@ -28,37 +38,53 @@ pub fn fit_outputs(scales: &mut Scales, unscaled: &Matrix, h: &Matrix, wh: &Matr
             *s = round(fitted);
         }
     }
+    Ok(())
 }
 
 /// The linear system of the inputs, summed over panels of outputs. Works with factors on the present scales,
 /// which lie near one.
-pub struct Inputs {
+pub struct Inputs<'a> {
     /// `QᵀQ`, `[k, k]`.
-    a: Matrix,
+    a: Sum<'a>,
     b: Vec<f64>,
 }
 
-impl Inputs {
-    /// Of `k` inputs, no output added.
-    pub fn new(k: usize) -> Self {
-        Self { a: Matrix::zeros(k, k), b: vec![0.0; k] }
+impl<'a> Inputs<'a> {
+    /// Of the inputs of `h`, no output added.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn new(h: &Metric<'a>) -> Result<Self, BackendError> {
+        Ok(Self { a: h.sum()?, b: vec![0.0; h.h.rows] })
     }
 
     /// Adds a panel of outputs.
-    pub fn add(&mut self, scales: &Scales, unscaled: &Matrix, wh: &Matrix) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add(
+        &mut self,
+        scales: &Scales,
+        unscaled: &Matrix,
+        wh: &Matrix,
+    ) -> Result<(), BackendError> {
         let q = scales.apply(unscaled);
-        add_gram(&mut self.a, &q);
+        self.a.add(&q)?;
         for o in 0..unscaled.rows {
             for ((b, &q), &wh) in self.b.iter_mut().zip(q.row(o)).zip(wh.row(o)) {
                 *b += f64::from(q) * f64::from(wh);
             }
         }
+        Ok(())
     }
 
     /// Fits the inputs of `scales` under `h`.
-    pub fn fit(mut self, scales: &mut Scales, h: &Matrix) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn fit(mut self, scales: &mut Scales, h: &Matrix) -> Result<(), BackendError> {
         let k = h.rows;
-        let a = &mut self.a;
+        let mut a = self.a.finish()?;
         a.data.iter_mut().zip(&h.data).for_each(|(a, h)| *a *= h);
         let mean = (0..k).map(|i| a.row(i)[i]).sum::<f32>() / k as f32;
         for (i, b) in self.b.iter_mut().enumerate() {
@@ -66,11 +92,12 @@ impl Inputs {
             a.row_mut(i)[i] += ridge;
             *b += f64::from(ridge);
         }
-        let Some(factors) = solve(a, &self.b) else { return };
+        let Some(factors) = solve(&a, &self.b) else { return Ok(()) };
         for (s, f) in scales.suh.iter_mut().zip(factors) {
             if f > 0.0 {
                 *s = round(f64::from(*s) * f);
             }
         }
+        Ok(())
     }
 }

@@ -73,7 +73,7 @@ pub fn backend(threads: usize) -> Arc<dyn Backend> {
 }
 
 pub fn quantizer(encoder: Arc<dyn TileEncoder>) -> Exl3Quantizer {
-    Exl3Quantizer { encoder, codebook: MUL1, options: Exl3Options::default() }
+    Exl3Quantizer { encoder, backend: backend(1), codebook: MUL1, options: Exl3Options::default() }
 }
 
 /// The reference inputs of a tiny model, repeated.

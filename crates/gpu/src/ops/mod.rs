@@ -14,6 +14,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod cache;
+pub(crate) mod cholesky;
 pub(crate) mod columns;
 pub(crate) mod elementwise;
 pub(crate) mod exl3;
@@ -21,9 +22,11 @@ mod flash;
 pub(crate) mod hopper;
 pub(crate) mod integer;
 pub(crate) mod latent;
+pub(crate) mod ldlq;
 pub(crate) mod matrix;
 pub(crate) mod moe;
 pub(crate) mod norm;
+pub(crate) mod product;
 pub(crate) mod rope;
 pub(crate) mod select;
 mod simdgroup;

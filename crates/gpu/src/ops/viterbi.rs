@@ -33,15 +33,16 @@ const WHOLE: u32 = 0x4b00_0000;
 
 type Costs = Vector<f32, Const<4>>;
 
-/// States of `tiles: [count, 256]`, finite and in ring order, one a word; costs take `bytes`, or as much as one tile needs.
+/// `states: [count, 256]`, one a word, of `tiles`, finite and in ring order; costs take `bytes`, or as much as one tile needs.
 pub(crate) fn search(
     gpu: &Gpu,
     tiles: &Buffer,
+    states: &Buffer,
     count: usize,
     rate: Rate,
     codebook: Codebook,
     bytes: u64,
-) -> Buffer {
+) {
     let bits = [rate.new_bits(0) as u32, rate.new_bits(1) as u32];
     let least = bits[0].min(bits[1]);
     let nodes = 1usize << (16 - least);
@@ -52,7 +53,6 @@ pub(crate) fn search(
         if gpu.tensor_cores { (nodes as u32 / NODES).clamp(UNITS, MOST_UNITS) } else { UNITS };
     let shared_bytes = gpu.client.properties().hardware.max_shared_memory_size;
     let is_shared = 2 * nodes * WORD + OTHER_SHARED <= shared_bytes;
-    let states = gpu.empty(count * TILE);
     let live = if is_shared { gpu.none.clone() } else { gpu.empty(cubes * 2 * nodes) };
     let kept = gpu.empty(cubes * TILE * nodes);
     // SAFETY: every cube has its own costs, of as many nodes as the lower rate has.
@@ -71,7 +71,6 @@ pub(crate) fn search(
             Search { least, units, is_shared, mul1, multiplier, addend, nvidia: gpu.tensor_cores },
         );
     }
-    states
 }
 
 /// What a kernel is compiled for.

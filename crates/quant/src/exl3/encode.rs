@@ -48,6 +48,33 @@ pub trait TileEncoder: Send + Sync {
     fn together(&self) -> usize {
         1
     }
+
+    /// Encodes a whole matrix with LDLQ: states `[k / 16, rows / 16, 256]`, or `None` where errors are the caller's to feed
+    /// back. `progress` is told of tiles that are done.
+    ///
+    /// # Errors
+    /// When a device fails.
+    fn ldlq(
+        &self,
+        _matrix: &LdlqMatrix,
+        _rate: Rate,
+        _codebook: Codebook,
+        _progress: &dyn Fn(usize),
+    ) -> Result<Option<Vec<u16>>, BackendError> {
+        Ok(None)
+    }
+}
+
+/// What LDLQ encodes: the columns of `W` in groups of sixteen, last to first, each as `W_g + Σ_{j>g} E_j L[j,g]`, where
+/// `E = W − Q` are the errors made so far.
+#[derive(Debug, Clone, Copy)]
+pub struct LdlqMatrix<'a> {
+    /// `W: [rows, k]`, row-major; `rows` and `k` are multiples of sixteen.
+    pub weights: &'a [f32],
+    /// `L: [k, k]`, row-major; blocks above the diagonal are not read.
+    pub factor: &'a [f32],
+    /// Columns of both.
+    pub k: usize,
 }
 
 /// The definition: f32 costs, every state visited; of equal costs the smallest state.

@@ -134,6 +134,7 @@ impl<'a> Measuring<'a> {
         let quick = Exl3Options { passes: 0, ..self.work.quantizer.options.clone() };
         let quantizer = Exl3Quantizer {
             encoder: self.work.quantizer.encoder.clone(),
+            backend: self.work.backend.clone(),
             codebook: self.work.quantizer.codebook,
             options: quick,
         };
