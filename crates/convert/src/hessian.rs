@@ -3,6 +3,7 @@
 
 use crate::matrix::{Matrix, add_gram, mirror};
 use marlin_tensor::{Backend, BackendError, Gram, Tensor};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// By calibration label.
@@ -110,9 +111,10 @@ impl Hessian {
         }
         let scale = 1.0 / rows as f32;
         let mut mean = self.sum.clone();
-        mean.data.iter_mut().for_each(|v| *v *= scale);
+        mean.data.par_iter_mut().for_each(|v| *v *= scale);
         let diagonal = (0..mean.rows).map(|i| f64::from(mean.row(i)[i])).sum::<f64>();
-        let useful = diagonal / mean.rows as f64 > 1e-20 && mean.data.iter().all(|v| v.is_finite());
+        let useful =
+            diagonal / mean.rows as f64 > 1e-20 && mean.data.par_iter().all(|v| v.is_finite());
         useful.then_some(mean)
     }
 }

@@ -55,6 +55,9 @@ impl Matrix {
 
     /// The same values in the upper left corner of `[rows, columns]`, zero elsewhere.
     pub fn padded(&self, rows: usize, columns: usize) -> Self {
+        if (rows, columns) == (self.rows, self.columns) {
+            return self.clone();
+        }
         let mut out = Self::zeros(rows, columns);
         for i in 0..self.rows {
             out.row_mut(i)[..self.columns].copy_from_slice(self.row(i));

@@ -129,9 +129,9 @@ impl Scales {
     /// `diag(svh) · unscaled · diag(suh)`.
     pub fn apply(&self, unscaled: &Matrix) -> Matrix {
         let mut out = unscaled.clone();
-        for (o, &s) in self.svh.iter().enumerate() {
-            out.row_mut(o).iter_mut().zip(&self.suh).for_each(|(v, u)| *v *= s * u);
-        }
+        out.data.par_chunks_mut(unscaled.columns).zip(&self.svh).for_each(|(row, &s)| {
+            row.iter_mut().zip(&self.suh).for_each(|(v, u)| *v *= s * u);
+        });
         out
     }
 

@@ -9,6 +9,7 @@ use super::ldl::solve;
 use crate::matrix::{Matrix, dot};
 use crate::metric::{Metric, Sum};
 use marlin_tensor::BackendError;
+use rayon::prelude::*;
 
 /// Ridge that keeps input scales near what they were where the data says little.
 const RIDGE: f32 = 1e-3;
@@ -26,18 +27,18 @@ pub fn fit_outputs(
     wh: &Matrix,
 ) -> Result<(), BackendError> {
     let mut q = unscaled.clone();
-    for row in q.data.chunks_exact_mut(q.columns) {
+    q.data.par_chunks_mut(q.columns).for_each(|row| {
         row.iter_mut().zip(&scales.suh).for_each(|(v, s)| *v *= s);
-    }
+    });
     let qh = h.times(&q)?;
-    for (o, s) in scales.svh.iter_mut().enumerate() {
+    scales.svh.par_iter_mut().enumerate().for_each(|(o, s)| {
         let norm = dot(qh.row(o), q.row(o));
         let fitted = dot(wh.row(o), q.row(o)) / norm;
         // A sign never turns, and a row that is zero stays zero.
         if *s != 0.0 && fitted.is_finite() && fitted * f64::from(*s) > 0.0 {
             *s = round(fitted);
         }
-    }
+    });
     Ok(())
 }
 
@@ -85,7 +86,7 @@ impl<'a> Inputs<'a> {
     pub fn fit(mut self, scales: &mut Scales, h: &Matrix) -> Result<(), BackendError> {
         let k = h.rows;
         let mut a = self.a.finish()?;
-        a.data.iter_mut().zip(&h.data).for_each(|(a, h)| *a *= h);
+        a.data.par_iter_mut().zip(&h.data).for_each(|(a, h)| *a *= h);
         let mean = (0..k).map(|i| a.row(i)[i]).sum::<f32>() / k as f32;
         for (i, b) in self.b.iter_mut().enumerate() {
             let ridge = RIDGE * (a.row(i)[i] + mean);
