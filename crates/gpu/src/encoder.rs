@@ -53,9 +53,12 @@ impl GpuEncoder {
                 .map(|lane| lane.join().unwrap_or_else(|e| resume_unwind(e)))
                 .collect()
         });
-        let memory = client.properties().memory.max_memory();
-        let bytes = memory.map_or(FEW_BYTES, |all| (all / 8).min(MOST_BYTES)) / LANES as u64;
-        let matrix_bytes = memory.map_or(FEW_BYTES, |all| all / 2 / LANES as u64);
+        let memory = &client.properties().memory;
+        let all = memory.max_memory();
+        let bytes = all.map_or(FEW_BYTES, |all| (all / 8).min(MOST_BYTES)) / LANES as u64;
+        // Costs are one array.
+        let bytes = bytes.min(memory.max_page_size);
+        let matrix_bytes = all.map_or(FEW_BYTES, |all| all / 2 / LANES as u64);
         let name = format!("{} ({device})", runtime.name());
         Self { lanes, waits: AtomicUsize::new(0), bytes, matrix_bytes, name }
     }
