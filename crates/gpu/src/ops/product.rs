@@ -46,7 +46,7 @@ pub(crate) enum Into {
     LowerDifference,
 }
 
-/// `out ← aᵀ b` for `a: [depth, m]`, `b: [depth, n]`, `out: [m, ..]`; all columns and strides are multiples of four.
+/// `out ← aᵀ b`, or as `into` says, for `a: [depth, m]`, `b: [depth, n]`, `out: [m, ..]`; with at least one row; all columns and strides are multiples of four.
 pub(crate) fn product(
     gpu: &Gpu,
     a: Part,
@@ -152,7 +152,7 @@ fn product_kernel(
     left[UNIT_POS as usize] = read(a, a_at, has_a && at < depth);
     right[UNIT_POS as usize] = read(b, b_at, has_b && at < depth);
     sync_cube();
-    let steps = (depth + (DEPTH - 1)) / DEPTH;
+    let steps = (depth - 1) / DEPTH + 1;
     for step in 0..steps {
         let here = step % 2 * TILE;
         let there = (step + 1) % 2 * TILE;
