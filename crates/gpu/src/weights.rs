@@ -117,9 +117,9 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
             let mut row = vec![0.0; k];
             let decoded = marlin_quant::format(weight.format).decode_rows(weight, 0..1, &mut row);
             decoded.map_err(|e| decode_error(weight, e))?;
-            (format, format.split(weight.parts[0].1.bytes(), k))
+            (format, format.split(weight))
         }
-        None => (Format::F16, Format::F16.split(&halves(weight)?, k)),
+        None => (Format::F16, Format::F16.split(&halves(weight)?)),
     };
     let arrays = [parts.codes, parts.high, parts.scales, parts.supers];
     let words = arrays.iter().map(Vec::len).sum::<usize>() + order.map_or(0, |o| o.elements());
@@ -127,8 +127,7 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
     let reservation = gpu.reserve("a matrix", bytes)?;
     let parts = arrays.map(|words| gpu.words(&words));
     let order = order.map(|order| gpu.bytes(order.bytes()));
-    let rows =
-        RowMatrix { format, parts, out_features: n, units: k.div_ceil(UNIT), order, choices };
+    let rows = RowMatrix { format, parts, out_features: n, units: format.units(k), order, choices };
     Ok((Matrix::Rows(rows), bytes, reservation))
 }
 
@@ -155,7 +154,7 @@ pub(crate) fn narrowest(out_features: usize, in_features: usize, values: &[f32])
 const BAND: usize = 128;
 
 /// A weight of any format as f16, row by row.
-fn halves(weight: &Weight) -> Result<Vec<u8>> {
+fn halves(weight: &Weight) -> Result<Weight> {
     let (n, k) = (weight.out_features, weight.in_features);
     let format = format(weight.format);
     let band = BAND.next_multiple_of(format.row_granularity());
@@ -176,7 +175,8 @@ fn halves(weight: &Weight) -> Result<Vec<u8>> {
             out.extend(half.to_le_bytes());
         }
     }
-    Ok(out)
+    let values = HostTensor::new(DType::F16, vec![n, k], out.into())?;
+    Ok(Weight { format: "f16", parts: vec![("weight", values)], ..weight.clone() })
 }
 
 /// Whether it pays to decode a matrix first. Halves are too coarse for f32.

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{bytes, close, exl3, has_run, product, values};
+use common::{bytes, close, exl3, has_run, matrix, product, values};
 use marlin_gpu::tune::is_integer;
 use marlin_quant::{decode, formats};
 use marlin_tensor::{
@@ -78,7 +78,7 @@ fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64
 fn every_format_multiplies() {
     for b in backends() {
         for format in formats() {
-            let Ok(weight) = format.pack(&values(40 * 512, 5), 40, 512) else { continue };
+            let Some(weight) = matrix(format.id(), 40, 512, 5) else { continue };
             let own = !b.kernel(format.id(), LinearOptions::default()).contains("held");
             let tolerance = if own { rows_tolerance(&*b, format.id()) } else { 1e-3 };
             let rows = if format.id() == "q4_k" { ROWS } else { &[1, 5] };
@@ -128,7 +128,7 @@ fn every_format_embeds() {
     use marlin_quant::exl3::codebook::{MCG_MULTIPLIER, MUL1_MULTIPLIER};
     for b in backends() {
         for format in formats() {
-            let Ok(weight) = format.pack(&values(11 * 256, 6), 11, 256) else { continue };
+            let Some(weight) = matrix(format.id(), 11, 256, 6) else { continue };
             check_embedding(&*b, &weight, &[3, 10, 0, 3], 1e-7, format.id());
         }
         // Neither width of the first is whole.
@@ -136,6 +136,55 @@ fn every_format_embeds() {
         check_embedding(&*b, &mul1, &[0, 127, 128, 299], 3e-6, "mul1");
         let mcg = exl3(128, 384, 6, Some(("mcg", MCG_MULTIPLIER)));
         check_embedding(&*b, &mcg, &[77], 3e-6, "mcg");
+    }
+}
+
+/// Formats whose weights are products only are read as they decode, bit by bit; but for numbers that are subnormal, which devices may take for zero.
+#[test]
+fn products_are_the_same_bits() {
+    // Every byte and every scale, and rows that are no whole blocks of 128.
+    let all: Vec<u8> = (0..=255).collect();
+    let fp8 = |k: usize, scale: HostTensor, format| {
+        let codes: Vec<u8> = all.iter().copied().cycle().take(300 * k).collect();
+        let codes = HostTensor::new(DType::F8E4M3, vec![300, k], codes.into()).unwrap();
+        let parts = vec![("weight", codes), ("scale", scale)];
+        Weight { format, out_features: 300, in_features: k, parts }
+    };
+    let blocks = all.iter().flat_map(|&e| [e].into_iter().chain(bytes(16, u64::from(e))));
+    let mxfp4 = HostTensor::new(DType::U8, vec![32, 8 * 17], blocks.collect()).unwrap();
+    let mut weights = vec![
+        fp8(200, HostTensor::from_f32(vec![300], &values(300, 1)), "fp8"),
+        fp8(257, HostTensor::from_f32(vec![3, 3], &values(9, 2)), "fp8_block128"),
+        Weight {
+            format: "mxfp4",
+            out_features: 32,
+            in_features: 256,
+            parts: vec![("blocks", mxfp4)],
+        },
+    ];
+    let blocks = all.chunks(4).flat_map(|s| s.iter().copied().chain(bytes(32, u64::from(s[0]))));
+    let nvfp4 = HostTensor::new(DType::U8, vec![16, 4 * 36], blocks.collect()).unwrap();
+    let parts = vec![("blocks", nvfp4)];
+    weights.push(Weight { format: "nvfp4", out_features: 16, in_features: 256, parts });
+    weights.extend(matrix("nvfp4_scaled", 9, 192, 4));
+    let rest =
+        ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs"];
+    let ternary = ["tq1_0", "tq2_0", "tq1_0_scaled", "tq2_0_scaled"];
+    weights.extend(rest.iter().chain(&ternary).filter_map(|id| matrix(id, 7, 512, 5)));
+    for b in backends() {
+        for weight in &weights {
+            let name = b.kernel(weight.format, LinearOptions::default());
+            assert!(!name.contains("held"), "{name}");
+            let mut batch = Batch::new(4);
+            let tokens: Vec<u32> = (0..weight.out_features as u32).collect();
+            batch.push(&tokens, 0, &vec![0; tokens.len().div_ceil(4)], 4, 1);
+            let table = b.load_embedding(weight).unwrap();
+            let found = b.download(&b.embed(&table, &batch, 1.0).unwrap()).unwrap();
+            for (i, (f, e)) in found.iter().zip(decode(weight).unwrap()).enumerate() {
+                let small = e.is_subnormal() && *f == 0.0;
+                assert!(*f == e || f.is_nan() && e.is_nan() || small, "{name}: [{i}] {f} for {e}");
+            }
+        }
     }
 }
 
@@ -215,6 +264,22 @@ fn experts_of_trellises_are_stacked() {
                 .collect();
             let tolerance = mul1_tolerance(&*b).max(2e-5);
             check_experts(&*b, &weights, tolerance, &format!("{rates:?}"));
+        }
+    }
+}
+
+/// Blocks of four-bit floats, squares of eight-bit ones whose rows are padded, points that a table brings along.
+#[test]
+fn experts_of_floats_and_points_are_stacked() {
+    for format in ["mxfp4", "nvfp4_scaled", "fp8", "iq2_xs", "iq4_xs"] {
+        let (inner, hidden) = if format.starts_with("iq") { (512, 256) } else { (128, 192) };
+        let make = |n, k, seed| matrix(format, n, k, seed).unwrap();
+        let expert = |e: u64| {
+            [make(inner, hidden, e), make(inner, hidden, 100 + e), make(hidden, inner, 200 + e)]
+        };
+        let weights: Vec<[Weight; 3]> = (10..15).map(expert).collect();
+        for b in backends() {
+            check_experts(&*b, &weights, 2e-5, format);
         }
     }
 }

@@ -13,3 +13,4 @@ mod parts;
 
 pub use error::QuantError;
 pub use format::{Description, WeightFormat, decode, format, formats, load, slice_rows};
+pub use ggml::{IQ4_LEVELS, grids};

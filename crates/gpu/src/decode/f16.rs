@@ -2,12 +2,14 @@
 
 use super::{Decode, Parts, UNIT, half, put_half};
 use cubecl::prelude::*;
+use marlin_tensor::Weight;
 
 pub(crate) struct F16;
 
 /// Also that of bf16.
-pub(super) fn split(bytes: &[u8], columns: usize, parts: &mut Parts) {
-    for row in bytes.chunks_exact(2 * columns) {
+pub(super) fn split(weight: &Weight, parts: &mut Parts) {
+    let columns = weight.in_features;
+    for row in weight.parts[0].1.bytes().chunks_exact(2 * columns) {
         for i in 0..columns.next_multiple_of(UNIT) {
             let value = if i < columns { half(row, 2 * i) } else { 0 };
             put_half(&mut parts.codes, i, value);

@@ -2,11 +2,13 @@
 
 use super::{Decode, Parts, UNIT, word};
 use cubecl::prelude::*;
+use marlin_tensor::Weight;
 
 pub(crate) struct F32;
 
-pub(super) fn split(bytes: &[u8], columns: usize, parts: &mut Parts) {
-    for row in bytes.chunks_exact(4 * columns) {
+pub(super) fn split(weight: &Weight, parts: &mut Parts) {
+    let columns = weight.in_features;
+    for row in weight.parts[0].1.bytes().chunks_exact(4 * columns) {
         parts.codes.extend((0..columns).map(|i| word(row, 4 * i)));
         parts.codes.resize(parts.codes.len().next_multiple_of(UNIT), 0);
     }

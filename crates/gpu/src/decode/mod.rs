@@ -12,14 +12,27 @@
 //! | single bits | weights `32 w …` |
 //! | bytes | weights `4 w …` |
 //!
+//! Points of lattices and uneven levels are looked up in a table that the matrix brings along.
 //! Scales keep their stored precision. The order of the f32 operations is that of
 //! [`WeightFormat::decode_rows`](marlin_quant::WeightFormat::decode_rows).
 
 mod bf16;
 mod f16;
 mod f32;
+mod fp8;
 mod int4;
 mod int8;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod nvfp4;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -30,27 +43,16 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
-
-pub(crate) use self::bf16::Bf16;
-pub(crate) use self::f16::F16;
-pub(crate) use self::f32::F32;
-pub(crate) use int4::{Int4G32, Int4G64, Int4G128};
-pub(crate) use int8::{Int8G32, Int8G128};
-pub(crate) use q2_k::Q2K;
-pub(crate) use q3_k::Q3K;
-pub(crate) use q4_0::Q4_0;
-pub(crate) use q4_1::Q4_1;
-pub(crate) use q4_k::Q4K;
-pub(crate) use q5_0::Q5_0;
-pub(crate) use q5_1::Q5_1;
-pub(crate) use q5_k::Q5K;
-pub(crate) use q6_k::Q6K;
-pub(crate) use q8_0::Q8_0;
+mod tq2_0;
 
 use cubecl::prelude::*;
+use marlin_quant::grids;
+use marlin_tensor::Weight;
 
 /// Weights of a unit.
 pub(crate) const UNIT: usize = 8;
+/// Weights of a row under one f32 scale, in formats whose scales belong to rows or to squares.
+const SCALED: usize = 128;
 
 /// Reads weights inside a kernel.
 #[cube]
@@ -68,121 +70,113 @@ pub(crate) struct Parts {
     pub(crate) supers: Vec<u32>,
 }
 
-/// A format of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Format {
-    F32,
-    F16,
-    Bf16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-    Int4G128,
-    Int4G64,
-    Int4G32,
-    Int8G128,
-    Int8G32,
+/// The list of formats: type and file, identifiers of stored formats, and how their weights are laid out.
+macro_rules! formats {
+    ($dollar:tt $($module:ident::$name:ident: $ids:pat => $split:expr,)+) => {
+        $(pub(crate) use self::$module::$name;)+
+
+        /// A format of rows.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum Format {
+            $($name,)+
+        }
+
+        impl Format {
+            /// The format of the rows of a weight in format `id`, if kernels read them. An order of the inputs is not the rows' business.
+            pub(crate) fn from_id(id: &str) -> Option<Self> {
+                match id.strip_suffix("_ordered").unwrap_or(id) {
+                    $($ids => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
+            /// Lays out the stored rows of a weight whose parts are as its format says.
+            pub(crate) fn split(self, weight: &Weight) -> Parts {
+                let mut parts = Parts::default();
+                match self {
+                    $(Self::$name => ($split)(weight, &mut parts),)+
+                }
+                parts
+            }
+        }
+
+        /// Calls `$body` with `$decode` naming the [`Decode`] of `$format`.
+        macro_rules! with_format {
+            ($dollar format:expr, $dollar decode:ident => $dollar body:expr) => {
+                match $dollar format {
+                    $($crate::decode::Format::$name => {
+                        type $dollar decode = $crate::decode::$name;
+                        $dollar body
+                    })+
+                }
+            };
+        }
+        pub(crate) use with_format;
+    };
+}
+
+formats! { $
+    f32::F32: "f32" => f32::split,
+    f16::F16: "f16" => f16::split,
+    bf16::Bf16: "bf16" => f16::split,
+    fp8::Fp8: "fp8" | "fp8_block128" => fp8::split,
+    q4_0::Q4_0: "q4_0" => |w, p| each(w, p, q4_0::split),
+    q4_1::Q4_1: "q4_1" => |w, p| each(w, p, q4_1::split),
+    q5_0::Q5_0: "q5_0" => |w, p| each(w, p, q5_0::split),
+    q5_1::Q5_1: "q5_1" => |w, p| each(w, p, q5_1::split),
+    q8_0::Q8_0: "q8_0" => |w, p| each(w, p, q8_0::split),
+    q2_k::Q2K: "q2_k" => |w, p| each(w, p, q2_k::split),
+    q3_k::Q3K: "q3_k" => |w, p| each(w, p, q3_k::split),
+    q4_k::Q4K: "q4_k" => |w, p| each(w, p, q4_k::split),
+    q5_k::Q5K: "q5_k" => |w, p| each(w, p, q5_k::split),
+    q6_k::Q6K: "q6_k" => |w, p| each(w, p, q6_k::split),
+    iq1_s::Iq1S: "iq1_s" => |w, p| with_points(w, p, iq1_s::split, &grids::IQ1),
+    iq1_m::Iq1M: "iq1_m" => |w, p| with_points(w, p, iq1_m::split, &grids::IQ1),
+    iq2_xxs::Iq2Xxs: "iq2_xxs" => |w, p| with_points(w, p, iq2_xxs::split, &grids::IQ2_XXS),
+    iq2_xs::Iq2Xs: "iq2_xs" => |w, p| with_points(w, p, iq2_xs::split, &grids::IQ2_XS),
+    iq2_s::Iq2S: "iq2_s" => |w, p| with_points(w, p, iq2_s::split, &grids::IQ2_S),
+    iq3_xxs::Iq3Xxs: "iq3_xxs" => |w, p| with_points(w, p, iq3_xxs::split, &grids::IQ3_XXS),
+    iq3_s::Iq3S: "iq3_s" => |w, p| with_points(w, p, iq3_s::split, &grids::IQ3_S),
+    iq4_nl::Iq4Nl: "iq4_nl" => iq4_nl::split,
+    iq4_xs::Iq4Xs: "iq4_xs" => iq4_xs::split,
+    tq2_0::Tq2_0: "tq1_0" | "tq2_0" | "tq1_0_scaled" | "tq2_0_scaled" => tq2_0::split,
+    mxfp4::Mxfp4: "mxfp4" => |w, p| each(w, p, mxfp4::split),
+    nvfp4::Nvfp4: "nvfp4" | "nvfp4_scaled" => nvfp4::split,
+    int4::Int4G128: "int4_g128" => |w, p| each(w, p, |b: &[u8; 68], p, _| int4::split(b, p)),
+    int4::Int4G64: "int4_g64" => |w, p| each(w, p, |b: &[u8; 36], p, _| int4::split(b, p)),
+    int4::Int4G32: "int4_g32" => |w, p| each(w, p, |b: &[u8; 20], p, _| int4::split(b, p)),
+    int8::Int8G128: "int8_g128" => |w, p| each(w, p, |b: &[u8; 132], p, _| int8::split(b, p)),
+    int8::Int8G32: "int8_g32" => |w, p| each(w, p, |b: &[u8; 36], p, _| int8::split(b, p)),
 }
 
 impl Format {
-    /// The format of the rows of a weight in format `id`, if kernels read them. An order of the inputs is not the rows' business.
-    pub(crate) fn from_id(id: &str) -> Option<Self> {
-        Some(match id.strip_suffix("_ordered").unwrap_or(id) {
-            "f32" => Self::F32,
-            "f16" => Self::F16,
-            "bf16" => Self::Bf16,
-            "q4_0" => Self::Q4_0,
-            "q4_1" => Self::Q4_1,
-            "q5_0" => Self::Q5_0,
-            "q5_1" => Self::Q5_1,
-            "q8_0" => Self::Q8_0,
-            "q2_k" => Self::Q2K,
-            "q3_k" => Self::Q3K,
-            "q4_k" => Self::Q4K,
-            "q5_k" => Self::Q5K,
-            "q6_k" => Self::Q6K,
-            "int4_g128" => Self::Int4G128,
-            "int4_g64" => Self::Int4G64,
-            "int4_g32" => Self::Int4G32,
-            "int8_g128" => Self::Int8G128,
-            "int8_g32" => Self::Int8G32,
-            _ => return None,
-        })
-    }
-
-    /// Lays out the stored rows of `columns` weights.
-    pub(crate) fn split(self, bytes: &[u8], columns: usize) -> Parts {
-        let mut parts = Parts::default();
-        match self {
-            Self::F32 => f32::split(bytes, columns, &mut parts),
-            Self::F16 | Self::Bf16 => f16::split(bytes, columns, &mut parts),
-            Self::Q4_0 => each(bytes, &mut parts, q4_0::split),
-            Self::Q4_1 => each(bytes, &mut parts, q4_1::split),
-            Self::Q5_0 => each(bytes, &mut parts, q5_0::split),
-            Self::Q5_1 => each(bytes, &mut parts, q5_1::split),
-            Self::Q8_0 => each(bytes, &mut parts, q8_0::split),
-            Self::Q2K => each(bytes, &mut parts, q2_k::split),
-            Self::Q3K => each(bytes, &mut parts, q3_k::split),
-            Self::Q4K => each(bytes, &mut parts, q4_k::split),
-            Self::Q5K => each(bytes, &mut parts, q5_k::split),
-            Self::Q6K => each(bytes, &mut parts, q6_k::split),
-            Self::Int4G128 => each(bytes, &mut parts, |b: &[u8; 68], p, _| int4::split(b, p)),
-            Self::Int4G64 => each(bytes, &mut parts, |b: &[u8; 36], p, _| int4::split(b, p)),
-            Self::Int4G32 => each(bytes, &mut parts, |b: &[u8; 20], p, _| int4::split(b, p)),
-            Self::Int8G128 => each(bytes, &mut parts, |b: &[u8; 132], p, _| int8::split(b, p)),
-            Self::Int8G32 => each(bytes, &mut parts, |b: &[u8; 36], p, _| int8::split(b, p)),
-        }
-        parts
+    /// Units of a row of `columns` weights: rows are padded with zeros, to whole scales where one stands for 128 weights.
+    pub(crate) fn units(self, columns: usize) -> usize {
+        let whole = if matches!(self, Self::Fp8 | Self::Nvfp4) { SCALED } else { UNIT };
+        columns.next_multiple_of(whole) / UNIT
     }
 }
-
-/// Calls `$body` with `$decode` naming the [`Decode`] of `$format`.
-macro_rules! with_format {
-    ($format:expr, $decode:ident => $body:expr) => {
-        match $format {
-            $crate::decode::Format::F32 => with_format!(@ F32, $decode, $body),
-            $crate::decode::Format::F16 => with_format!(@ F16, $decode, $body),
-            $crate::decode::Format::Bf16 => with_format!(@ Bf16, $decode, $body),
-            $crate::decode::Format::Q4_0 => with_format!(@ Q4_0, $decode, $body),
-            $crate::decode::Format::Q4_1 => with_format!(@ Q4_1, $decode, $body),
-            $crate::decode::Format::Q5_0 => with_format!(@ Q5_0, $decode, $body),
-            $crate::decode::Format::Q5_1 => with_format!(@ Q5_1, $decode, $body),
-            $crate::decode::Format::Q8_0 => with_format!(@ Q8_0, $decode, $body),
-            $crate::decode::Format::Q2K => with_format!(@ Q2K, $decode, $body),
-            $crate::decode::Format::Q3K => with_format!(@ Q3K, $decode, $body),
-            $crate::decode::Format::Q4K => with_format!(@ Q4K, $decode, $body),
-            $crate::decode::Format::Q5K => with_format!(@ Q5K, $decode, $body),
-            $crate::decode::Format::Q6K => with_format!(@ Q6K, $decode, $body),
-            $crate::decode::Format::Int4G128 => with_format!(@ Int4G128, $decode, $body),
-            $crate::decode::Format::Int4G64 => with_format!(@ Int4G64, $decode, $body),
-            $crate::decode::Format::Int4G32 => with_format!(@ Int4G32, $decode, $body),
-            $crate::decode::Format::Int8G128 => with_format!(@ Int8G128, $decode, $body),
-            $crate::decode::Format::Int8G32 => with_format!(@ Int8G32, $decode, $body),
-        }
-    };
-    (@ $name:ident, $decode:ident, $body:expr) => {{
-        type $decode = $crate::decode::$name;
-        $body
-    }};
-}
-pub(crate) use with_format;
 
 /// Lays out block after block.
 fn each<const BYTES: usize>(
-    bytes: &[u8],
+    weight: &Weight,
     parts: &mut Parts,
     split: impl Fn(&[u8; BYTES], &mut Parts, usize),
 ) {
-    for (i, block) in bytes.as_chunks().0.iter().enumerate() {
+    for (i, block) in weight.parts[0].1.bytes().as_chunks().0.iter().enumerate() {
         split(block, parts, i);
     }
+}
+
+/// The same with the points of a grid as supers, 16 bits each.
+fn with_points<const BYTES: usize>(
+    weight: &Weight,
+    parts: &mut Parts,
+    split: impl Fn(&[u8; BYTES], &mut Parts, usize),
+    points: &[u16],
+) {
+    each(weight, parts, split);
+    points.iter().enumerate().for_each(|(i, &point)| put_half(&mut parts.supers, i, point));
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -205,6 +199,18 @@ fn put_half(words: &mut Vec<u32>, i: usize, value: u16) {
     }
 }
 
+/// Puts `value` at place `i` of an array of bytes, four a word.
+fn put_byte(words: &mut Vec<u32>, i: usize, value: u8) {
+    match i.is_multiple_of(4) {
+        true => words.push(u32::from(value)),
+        false => {
+            if let Some(last) = words.last_mut() {
+                *last |= u32::from(value) << (8 * (i % 4));
+            }
+        }
+    }
+}
+
 /// Appends codes of `bits` each, low ones first.
 fn push_plane(words: &mut Vec<u32>, codes: &[u8], bits: usize) {
     let packed = codes.chunks_exact(32 / bits).map(|codes| {
@@ -222,6 +228,19 @@ fn nibbles(bytes: &[u8]) -> [u8; 32] {
 #[cube]
 fn half_bits(words: &[u32], i: u32) -> u32 {
     (words[(i / 2) as usize] >> ((i % 2) * 16)) & 0xffffu32
+}
+
+/// Byte `i` of an array of them.
+#[cube]
+fn byte(words: &[u32], i: u32) -> u32 {
+    (words[(i / 4) as usize] >> ((i % 4) * 8)) & 255u32
+}
+
+/// `value`, negated where bit `i` of `signs` is set.
+#[cube]
+fn signed(value: f32, signs: u32, #[comptime] i: u32) -> f32 {
+    let minus = (signs << comptime!(31 - i)) & 0x80000000u32;
+    f32::reinterpret(u32::reinterpret(value) ^ minus)
 }
 
 /// An f16 from the low bits of a word.

@@ -62,6 +62,50 @@ pub fn exl3(n: usize, k: usize, twice_bits: usize, marker: Option<(&'static str,
     Weight { format: "exl3", out_features: n, in_features: k, parts }
 }
 
+/// Bytes and weights of a block, and where its f16 scale lies, of the types of GGUF that have no encoder.
+const BLOCKS: [(&str, usize, usize, Option<usize>); 10] = [
+    ("nvfp4", 36, 64, None),
+    ("iq1_s", 50, 256, Some(0)),
+    ("iq1_m", 56, 256, None),
+    ("iq2_xxs", 66, 256, Some(0)),
+    ("iq2_xs", 74, 256, Some(0)),
+    ("iq2_s", 82, 256, Some(0)),
+    ("iq3_xxs", 98, 256, Some(0)),
+    ("iq3_s", 110, 256, Some(0)),
+    ("iq4_nl", 18, 32, Some(0)),
+    ("iq4_xs", 136, 256, Some(0)),
+];
+
+/// A matrix of any format but EXL3: by its encoder, or where it has none any codes under scales of ordinary size.
+pub fn matrix(format: &str, n: usize, k: usize, seed: u64) -> Option<Weight> {
+    let found = marlin_quant::format(format);
+    if let Some(plain) = format.strip_suffix("_scaled") {
+        let mut weight = matrix(plain, n, k, seed)?;
+        weight.format = found.id();
+        weight.parts.push(("scale", HostTensor::from_f32(vec![n], &values(n, seed + 1))));
+        return Some(weight);
+    }
+    let Some((_, size, columns, half)) = BLOCKS.iter().find(|b| b.0 == format).copied() else {
+        return found.pack(&values(n * k, seed), n, k).ok();
+    };
+    let mut data = bytes(n * k / columns * size, seed);
+    for (block, d) in data.chunks_exact_mut(size).zip(values(n * k / columns, seed + 2)) {
+        match half {
+            Some(at) => block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes()),
+            // The exponent of its scale is spread over the words at its end.
+            None if format == "iq1_m" => block[55] = block[55] & 15 | 0x30,
+            None => {}
+        }
+    }
+    let blocks = HostTensor::new(DType::U8, vec![n, k / columns * size], data.into()).unwrap();
+    Some(Weight {
+        format: found.id(),
+        out_features: n,
+        in_features: k,
+        parts: vec![("blocks", blocks)],
+    })
+}
+
 /// Outputs of `rows` rows in f64, from decoded weights.
 pub fn product(weight: &Weight, x: &[f32]) -> Vec<f64> {
     let dense = decode(weight).unwrap();

@@ -100,7 +100,7 @@ const IQ3_XXS_COORDINATES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 
 /// Shift of every coordinate of the one-bit types.
 const IQ1_SHIFT: f32 = 0.125;
 /// Levels of the four-bit types.
-const IQ4_LEVELS: [i8; 16] =
+pub const IQ4_LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// d, 32 low index bytes, eight words: four three-bit upper indices, scale, sign of the shift.

@@ -8,7 +8,7 @@
 //! Source: the layouts that the `gguf` Python package (0.19.0) dequantizes. Every type decodes to
 //! the same bits as that package, so the order of the f32 operations is part of the definition.
 
-mod grids;
+pub mod grids;
 mod i_quants;
 mod k_pack;
 mod k_quants;
@@ -17,7 +17,9 @@ mod microscaling;
 mod scaled;
 mod ternary;
 
-pub use i_quants::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS};
+pub use i_quants::{
+    IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_LEVELS, IQ4_NL, IQ4_XS,
+};
 pub use k_quants::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
 pub use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub use microscaling::{MXFP4, NVFP4};
