@@ -6,7 +6,7 @@ mod error;
 pub mod exl3;
 mod float;
 mod format;
-mod fp8;
+pub mod fp8;
 mod ggml;
 pub mod integer;
 mod parts;

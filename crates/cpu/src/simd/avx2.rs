@@ -43,6 +43,10 @@ impl Isa for Avx2 {
         fn load_bf16(p: *const u8) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(
             _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))
         ));
+        fn load_e4m3(p: *const u8) -> __m256 = {
+            let words = _mm256_castsi128_si256(_mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast())));
+            _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_half(words)))
+        };
         fn load_u8(p: *const u8) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())));
         fn load_scale_zero(p: *const u8) -> (__m256, __m256) = {
@@ -159,6 +163,23 @@ impl Isa for Avx2 {
             let r: &mut [__m256; 8] = rows.try_into().expect("eight rows");
             transpose8(r)
         };
+    }
+}
+
+/// E4M3 bytes widened with their sign to halves of a 256th: the bits have the same order, and subnormal ones stay so.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[inline(always)]
+pub(super) unsafe fn e4m3_to_half(words: __m256i) -> __m256i {
+    // SAFETY: the caller's; registers only.
+    unsafe {
+        let half = _mm256_slli_epi16::<7>(words);
+        let largest = _mm256_set1_epi16(0x3f80);
+        // Seven ones are not a number in either.
+        let nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, largest), largest);
+        let half = _mm256_and_si256(half, _mm256_set1_epi16(!0x4000));
+        _mm256_or_si256(half, nan)
     }
 }
 

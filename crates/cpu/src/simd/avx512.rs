@@ -1,5 +1,6 @@
 //! AVX-512: sixteen lanes, one register per tile column.
 
+use super::avx2;
 use super::isa::{Isa, Job};
 use std::arch::x86_64::*;
 
@@ -72,6 +73,10 @@ where
         fn load_bf16(p: *const u8) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(
             _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))
         ));
+        fn load_e4m3(p: *const u8) -> __m512 = {
+            let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            _mm512_cvtph_ps(avx2::e4m3_to_half(words))
+        };
         fn load_u8(p: *const u8) -> __m512 =
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())));
         fn load_scale_zero(p: *const u8) -> (__m512, __m512) = {

@@ -1,4 +1,4 @@
-//! Row-major float weights, read in place from the mapped file: F32, F16, BF16.
+//! Row-major float weights, read in place from the mapped file: F32, F16, BF16, and E4M3 under scales.
 //!
 //! Rows of answers: dot products along the row. Rows of prompts: panels, transposed in registers.
 
@@ -11,6 +11,7 @@ use super::tile::BAND;
 use crate::ColumnBand;
 use crate::kernel::RowKind;
 use crate::pool::ahead::read_on;
+use marlin_quant::fp8::E4M3;
 use std::marker::PhantomData;
 
 /// Output rows multiplied together.
@@ -22,14 +23,19 @@ pub(crate) trait Element: Send + Sync + 'static {
     const ID: &'static str;
     /// Bytes of an element.
     const BYTES: usize;
-    /// `LANES` elements from `p`.
+    /// Rows and inputs under one scale; `None` where elements are the weights.
+    const BLOCK: Option<[usize; 2]> = None;
+    /// `LANES` elements from `p`; of elements under scales, [`PART`] of each.
     ///
     /// # Safety
     /// They must be readable.
     unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F;
-    /// One element.
+    /// One element, or that part of it.
     fn scalar(bytes: &[u8]) -> f32;
 }
+
+/// What loads make of an element under a scale: E4M3 bits shifted to where a half has them.
+const PART: f32 = 1.0 / 256.0;
 
 /// IEEE single precision.
 pub(crate) struct F32;
@@ -37,6 +43,8 @@ pub(crate) struct F32;
 pub(crate) struct F16;
 /// bfloat16.
 pub(crate) struct Bf16;
+/// Eight bits, four of them exponent: one scale a row, or one for `BLOCK` rows of as many inputs.
+pub(crate) struct E4m3<const BLOCK: usize>;
 
 impl Element for F32 {
     const ID: &'static str = "f32";
@@ -83,9 +91,38 @@ impl Element for Bf16 {
     }
 }
 
+impl<const BLOCK: usize> Element for E4m3<BLOCK> {
+    const ID: &'static str = if BLOCK == 1 { "fp8" } else { "fp8_block128" };
+    const BYTES: usize = 1;
+    const BLOCK: Option<[usize; 2]> = match BLOCK {
+        1 => Some([1, usize::MAX]),
+        _ => Some([BLOCK, BLOCK]),
+    };
+
+    #[inline(always)]
+    unsafe fn load<S: Isa>(s: S, p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { s.load_e4m3(p) }
+    }
+
+    fn scalar(bytes: &[u8]) -> f32 {
+        E4M3[usize::from(bytes[0])] * PART
+    }
+}
+
+/// Scales of a matrix of `E`, down and across.
+pub(crate) fn scale_grid<E: Element>(out_features: usize, in_features: usize) -> [usize; 2] {
+    E::BLOCK.map_or([0, 0], |[rows, inputs]| {
+        [out_features.div_ceil(rows), in_features.div_ceil(inputs)]
+    })
+}
+
 /// Rows of `in_features` elements, one after another.
 pub(crate) struct Rows<'a, E> {
     bytes: &'a [u8],
+    /// Of the whole matrix, of which these rows begin with `first`.
+    scales: &'a [f32],
+    first: usize,
     in_features: usize,
     out_features: usize,
     element: PhantomData<E>,
@@ -96,7 +133,20 @@ impl<'a, E: Element> Rows<'a, E> {
     pub(crate) fn new(bytes: &'a [u8], in_features: usize) -> Self {
         let out_features = bytes.len() / (in_features * E::BYTES);
         assert_eq!(bytes.len(), out_features * in_features * E::BYTES, "whole rows");
-        Self { bytes, in_features, out_features, element: PhantomData }
+        Self { bytes, scales: &[], first: 0, in_features, out_features, element: PhantomData }
+    }
+
+    /// The same as rows from `first` on of a matrix with `scales`.
+    pub(crate) fn with_scales(self, scales: &'a [f32], first: usize) -> Self {
+        Self { scales, first, ..self }
+    }
+
+    /// What loaded elements of `row` from `input` on are multiplied by.
+    #[inline(always)]
+    pub(crate) fn scale(&self, row: usize, input: usize) -> f32 {
+        let Some([rows, inputs]) = E::BLOCK else { return 1.0 };
+        let across = self.in_features.div_ceil(inputs);
+        self.scales[(self.first + row) / rows * across + input / inputs] / PART
     }
 
     /// Rows.
@@ -150,7 +200,8 @@ impl<E: Element> Job for Transpose<'_, '_, E> {
                 unsafe {
                     for (i, t) in tile[..S::LANES].iter_mut().enumerate() {
                         let at = (row(i) * rows.in_features + start + k) * E::BYTES;
-                        *t = E::load(s, rows.bytes.as_ptr().add(at));
+                        let loaded = E::load(s, rows.bytes.as_ptr().add(at));
+                        *t = scaled::<E, S>(s, loaded, rows.scale(row(i), start + k));
                     }
                     s.transpose(&mut tile[..S::LANES]);
                     for (i, &t) in tile[..S::LANES].iter().enumerate() {
@@ -161,12 +212,19 @@ impl<E: Element> Job for Transpose<'_, '_, E> {
             for k in whole..len {
                 for i in 0..S::LANES {
                     let value = E::scalar(&rows.row(row(i))[(start + k) * E::BYTES..]);
+                    let value = value * rows.scale(row(i), start + k);
                     // SAFETY: `k < len` inputs fit `out`.
                     unsafe { out.add(k * BAND + part * S::LANES + i).write(value) };
                 }
             }
         }
     }
+}
+
+/// Loaded elements times what they are to be multiplied by.
+#[inline(always)]
+fn scaled<E: Element, S: Isa>(s: S, loaded: S::F, scale: f32) -> S::F {
+    if E::BLOCK.is_some() { s.mul(loaded, s.splat(scale)) } else { loaded }
 }
 
 /// All of `weights` times all rows of `x`, on this thread.
@@ -240,24 +298,32 @@ impl<E: Element> MultiplyRows<'_, '_, E> {
         let x = &self.x[row * depth..(row + R) * depth];
         let w = &self.weights.bytes[first * depth * E::BYTES..(first + N) * depth * E::BYTES];
         let mut acc = [[s.zero(); R]; N];
-        let mut k = 0;
-        while k < whole {
-            // The rows lie one behind the other.
-            read_on(w.as_ptr().wrapping_add(N * k * E::BYTES), N * S::LANES * E::BYTES);
-            // SAFETY: `k + LANES <= depth`, and both slices hold whole rows.
-            unsafe {
-                let mut xs = [s.zero(); R];
-                for r in 0..R {
-                    xs[r] = s.load_f32(x.as_ptr().add(r * depth + k));
-                }
-                for n in 0..N {
-                    let w = E::load(s, w.as_ptr().add((n * depth + k) * E::BYTES));
+        let block = E::BLOCK.map_or(depth, |[_, inputs]| inputs.min(depth));
+        for start in (0..whole).step_by(block) {
+            let mut scales = [0.0; N];
+            for n in 0..N {
+                scales[n] = self.weights.scale(first + n, start);
+            }
+            let mut k = start;
+            while k < whole.min(start + block) {
+                // The rows lie one behind the other.
+                read_on(w.as_ptr().wrapping_add(N * k * E::BYTES), N * S::LANES * E::BYTES);
+                // SAFETY: `k + LANES <= depth`, and both slices hold whole rows.
+                unsafe {
+                    let mut xs = [s.zero(); R];
                     for r in 0..R {
-                        acc[n][r] = s.fma(w, xs[r], acc[n][r]);
+                        xs[r] = s.load_f32(x.as_ptr().add(r * depth + k));
+                    }
+                    for n in 0..N {
+                        let w = E::load(s, w.as_ptr().add((n * depth + k) * E::BYTES));
+                        let w = scaled::<E, S>(s, w, scales[n]);
+                        for r in 0..R {
+                            acc[n][r] = s.fma(w, xs[r], acc[n][r]);
+                        }
                     }
                 }
+                k += S::LANES;
             }
-            k += S::LANES;
         }
         if whole < depth {
             self.rest(s, row, first, &mut acc);
@@ -323,6 +389,7 @@ impl<E: Element> MultiplyRows<'_, '_, E> {
             w[..from.len()].copy_from_slice(from);
             // SAFETY: an element has at most four bytes.
             let w = unsafe { E::load(s, w.as_ptr()) };
+            let w = scaled::<E, S>(s, w, self.weights.scale(first + n, whole));
             for r in 0..R {
                 acc[n][r] = s.fma(w, xs[r], acc[n][r]);
             }

@@ -186,6 +186,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
     /// `LANES` bfloat16 numbers from `p`.
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
+    /// `LANES` numbers of type E4M3 from `p`, each divided by 256.
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F;
     /// `LANES` unsigned bytes from `p`.
     unsafe fn load_u8(self, p: *const u8) -> Self::F;
     /// `LANES` words from `p` as the f32 in their upper 24 bits and the byte below.

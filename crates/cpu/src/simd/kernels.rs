@@ -244,6 +244,7 @@ fn multiply_tiles(
 /// Float weights in place.
 pub(crate) struct Plain<E> {
     bytes: Bytes,
+    scales: Vec<f32>,
     out_features: usize,
     in_features: usize,
     isa: FloatIsa,
@@ -258,14 +259,21 @@ impl<E: Element> Plain<E> {
         let bytes = weight.part("weight")?.bytes().clone();
         let (out_features, in_features) = (weight.out_features, weight.in_features);
         let fits = in_features > 0 && bytes.len() == out_features * in_features * E::BYTES;
+        let scales = match float::scale_grid::<E>(out_features, in_features) {
+            [0, _] => Vec::new(),
+            [down, across] => {
+                let scales = weight.part("scale")?.to_f32().ok()?;
+                (scales.len() == down * across).then_some(scales)?
+            }
+        };
         let (isa, name) = (FloatIsa::new(level)?, Self::name_of(level, float_activations));
         let amx = tiles(level, float_activations);
         let element = PhantomData;
-        fits.then_some(Self { bytes, out_features, in_features, isa, amx, name, element })
+        fits.then_some(Self { bytes, scales, out_features, in_features, isa, amx, name, element })
     }
 
     fn rows(&self) -> Rows<'_, E> {
-        Rows::new(&self.bytes, self.in_features)
+        Rows::new(&self.bytes, self.in_features).with_scales(&self.scales, 0)
     }
 
     /// Output columns `columns` for all rows of `x`.
@@ -279,7 +287,9 @@ impl<E: Element> Plain<E> {
     ) {
         let stride = self.in_features * E::BYTES;
         let bytes = &self.bytes[columns.start * stride..columns.end * stride];
-        float::multiply(self.isa, Rows::<E>::new(bytes, self.in_features), x, rows, kind, out);
+        let weights = Rows::<E>::new(bytes, self.in_features);
+        let weights = weights.with_scales(&self.scales, columns.start);
+        float::multiply(self.isa, weights, x, rows, kind, out);
     }
 
     /// Name of its path.
@@ -295,7 +305,7 @@ impl<E: Element> Kernel for Plain<E> {
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        (self.bytes.len() + size_of_val(&*self.scales)) as u64
     }
 
     fn in_features(&self) -> usize {

@@ -6,7 +6,7 @@
 //!   They lie in memory of their own (`region`).
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `amx/`: any weights times many rows of activations, both as bf16.
-//! * `panel`: any weights times f32 activations; `float`: F32, F16 and BF16 in place.
+//! * `panel`: any weights times f32 activations; `float`: F32, F16, BF16 and E4M3 in place.
 //! * `kernels`: the [`Kernel`]s made of these; `ordered`: one whose inputs come in another order.
 //! * `vector`: registers of f32 for the operators between matrix products, which are in
 //!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
@@ -131,11 +131,13 @@ fn plain<E: float::Element>() -> Entry {
 
 /// Every format with a kernel of its own.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn entries() -> [Entry; 28] {
+fn entries() -> [Entry; 30] {
     [
         plain::<float::F32>(),
         plain::<float::F16>(),
         plain::<float::Bf16>(),
+        plain::<float::E4m3<1>>(),
+        plain::<float::E4m3<128>>(),
         tiled::<block::Q4_0>(),
         tiled::<block::Q4_1>(),
         tiled::<block::Q5_0>(),

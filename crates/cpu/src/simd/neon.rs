@@ -248,6 +248,15 @@ where
                 vreinterpretq_f32_u32(vshll_high_n_u16::<16>(v)),
             ]
         };
+        fn load_e4m3(p: *const u8) -> F = {
+            let half = vreinterpretq_u16_s16(vshlq_n_s16::<7>(vmovl_s8(vld1_s8(p.cast()))));
+            let largest = vdupq_n_u16(0x3f80);
+            // Seven ones are not a number in either.
+            let nan = vceqq_u16(vandq_u16(half, largest), largest);
+            let half = vorrq_u16(vbicq_u16(half, vdupq_n_u16(0x4000)), nan);
+            let half = vreinterpretq_f16_u16(half);
+            [vcvt_f32_f16(vget_low_f16(half)), vcvt_high_f32_f16(half)]
+        };
         fn load_u8(p: *const u8) -> F = words_to_f32(vmovl_u8(vld1_u8(p)));
         fn load_scale_zero(p: *const u8) -> (F, F) = {
             let low = vdupq_n_u32(255);

@@ -26,7 +26,7 @@ const fn row(format: &'static str, block: (usize, usize), halves: &'static [usiz
     Row { format, block, halves, exponent: None }
 }
 
-const FORMATS: [Row; 26] = [
+const FORMATS: [Row; 28] = [
     row("f32", (1, 4), &[]),
     row("f16", (1, 2), &[]),
     row("bf16", (1, 2), &[]),
@@ -53,8 +53,10 @@ const FORMATS: [Row; 26] = [
     row("int8_g32_ordered", (32, 36), &[]),
     // No kernel of its own: decoded band by band.
     row("iq3_s", (256, 110), &[0]),
-    // Parts of its own, from its encoder.
+    // Parts of their own, from their encoders.
     row("int", (1, 1), &[]),
+    row("fp8", (1, 1), &[]),
+    row("fp8_block128", (1, 1), &[]),
 ];
 
 /// A small generator; tests must not depend on a seed from outside.
@@ -79,7 +81,7 @@ impl Row {
     /// Random bytes with scales of ordinary size.
     fn weight(&self, out_features: usize, in_features: usize, random: &mut Random) -> Weight {
         let (block, bytes) = self.block;
-        if self.format == "int" {
+        if matches!(self.format, "int" | "fp8" | "fp8_block128") {
             let values: Vec<f32> =
                 (0..out_features * in_features).map(|_| random.float()).collect();
             let format = marlin_quant::format(self.format);
@@ -288,6 +290,30 @@ fn company_does_not_change_a_row() {
                         let path = kernel.name();
                         assert_eq!(same, None, "{path} [{n}, {k}] {kind:?} rows {rows}");
                     }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_e4m3_byte_is_read_and_what_is_no_number_stays_so() {
+    let codes: Vec<u8> = (0..=255).flat_map(|code| [code, 0x38]).collect();
+    for (format, scales) in [("fp8", vec![256, 1]), ("fp8_block128", vec![2, 1])] {
+        let (codes, count) = (codes.clone().into(), scales[0]);
+        let parts = vec![
+            ("weight", HostTensor::new(DType::F8E4M3, vec![256, 2], codes).unwrap()),
+            ("scale", HostTensor::from_f32(scales, &vec![0.5; count])),
+        ];
+        let weight = Weight { format, out_features: 256, in_features: 2, parts };
+        for level in levels() {
+            let kernel = load(&weight, level, false).expect(format);
+            for kind in KINDS {
+                let mut out = vec![0.0; 256];
+                kernel.matmul(&[2.0, 0.0], 1, kind, &mut out, &Pool::new(1));
+                for (value, expected) in out.iter().zip(marlin_quant::fp8::E4M3) {
+                    let same = *value == expected || value.is_nan() && expected.is_nan();
+                    assert!(same, "{format} {level} {kind:?}: {value}, expected {expected}");
                 }
             }
         }

@@ -322,6 +322,7 @@ impl Attend<'_> {
                                 Part::Nearest,
                                 stored.bytes.add(at * E::BYTES),
                                 dk - t * DEPTH,
+                                1.0,
                             )
                         };
                     }

@@ -95,7 +95,8 @@ pub(super) unsafe fn pack_rows(_: Amx, part: Part, x: &[f32], columns: usize, ti
     }
 }
 
-/// `len` elements at `p`, of a row that ends there if they are fewer than 32, as bf16 and zeros.
+/// `len` elements at `p`, of a row that ends there if they are fewer than 32, as bf16 and zeros; elements under scales
+/// times `scale`.
 ///
 /// # Safety
 /// The processor has the features, of which `s` is a part; the elements must be readable.
@@ -106,6 +107,7 @@ pub(super) unsafe fn narrow<E: Element>(
     part: Part,
     p: *const u8,
     len: usize,
+    scale: f32,
 ) -> __m512 {
     let mut tail = [0u8; DEPTH * 4];
     // SAFETY: the caller's; a short row is copied to where 32 elements can be read.
@@ -117,7 +119,11 @@ pub(super) unsafe fn narrow<E: Element>(
                 tail.as_ptr()
             }
         };
-        let (low, high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
+        let (mut low, mut high) = (E::load(s, p), E::load(s, p.add(16 * E::BYTES)));
+        if E::BLOCK.is_some() {
+            let scale = s.splat(scale);
+            (low, high) = (s.mul(low, scale), s.mul(high, scale));
+        }
         std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(part.of(high), part.of(low)))
     }
 }

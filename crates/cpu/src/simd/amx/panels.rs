@@ -152,9 +152,10 @@ fn fill_rows<E: Element>(
         let at = (start + i) * DEPTH;
         let mut pairs = [_mm512_setzero_ps(); ROWS];
         for (r, pairs) in pairs.iter_mut().enumerate() {
-            let row = &rows.row((band * ROWS + r).min(rows.out_features() - 1))[at * E::BYTES..];
+            let index = (band * ROWS + r).min(rows.out_features() - 1);
+            let (row, scale) = (&rows.row(index)[at * E::BYTES..], rows.scale(index, at));
             // SAFETY: as many elements lie in the row.
-            *pairs = unsafe { narrow::<E>(s, part, row.as_ptr(), row.len() / E::BYTES) };
+            *pairs = unsafe { narrow::<E>(s, part, row.as_ptr(), row.len() / E::BYTES, scale) };
         }
         transpose(s, &mut pairs, tile);
     }
