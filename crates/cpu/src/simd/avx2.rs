@@ -47,6 +47,10 @@ impl Isa for Avx2 {
             let words = _mm256_castsi128_si256(_mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast())));
             _mm256_cvtph_ps(_mm256_castsi256_si128(e4m3_to_half(words)))
         };
+        fn load_ue4m3(p: *const u8) -> __m256 = {
+            let words = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+            _mm256_cvtph_ps(_mm_slli_epi16::<7>(words))
+        };
         fn load_u8(p: *const u8) -> __m256 =
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())));
         fn load_scale_zero(p: *const u8) -> (__m256, __m256) = {

@@ -77,6 +77,10 @@ where
             let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
             _mm512_cvtph_ps(avx2::e4m3_to_half(words))
         };
+        fn load_ue4m3(p: *const u8) -> __m512 = {
+            let words = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+            _mm512_cvtph_ps(_mm256_slli_epi16::<7>(words))
+        };
         fn load_u8(p: *const u8) -> __m512 =
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())));
         fn load_scale_zero(p: *const u8) -> (__m512, __m512) = {

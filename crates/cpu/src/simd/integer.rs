@@ -542,6 +542,7 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
         quant_bits: QUANT_BITS,
         zero: 0,
         scales: if OFFSET { Scales::HalfOffset } else { Scales::Half },
+        unit: 1.0,
     };
 
     #[inline(always)]

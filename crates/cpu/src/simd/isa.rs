@@ -188,6 +188,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// `LANES` numbers of type E4M3 from `p`, each divided by 256.
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F;
+    /// The same of bytes without a sign, seven ones being the number 480.
+    unsafe fn load_ue4m3(self, p: *const u8) -> Self::F;
     /// `LANES` unsigned bytes from `p`.
     unsafe fn load_u8(self, p: *const u8) -> Self::F;
     /// `LANES` words from `p` as the f32 in their upper 24 bits and the byte below.

@@ -7,7 +7,8 @@
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `amx/`: any weights times many rows of activations, both as bf16.
 //! * `panel`: any weights times f32 activations; `float`: F32, F16, BF16 and E4M3 in place.
-//! * `kernels`: the [`Kernel`]s made of these; `ordered`: one whose inputs come in another order.
+//! * `kernels`: the [`Kernel`]s made of these; `ordered`: one whose inputs come in another order; `scaled`: one
+//!   whose outputs are multiplied by a factor each.
 //! * `vector`: registers of f32 for the operators between matrix products, which are in
 //!   `elementwise`, `dense` (products of matrices in cache) and `attention`.
 
@@ -44,6 +45,8 @@ mod panel;
 mod quantized;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod region;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod scaled;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 
@@ -119,6 +122,17 @@ fn ordered<F: tile::Format>(format: &'static str) -> Entry {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn scaled<F: tile::Format>(format: &'static str) -> Entry {
+    Entry {
+        format,
+        load: |weight, level, float| {
+            Some(Box::new(scaled::Scaled::<F>::new(weight, level, float)?))
+        },
+        name: scaled::Scaled::<F>::name_of,
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn plain<E: float::Element>() -> Entry {
     Entry {
         format: E::ID,
@@ -131,7 +145,7 @@ fn plain<E: float::Element>() -> Entry {
 
 /// Every format with a kernel of its own.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn entries() -> [Entry; 30] {
+fn entries() -> [Entry; 35] {
     [
         plain::<float::F32>(),
         plain::<float::F16>(),
@@ -151,7 +165,12 @@ fn entries() -> [Entry; 30] {
         tiled::<block::Iq4Nl>(),
         tiled::<block::Iq4Xs>(),
         tiled::<block::Mxfp4>(),
+        tiled::<block::Nvfp4>(),
+        tiled::<block::Tq1_0>(),
         tiled::<block::Tq2_0>(),
+        scaled::<block::Nvfp4>("nvfp4_scaled"),
+        scaled::<block::Tq1_0>("tq1_0_scaled"),
+        scaled::<block::Tq2_0>("tq2_0_scaled"),
         tiled::<block::Int4<128>>(),
         tiled::<block::Int4<64>>(),
         tiled::<block::Int4<32>>(),

@@ -257,6 +257,10 @@ where
             let half = vreinterpretq_f16_u16(half);
             [vcvt_f32_f16(vget_low_f16(half)), vcvt_high_f32_f16(half)]
         };
+        fn load_ue4m3(p: *const u8) -> F = {
+            let half = vreinterpretq_f16_u16(vshlq_n_u16::<7>(vmovl_u8(vld1_u8(p))));
+            [vcvt_f32_f16(vget_low_f16(half)), vcvt_high_f32_f16(half)]
+        };
         fn load_u8(p: *const u8) -> F = words_to_f32(vmovl_u8(vld1_u8(p)));
         fn load_scale_zero(p: *const u8) -> (F, F) = {
             let low = vdupq_n_u32(255);

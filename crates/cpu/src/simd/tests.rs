@@ -26,7 +26,7 @@ const fn row(format: &'static str, block: (usize, usize), halves: &'static [usiz
     Row { format, block, halves, exponent: None }
 }
 
-const FORMATS: [Row; 28] = [
+const FORMATS: [Row; 33] = [
     row("f32", (1, 4), &[]),
     row("f16", (1, 2), &[]),
     row("bf16", (1, 2), &[]),
@@ -43,7 +43,12 @@ const FORMATS: [Row; 28] = [
     row("iq4_nl", (32, 18), &[0]),
     row("iq4_xs", (256, 136), &[0]),
     Row { format: "mxfp4", block: (32, 17), halves: &[], exponent: Some(0) },
+    row("nvfp4", (64, 36), &[]),
+    row("nvfp4_scaled", (64, 36), &[]),
+    row("tq1_0", (256, 54), &[52]),
+    row("tq1_0_scaled", (256, 54), &[52]),
     row("tq2_0", (256, 66), &[64]),
+    row("tq2_0_scaled", (256, 66), &[64]),
     row("int4_g128", (128, 68), &[]),
     row("int4_g64", (64, 36), &[]),
     row("int4_g32", (32, 20), &[]),
@@ -124,6 +129,10 @@ impl Row {
         };
         let tensor = HostTensor::new(dtype, vec![out_features, width], data.into()).unwrap();
         let mut parts = vec![(name, tensor)];
+        if self.format.ends_with("_scaled") {
+            let scale: Vec<f32> = (0..out_features).map(|_| random.float()).collect();
+            parts.push(("scale", HostTensor::from_f32(vec![out_features], &scale)));
+        }
         if self.format.ends_with("_ordered") {
             let mut order: Vec<i32> = (0..in_features as i32).collect();
             order.sort_by_cached_key(|_| random.next());

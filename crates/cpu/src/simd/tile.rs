@@ -46,6 +46,8 @@ pub(crate) enum Scales {
     SubOffset,
     /// The same with scale and offset in the low and high nibble of one byte.
     SubNibbles,
+    /// One number of type E4M3 a sub-block, without a sign.
+    E4m3,
 }
 
 /// Shape of a block format.
@@ -67,6 +69,8 @@ pub(crate) struct Layout {
     pub zero: i32,
     /// Scale storage.
     pub scales: Scales,
+    /// What stored scales are multiples of.
+    pub unit: f32,
 }
 
 impl Layout {
@@ -93,6 +97,7 @@ impl Layout {
             Scales::HalfOffset | Scales::ScaleZero => 4 * BAND,
             Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
             Scales::Exponent => BAND,
+            Scales::E4m3 => 0,
         }
     }
 
@@ -100,7 +105,7 @@ impl Layout {
     const fn sub_bytes(&self) -> usize {
         match self.scales {
             Scales::Half | Scales::HalfOffset | Scales::ScaleZero | Scales::Exponent => 0,
-            Scales::Sub | Scales::SubNibbles => BAND,
+            Scales::Sub | Scales::SubNibbles | Scales::E4m3 => BAND,
             Scales::SubOffset => 2 * BAND,
         }
     }
@@ -220,6 +225,7 @@ fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &
         }
         let scales = &mut scales[b * l.scale_bytes()..(b + 1) * l.scale_bytes()];
         match l.scales {
+            Scales::E4m3 => {}
             Scales::Exponent => scales[row] = block.d as u8,
             Scales::ScaleZero => {
                 let word = u32::from(block.d) << 16 | u32::from(block.m);
@@ -345,7 +351,7 @@ impl<F: Format> Source for Band<'_, F> {
             let half = |i: usize| header.add(2 * (i * BAND + part * S::LANES));
             let sub = (inside * l.subs() + sub) * l.sub_bytes();
             let bytes = header.add(l.header_bytes() + sub + part * S::LANES);
-            match l.scales {
+            let (scale, offset) = match l.scales {
                 Scales::Half => (s.load_f16(half(0)), s.zero()),
                 Scales::HalfOffset => (s.load_f16(half(0)), s.load_f16(half(1))),
                 Scales::ScaleZero => {
@@ -353,6 +359,7 @@ impl<F: Format> Source for Band<'_, F> {
                     (scale, s.mul(scale, s.sub(s.splat(l.zero as f32), zero)))
                 }
                 Scales::Exponent => (s.load_e8m0(header.add(part * S::LANES)), s.zero()),
+                Scales::E4m3 => (s.load_ue4m3(bytes), s.zero()),
                 Scales::Sub => (s.mul(s.load_f16(half(0)), s.load_i8(bytes)), s.zero()),
                 Scales::SubOffset => (
                     s.mul(s.load_f16(half(0)), s.load_u8(bytes)),
@@ -362,7 +369,8 @@ impl<F: Format> Source for Band<'_, F> {
                     let (low, high) = s.load_nibbles(bytes);
                     (s.mul(s.load_f16(half(0)), low), s.mul(s.load_f16(half(1)), high))
                 }
-            }
+            };
+            (if l.unit == 1.0 { scale } else { s.mul(scale, s.splat(l.unit)) }, offset)
         }
     }
 }

@@ -22,6 +22,7 @@ const fn layout(group: usize, bits: u32) -> Layout {
         // The zero point of symmetric weights, which then have an offset of exactly 0.
         zero: 1 << (bits - 1),
         scales: Scales::ScaleZero,
+        unit: 1.0,
     }
 }
 

@@ -25,7 +25,8 @@ const fn superblock(
     zero: i32,
     scales: Scales,
 ) -> Layout {
-    Layout { bytes, block: 256, sub_block, bits, table: None, quant_bits: bits, zero, scales }
+    let (table, unit) = (None, 1.0);
+    Layout { bytes, block: 256, sub_block, bits, table, quant_bits: bits, zero, scales, unit }
 }
 
 /// Half-precision bits with the sign flipped: offsets are stored to be subtracted.

@@ -1,4 +1,4 @@
-//! Blocks whose quants index a table (IQ4_NL, IQ4_XS, MXFP4), and ternary TQ2_0.
+//! Blocks whose quants index a table: IQ4_NL, IQ4_XS, MXFP4, NVFP4.
 
 use super::{nibbles, u16_at};
 use crate::simd::tile::{Block, Format, Layout, Scales};
@@ -10,8 +10,8 @@ pub(crate) struct Iq4Nl;
 pub(crate) struct Iq4Xs;
 /// `2^(e - 128) * table[q]`: e, 16 bytes of nibbles.
 pub(crate) struct Mxfp4;
-/// `d * (q - 1)`, 256 a block: 64 bytes of 2-bit quants, d.
-pub(crate) struct Tq2_0;
+/// `s * table[q]`, 64 a block in sub-blocks of 16: four s of type E4M3, four times 8 bytes of nibbles.
+pub(crate) struct Nvfp4;
 
 /// The non-linear levels of IQ4, plus 128.
 static IQ4: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
@@ -30,6 +30,7 @@ impl Format for Iq4Nl {
         quant_bits: 8,
         zero: 128,
         scales: Scales::Half,
+        unit: 1.0,
     };
 
     fn explode(block: &[u8], out: &mut Block) {
@@ -70,28 +71,26 @@ impl Format for Mxfp4 {
     }
 }
 
-impl Format for Tq2_0 {
-    const ID: &'static str = "tq2_0";
+impl Format for Nvfp4 {
+    const ID: &'static str = "nvfp4";
     const LAYOUT: Layout = Layout {
-        bytes: 66,
-        block: 256,
-        sub_block: 32,
-        bits: 2,
-        table: None,
-        quant_bits: 2,
-        zero: 1,
-        scales: Scales::Half,
+        bytes: 36,
+        block: 64,
+        sub_block: 16,
+        scales: Scales::E4m3,
+        // The table is doubled, and scales are read as a 256th.
+        unit: 128.0,
+        ..Mxfp4::LAYOUT
     };
 
     fn explode(block: &[u8], out: &mut Block) {
-        for (half, bytes) in block[..64].chunks_exact(32).enumerate() {
-            for i in 0..4 {
-                let run = &mut out.quants[128 * half + 32 * i..][..32];
-                for (q, b) in run.iter_mut().zip(bytes) {
-                    *q = b >> (2 * i) & 3;
-                }
-            }
+        let (scales, codes) = block.split_at(4);
+        for (scale, &stored) in out.scales.iter_mut().zip(scales) {
+            // The sign is ignored, but what is no number elsewhere is zero without one.
+            *scale = if stored == 0x7f { 0 } else { stored & 0x7f };
         }
-        out.d = u16_at(block, 64);
+        for (codes, quants) in codes.chunks_exact(8).zip(out.quants.chunks_exact_mut(16)) {
+            nibbles(codes, quants);
+        }
     }
 }
