@@ -134,6 +134,8 @@ impl Isa for Avx2 {
             let table = _mm_set_epi64x((table >> 64) as i64, table as i64);
             _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v)
         };
+        fn shuffle(v: __m256i, bytes: &[u8; 4]) -> __m256i =
+            _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(in_lanes(bytes)));
         fn to_f32(v: __m256i) -> __m256 = _mm256_cvtepi32_ps(v);
         fn byte_to_f32(v: __m256i, b: i32) -> __m256 = {
             let low = _mm256_srl_epi32(v, _mm_cvtsi32_si128(8 * b));
@@ -167,6 +169,16 @@ impl Isa for Avx2 {
             let r: &mut [__m256; 8] = rows.try_into().expect("eight rows");
             transpose8(r)
         };
+    }
+}
+
+/// Indices of `bytes` of each of four 32-bit lanes.
+#[inline(always)]
+pub(super) unsafe fn in_lanes(bytes: &[u8; 4]) -> __m128i {
+    // SAFETY: called with the features; registers only.
+    unsafe {
+        let bytes = _mm_set1_epi32(i32::from_le_bytes(*bytes));
+        _mm_add_epi8(bytes, _mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c))
     }
 }
 

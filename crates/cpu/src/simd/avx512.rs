@@ -142,6 +142,16 @@ where
             let table = _mm_set_epi64x((table >> 64) as i64, table as i64);
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), v)
         };
+        fn shuffle(v: __m512i, bytes: &[u8; 4]) -> __m512i =
+            _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(avx2::in_lanes(bytes)));
+        fn points(table: &[u16], low: __m512i, high: __m512i) -> [__m512i; 2] = {
+            let byte = _mm512_set1_epi16(255);
+            let even = _mm512_and_si512(low, byte);
+            let even = _mm512_or_si512(even, _mm512_slli_epi16::<8>(high));
+            let odd = _mm512_andnot_si512(byte, high);
+            let odd = _mm512_or_si512(odd, _mm512_srli_epi16::<8>(low));
+            [entries(table, even), entries(table, odd)]
+        };
         fn to_f32(v: __m512i) -> __m512 = _mm512_cvtepi32_ps(v);
         fn byte_to_f32(v: __m512i, b: i32) -> __m512 = {
             let low = _mm512_srl_epi32(v, _mm_cvtsi32_si128(8 * b));
@@ -163,6 +173,56 @@ where
             transpose16(r)
         };
     }
+}
+
+/// Entries of `table` under 16-bit indices below its length.
+#[inline(always)]
+unsafe fn entries(table: &[u16], index: __m512i) -> __m512i {
+    // SAFETY: called with the features.
+    unsafe {
+        match table.len() {
+            256 => entries256(table, index),
+            512 => entries512(table, index),
+            1024 => entries1024(table, index),
+            2048 => entries2048(table, index),
+            len => unreachable!("a table of {len} points"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn entries64(table: &[u16], index: __m512i) -> __m512i {
+    let (first, second) = (&table[..32], &table[32..64]);
+    // SAFETY: called with the features; either slice is a register.
+    unsafe {
+        let first = _mm512_loadu_si512(first.as_ptr().cast());
+        let second = _mm512_loadu_si512(second.as_ptr().cast());
+        _mm512_permutex2var_epi16(first, index, second)
+    }
+}
+
+/// Of two halves the one that a bit of the index names.
+macro_rules! entries {
+    ($($name:ident = 2 * $part:ident of $half:literal;)*) => {$(
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw")]
+        unsafe fn $name(table: &[u16], index: __m512i) -> __m512i {
+            // SAFETY: as this one.
+            unsafe {
+                let (lower, upper) = ($part(table, index), $part(&table[$half..], index));
+                let mask = _mm512_test_epi16_mask(index, _mm512_set1_epi16($half));
+                _mm512_mask_mov_epi16(lower, mask, upper)
+            }
+        }
+    )*};
+}
+
+entries! {
+    entries128 = 2 * entries64 of 64;
+    entries256 = 2 * entries128 of 128;
+    entries512 = 2 * entries256 of 256;
+    entries1024 = 2 * entries512 of 512;
+    entries2048 = 2 * entries1024 of 1024;
 }
 
 /// Four rounds: 32-bit and 64-bit interleaves inside 128-bit quarters, then the quarters.

@@ -318,9 +318,11 @@ unsafe fn multiply_chunks(
     match (layout.subs(), layout.has_offset(), layout.quant_bits) {
         (1, false, ..=4) => multiply!(1, false, 4),
         (1, false, ..=6) => multiply!(1, false, 6),
+        (1, false, 7) => multiply!(1, false, 7),
         (1, false, _) => multiply!(1, false, 8),
         (1, true, ..=5) => multiply!(1, true, 5),
         (1, true, _) => multiply!(1, true, 8),
+        (_, false, 7) => multiply!(2, false, 7),
         (_, false, _) => multiply!(2, false, 6),
         (_, true, _) => multiply!(2, true, 4),
     }
@@ -538,6 +540,7 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
         block: GROUP,
         sub_block: GROUP / SUBS,
         bits: 8,
+        points: None,
         table: None,
         quant_bits: QUANT_BITS,
         zero: 0,

@@ -4,6 +4,8 @@
 //! [`Isa::enter`] inlines it into one function compiled for the level's features. A value of an
 //! `Isa` type proves that the processor has those features, so only memory accesses are unsafe.
 
+use super::points::load_entries;
+
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -149,6 +151,22 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn shift16(self, v: Self::I, n: i32) -> Self::I;
     /// `table[v]` for every byte of `v` (< 16).
     fn lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
+    /// Every 32-bit lane's bytes in the order `bytes`.
+    fn shuffle(self, v: Self::I, bytes: &[u8; 4]) -> Self::I;
+    /// Entries of `table`, whose length is a power of two and at least 256, under the indices whose lowest eight bits are the bytes of
+    /// `low` and the others, of which there may be none more than the table has, those of `high`: of the even bytes, then of the odd ones.
+    #[inline(always)]
+    fn points(self, table: &[u16], low: Self::I, high: Self::I) -> [Self::I; 2] {
+        let (mut bytes, mut words) = ([[0u8; 64]; 2], [[0u16; 32]; 2]);
+        // SAFETY: a register has at most 64 bytes.
+        unsafe {
+            self.store(bytes[0].as_mut_ptr(), low);
+            self.store(bytes[1].as_mut_ptr(), high);
+        }
+        load_entries(table, &bytes, 4 * Self::LANES, &mut words);
+        // SAFETY: as above.
+        words.map(|words| unsafe { self.load(words.as_ptr().cast()) })
+    }
     /// Per 32-bit lane: `acc + Σ_j Σ_b weights[j].byte(b) * activations[4 j + b]`, where weight
     /// bytes are unsigned and below `2^bits` (see [`SIGNED_BYTES`](Self::SIGNED_BYTES) for 8) and
     /// activations are signed, within ±127: `4 * weights.len()` bytes at `activations`.

@@ -4,6 +4,7 @@
 //! * `tile`: block-quantized weights repacked for sixteen output rows at a time; `block/`: how the
 //!   blocks of each format come apart, the only code a new block format needs.
 //!   They lie in memory of their own (`region`).
+//!   `points`: those of them that store points of a lattice.
 //! * `integer`: those weights times activations in 8 bits (`quantized`).
 //! * `amx/`: any weights times many rows of activations, both as bf16.
 //! * `panel`: any weights times f32 activations; `float`: F32, F16, BF16 and E4M3 in place.
@@ -41,6 +42,8 @@ mod neon;
 mod ordered;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod panel;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod points;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod quantized;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -145,7 +148,7 @@ fn plain<E: float::Element>() -> Entry {
 
 /// Every format with a kernel of its own.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn entries() -> [Entry; 35] {
+fn entries() -> [Entry; 42] {
     [
         plain::<float::F32>(),
         plain::<float::F16>(),
@@ -162,6 +165,13 @@ fn entries() -> [Entry; 35] {
         tiled::<block::Q4K>(),
         tiled::<block::Q5K>(),
         tiled::<block::Q6K>(),
+        tiled::<block::Iq1S>(),
+        tiled::<block::Iq1M>(),
+        tiled::<block::Iq2Xxs>(),
+        tiled::<block::Iq2Xs>(),
+        tiled::<block::Iq2S>(),
+        tiled::<block::Iq3Xxs>(),
+        tiled::<block::Iq3S>(),
         tiled::<block::Iq4Nl>(),
         tiled::<block::Iq4Xs>(),
         tiled::<block::Mxfp4>(),

@@ -322,6 +322,12 @@ where
             let table = vld1q_u8(table.as_ptr());
             v.map(|v| vqtbl1q_u8(table, v))
         };
+        fn shuffle(v: I, bytes: &[u8; 4]) -> I = {
+            let bytes = vreinterpretq_u8_u32(vdupq_n_u32(u32::from_le_bytes(*bytes)));
+            let lanes = [0u8, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12];
+            let bytes = vaddq_u8(bytes, vld1q_u8(lanes.as_ptr()));
+            v.map(|v| vqtbl1q_u8(v, bytes))
+        };
         fn to_f32(v: I) -> F = v.map(|v| vcvtq_f32_s32(vreinterpretq_s32_u8(v)));
         fn byte_to_f32(v: I, b: i32) -> F = v.map(|v| {
             let low = vshlq_u32(vreinterpretq_u32_u8(v), vdupq_n_s32(-8 * b));

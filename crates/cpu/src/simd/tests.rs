@@ -26,7 +26,7 @@ const fn row(format: &'static str, block: (usize, usize), halves: &'static [usiz
     Row { format, block, halves, exponent: None }
 }
 
-const FORMATS: [Row; 33] = [
+const FORMATS: [Row; 39] = [
     row("f32", (1, 4), &[]),
     row("f16", (1, 2), &[]),
     row("bf16", (1, 2), &[]),
@@ -56,7 +56,12 @@ const FORMATS: [Row; 33] = [
     row("int8_g32", (32, 36), &[]),
     row("int4_g128_ordered", (128, 68), &[]),
     row("int8_g32_ordered", (32, 36), &[]),
-    // No kernel of its own: decoded band by band.
+    row("iq1_s", (256, 50), &[0]),
+    row("iq1_m", (256, 56), &[]),
+    row("iq2_xxs", (256, 66), &[0]),
+    row("iq2_xs", (256, 74), &[0]),
+    row("iq2_s", (256, 82), &[0]),
+    row("iq3_xxs", (256, 98), &[0]),
     row("iq3_s", (256, 110), &[0]),
     // Parts of their own, from their encoders.
     row("int", (1, 1), &[]),
@@ -112,6 +117,10 @@ impl Row {
                 if self.format.starts_with("int") {
                     // A zero point, and three bytes of a scale above it.
                     b[1..4].copy_from_slice(&(random.float() / 64.0).to_le_bytes()[1..]);
+                }
+                if self.format == "iq1_m" {
+                    // Four bits of the scale each; of them exponents far from infinity.
+                    b[55] &= 0xbf;
                 }
                 if let Some(at) = self.exponent {
                     // The subnormal ones too.

@@ -15,10 +15,12 @@
 //! | 2 bits | 2 | bits `2 s, 2 s + 1`: column `4 v + s` |
 //! | 1 bit | 1 | bit `j`: column `j` |
 //!
+//! Quants that are points of a lattice have other planes ([`Points`]).
 //! 6 bits are planes 4 and 2, 5 bits 4 and 1, 3 bits 2 and 1, low bits first. All groups of a
 //! band come first, its scales follow, block by block: two stream a task.
 
 use super::isa::Isa;
+use super::points::Points;
 use super::region::Piece;
 use crate::pool::ahead::read_on;
 use std::marker::PhantomData;
@@ -46,6 +48,8 @@ pub(crate) enum Scales {
     SubOffset,
     /// The same with scale and offset in the low and high nibble of one byte.
     SubNibbles,
+    /// f16 `d`; scales of two sub-blocks in one byte, `d * (2 n + 1)`, the first in the low nibble.
+    SubOdd,
     /// One number of type E4M3 a sub-block, without a sign.
     E4m3,
 }
@@ -59,8 +63,10 @@ pub(crate) struct Layout {
     pub block: usize,
     /// Inputs that share a scale: 16 or 32.
     pub sub_block: usize,
-    /// Stored bits of a quant.
+    /// Stored bits of a quant: columns of a group.
     pub bits: u32,
+    /// Points that stand for coordinates, if they do.
+    pub points: Option<Points>,
     /// Maps a stored 4-bit quant to an unsigned one.
     pub table: Option<&'static [u8; 16]>,
     /// Bits of the largest unsigned quant, after `table`.
@@ -93,7 +99,7 @@ impl Layout {
     /// Bytes before the sub-block scales in the scales of one block of a band.
     const fn header_bytes(&self) -> usize {
         match self.scales {
-            Scales::Half | Scales::Sub => 2 * BAND,
+            Scales::Half | Scales::Sub | Scales::SubOdd => 2 * BAND,
             Scales::HalfOffset | Scales::ScaleZero => 4 * BAND,
             Scales::SubOffset | Scales::SubNibbles => 4 * BAND,
             Scales::Exponent => BAND,
@@ -106,20 +112,31 @@ impl Layout {
         match self.scales {
             Scales::Half | Scales::HalfOffset | Scales::ScaleZero | Scales::Exponent => 0,
             Scales::Sub | Scales::SubNibbles | Scales::E4m3 => BAND,
+            Scales::SubOdd => BAND / 2,
             Scales::SubOffset => 2 * BAND,
         }
     }
 
+    /// Bytes of the scales of one block of a band, before what belongs to its points.
+    const fn own_scale_bytes(&self) -> usize {
+        self.header_bytes() + self.block / self.sub_block * self.sub_bytes()
+    }
+
     /// Bytes of the scales of one block of a band.
     const fn scale_bytes(&self) -> usize {
-        self.header_bytes() + self.block / self.sub_block * self.sub_bytes()
+        match &self.points {
+            Some(points) => self.own_scale_bytes() + points.high_bytes(),
+            None => self.own_scale_bytes(),
+        }
     }
 }
 
 /// One block taken apart.
 pub(crate) struct Block {
-    /// Stored quants, unsigned, in input order.
+    /// Stored quants, unsigned, in input order; of points their signs.
     pub quants: [u8; 256],
+    /// Points, in input order.
+    pub points: [u16; 64],
     /// Scale of the block: f16 bits, the exponent byte, or the upper half of a word of scale and zero point.
     pub d: u16,
     /// Offset of the block: f16 bits, or the lower half of that word.
@@ -209,13 +226,20 @@ impl<F: Format> Tiles<F> {
 /// Writes one output row of a band.
 fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &mut [u8]) {
     let l = F::LAYOUT;
-    let mut block = Block { quants: [0; 256], d: 0, m: 0, scales: [0; 16], offsets: [0; 16] };
+    let mut block =
+        Block { quants: [0; 256], points: [0; 64], d: 0, m: 0, scales: [0; 16], offsets: [0; 16] };
     let groups_per_block = l.block / GROUP;
     for (b, stored) in stored.chunks_exact(l.bytes).enumerate() {
         F::explode(stored, &mut block);
         for g in 0..groups_per_block {
             let at = (b * groups_per_block + g) * l.group_bytes();
             let group = &mut quants[at..at + l.group_bytes()];
+            if let Some(points) = l.points {
+                let high = &mut scales[b * l.scale_bytes() + l.own_scale_bytes()..];
+                let (first, signs) = (g * points.count(), &block.quants[g * GROUP..]);
+                points.repack(&block.points[first..], signs, (row, g), group, high);
+                continue;
+            }
             let (words, _) = block.quants[g * GROUP..(g + 1) * GROUP].as_chunks::<4>();
             let mut columns = [0u32; 8];
             for (c, w) in columns.iter_mut().zip(words) {
@@ -238,7 +262,14 @@ fn repack_row<F: Format>(stored: &[u8], row: usize, quants: &mut [u8], scales: &
             scales[at..at + 2].copy_from_slice(&block.m.to_le_bytes());
         }
         if l.sub_bytes() > 0 {
-            let subs = scales[l.header_bytes()..].chunks_exact_mut(l.sub_bytes());
+            let scales = &mut scales[l.header_bytes()..l.own_scale_bytes()];
+            if l.scales == Scales::SubOdd {
+                for (pair, two) in scales.chunks_exact_mut(BAND).zip(block.scales.chunks_exact(2)) {
+                    pair[row] = two[0] | two[1] << 4;
+                }
+                continue;
+            }
+            let subs = scales.chunks_exact_mut(l.sub_bytes());
             for ((sub, &s), &o) in subs.zip(&block.scales).zip(&block.offsets) {
                 match l.scales {
                     Scales::SubNibbles => sub[row] = s | o << 4,
@@ -321,7 +352,15 @@ impl<F: Format> Source for Band<'_, F> {
         // SAFETY: the caller keeps `group` and `part` in range; a group has `bits` columns.
         unsafe {
             let base = self.base.add(group * l.group_bytes() + part * S::LANES * 4);
-            let mut q = unpack(s, l.bits, base);
+            let mut q = match &l.points {
+                Some(points) => {
+                    let (block, inside) = (group / (l.block / GROUP), group % (l.block / GROUP));
+                    let at = self.groups * l.group_bytes() + block * l.scale_bytes();
+                    let high = self.base.add(at + l.own_scale_bytes() + part * S::LANES * 4);
+                    points.unpack(s, base, high, inside)
+                }
+                None => unpack(s, l.bits, base),
+            };
             if let Some(table) = l.table {
                 for q in &mut q {
                     *q = s.lookup(table, *q);
@@ -349,8 +388,8 @@ impl<F: Format> Source for Band<'_, F> {
             let at = self.groups * l.group_bytes() + block * l.scale_bytes();
             let header = self.base.add(at);
             let half = |i: usize| header.add(2 * (i * BAND + part * S::LANES));
-            let sub = (inside * l.subs() + sub) * l.sub_bytes();
-            let bytes = header.add(l.header_bytes() + sub + part * S::LANES);
+            let at = (inside * l.subs() + sub) * l.sub_bytes();
+            let bytes = header.add(l.header_bytes() + at + part * S::LANES);
             let (scale, offset) = match l.scales {
                 Scales::Half => (s.load_f16(half(0)), s.zero()),
                 Scales::HalfOffset => (s.load_f16(half(0)), s.load_f16(half(1))),
@@ -359,6 +398,12 @@ impl<F: Format> Source for Band<'_, F> {
                     (scale, s.mul(scale, s.sub(s.splat(l.zero as f32), zero)))
                 }
                 Scales::Exponent => (s.load_e8m0(header.add(part * S::LANES)), s.zero()),
+                Scales::SubOdd => {
+                    let pair = header.add(l.header_bytes() + inside * BAND + part * S::LANES);
+                    let (low, high) = s.load_nibbles(pair);
+                    let (n, d) = (if sub == 0 { low } else { high }, s.load_f16(half(0)));
+                    (s.mul(d, s.add(s.add(n, n), s.splat(1.0))), s.zero())
+                }
                 Scales::E4m3 => (s.load_ue4m3(bytes), s.zero()),
                 Scales::Sub => (s.mul(s.load_f16(half(0)), s.load_i8(bytes)), s.zero()),
                 Scales::SubOffset => (

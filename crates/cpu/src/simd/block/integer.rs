@@ -17,6 +17,7 @@ const fn layout(group: usize, bits: u32) -> Layout {
         block: group,
         sub_block: 32,
         bits,
+        points: None,
         table: None,
         quant_bits: bits,
         // The zero point of symmetric weights, which then have an offset of exactly 0.

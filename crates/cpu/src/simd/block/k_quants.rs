@@ -25,8 +25,19 @@ const fn superblock(
     zero: i32,
     scales: Scales,
 ) -> Layout {
-    let (table, unit) = (None, 1.0);
-    Layout { bytes, block: 256, sub_block, bits, table, quant_bits: bits, zero, scales, unit }
+    let (points, table, unit) = (None, None, 1.0);
+    Layout {
+        bytes,
+        block: 256,
+        sub_block,
+        bits,
+        points,
+        table,
+        quant_bits: bits,
+        zero,
+        scales,
+        unit,
+    }
 }
 
 /// Half-precision bits with the sign flipped: offsets are stored to be subtracted.

@@ -3,12 +3,14 @@
 
 mod integer;
 mod k_quants;
+mod lattice;
 mod legacy;
 mod table;
 mod ternary;
 
 pub(crate) use integer::{Int4, Int8};
 pub(crate) use k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub(crate) use lattice::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 pub(crate) use legacy::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use table::{Iq4Nl, Iq4Xs, Mxfp4, Nvfp4};
 pub(crate) use ternary::{Tq1_0, Tq2_0};
@@ -30,6 +32,17 @@ fn nibbles(bytes: &[u8], out: &mut [u8]) {
 
 /// A 32-input block of unsigned quants.
 const fn legacy(bytes: usize, bits: u32, zero: i32, scales: Scales) -> Layout {
-    let (table, unit) = (None, 1.0);
-    Layout { bytes, block: 32, sub_block: 32, bits, table, quant_bits: bits, zero, scales, unit }
+    let (points, table, unit) = (None, None, 1.0);
+    Layout {
+        bytes,
+        block: 32,
+        sub_block: 32,
+        bits,
+        points,
+        table,
+        quant_bits: bits,
+        zero,
+        scales,
+        unit,
+    }
 }

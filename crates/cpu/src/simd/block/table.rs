@@ -26,6 +26,7 @@ impl Format for Iq4Nl {
         block: 32,
         sub_block: 32,
         bits: 4,
+        points: None,
         table: Some(&IQ4),
         quant_bits: 8,
         zero: 128,

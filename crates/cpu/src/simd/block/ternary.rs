@@ -38,6 +38,7 @@ impl Format for Tq2_0 {
         block: 256,
         sub_block: 32,
         bits: 2,
+        points: None,
         table: None,
         quant_bits: 2,
         zero: 1,
