@@ -101,15 +101,35 @@ impl WeightFormat for Any {
             return Err(invalid(ID, format!("part groups: {g} is no group of {groups}")));
         }
         parts::check_rows(weight, &rows, out)?;
+        // Neighbours of one group are decoded together.
+        let mut runs: Vec<(Range<usize>, usize)> = Vec::new();
+        for (i, &group) in group_of.iter().enumerate() {
+            match runs.last_mut().filter(|(_, last)| *last == group as usize) {
+                Some((run, _)) => run.end = i + 1,
+                None => runs.push((i..i + 1, group as usize)),
+            }
+        }
         let scales = scales.slice_rows(rows.clone()).to_f32()?;
         let zeros = zeros.slice_rows(rows.clone());
         let codes = codes.slice_rows(rows);
         for (row, out) in out.chunks_exact_mut(k.max(1)).enumerate() {
             let codes = &codes.bytes()[row * codes_width..][..codes_width];
-            for (i, (w, group)) in out.iter_mut().zip(&group_of).enumerate() {
-                let code = if wide { codes[i] } else { codes[i / 2] >> (4 * (i % 2)) & 15 };
-                let at = row * groups + *group as usize;
-                *w = scales[at] * (i32::from(code) - i32::from(zeros.bytes()[at])) as f32;
+            for (run, group) in &runs {
+                let at = row * groups + group;
+                let (scale, zero) = (scales[at], i32::from(zeros.bytes()[at]));
+                let weight = |code: u8| scale * (i32::from(code) - zero) as f32;
+                let out = &mut out[run.clone()];
+                if wide {
+                    out.iter_mut().zip(&codes[run.clone()]).for_each(|(w, &c)| *w = weight(c));
+                    continue;
+                }
+                // A run may begin in the middle of a byte.
+                let (head, pairs) = out.split_at_mut((run.start % 2).min(run.len()));
+                head.iter_mut().for_each(|w| *w = weight(codes[run.start / 2] >> 4));
+                let codes = &codes[run.start.div_ceil(2)..];
+                for (pair, &both) in pairs.chunks_mut(2).zip(codes) {
+                    pair.iter_mut().zip([both & 15, both >> 4]).for_each(|(w, c)| *w = weight(c));
+                }
             }
         }
         Ok(())
