@@ -8,7 +8,8 @@
 mod rows;
 
 use crate::Level;
-use crate::memory::{available_bytes, zeroed};
+use crate::memory::system::available_bytes;
+use crate::memory::zeroed;
 use crate::simd::{narrow_f16, transpose_f16, widen_bf16, widen_f16};
 use half::{bf16, f16};
 use marlin_tensor::{

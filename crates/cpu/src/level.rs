@@ -97,6 +97,46 @@ impl Level {
         }
     }
 
+    /// What this machine lacks for the level, in words of `/proc/cpuinfo` where it has any; nothing where it is supported.
+    pub fn missing(self) -> Vec<&'static str> {
+        if self.is_supported() {
+            return Vec::new();
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let features = [
+                (Self::Avx2, "avx2", is_x86_feature_detected!("avx2")),
+                (Self::Avx2, "fma", is_x86_feature_detected!("fma")),
+                (Self::Avx2, "f16c", is_x86_feature_detected!("f16c")),
+                (Self::Avx512, "avx512f", is_x86_feature_detected!("avx512f")),
+                (Self::Avx512, "avx512bw", is_x86_feature_detected!("avx512bw")),
+                (Self::Avx512, "avx512dq", is_x86_feature_detected!("avx512dq")),
+                (Self::Avx512, "avx512vl", is_x86_feature_detected!("avx512vl")),
+                (Self::Avx512Vnni, "avx512_vnni", is_x86_feature_detected!("avx512vnni")),
+                (Self::Avx512Bf16, "avx512_bf16", is_x86_feature_detected!("avx512bf16")),
+                (Self::Amx, "avx512_vbmi", is_x86_feature_detected!("avx512vbmi")),
+            ];
+            if self >= Self::Neon {
+                return vec!["a 64-bit Arm processor"];
+            }
+            let lacks = features.iter().filter(|(level, _, here)| *level <= self && !here);
+            let mut missing: Vec<&str> = lacks.map(|(_, name, _)| *name).collect();
+            if self == Self::Amx {
+                missing.extend(crate::simd::amx::missing());
+            }
+            missing
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            vec![match self {
+                Self::Scalar => "nothing",
+                Self::Neon => "asimd",
+                Self::NeonDotprod => "asimddp",
+                _ => "an x86-64 processor",
+            }]
+        }
+    }
+
     /// The level without products of bf16, which few rows do not use.
     pub(crate) fn without_tiles(self) -> Self {
         if [Self::Avx512Bf16, Self::Amx].contains(&self) { Self::Avx512Vnni } else { self }
@@ -146,5 +186,13 @@ mod tests {
         let error = "sse9".parse::<Level>().unwrap_err().to_string();
         assert!(error.contains("sse9") && error.contains("avx512-vnni"), "{error}");
         assert!(Level::detect().is_supported());
+        for level in Level::ALL {
+            assert_eq!(
+                level.missing().is_empty(),
+                level.is_supported(),
+                "{level}: {:?}",
+                level.missing()
+            );
+        }
     }
 }

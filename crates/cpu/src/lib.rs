@@ -8,6 +8,7 @@
 //! * [`Pool`]: threads that wait by spinning, then yielding, then parking, since one token is
 //!   hundreds of parallel regions of a few microseconds.
 //! * `memory`: aligned, recycled activation buffers; `cache`: paged keys and values.
+//! * [`system`]: what the operating system says of memory.
 
 mod backend;
 mod cache;
@@ -28,4 +29,5 @@ pub use backend::{Activations, CpuBackend, CpuOptions};
 pub use encoder::CpuEncoder;
 pub use kernel::{Inputs, Kernel, Prepared, RowKind};
 pub use level::{Level, UnknownLevel};
+pub use memory::system;
 pub use pool::{ColumnBand, Pool};

@@ -2,6 +2,8 @@
 //! nothing once the first one has run. And zeroed arrays for caches, whose pages the system maps
 //! when they are first written.
 
+pub mod system;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -154,14 +156,6 @@ pub(crate) fn zeroed<T: Plain>(len: usize) -> Option<Vec<T>> {
     }
 }
 
-/// Bytes the system says it can still give out; `None` where it does not say.
-pub(crate) fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +182,6 @@ mod tests {
         assert!(zeroed::<u16>(1001).unwrap().iter().all(|&v| v == 0));
         assert!(zeroed::<f32>(0).unwrap().is_empty());
         assert!(zeroed::<f32>(usize::MAX / 4).is_none());
-        assert!(available_bytes().is_none_or(|b| b > 0));
     }
 
     #[test]

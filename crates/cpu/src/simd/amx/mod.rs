@@ -61,19 +61,32 @@ pub(crate) fn is_supported() -> bool {
             is_x86_feature_detected!("avx512vnni"),
             is_x86_feature_detected!("avx512vbmi"),
         ];
-        features.iter().all(|&f| f) && has_tiles() && may_use_tiles()
+        features.iter().all(|&f| f) && missing().is_empty()
     })
 }
 
-fn has_tiles() -> bool {
+/// What of the tiles themselves is not here, in words of `/proc/cpuinfo` where it has any.
+pub(crate) fn missing() -> Vec<&'static str> {
+    const FEATURES: [(u32, &str); 3] =
+        [(1 << 24, "amx_tile"), (1 << 22, "amx_bf16"), (1 << 25, "amx_int8")];
+    let found = if __cpuid(0).eax < 7 { 0 } else { __cpuid_count(7, 0).edx };
+    let lacks = FEATURES.iter().filter(|(bit, _)| found & bit == 0);
+    let mut missing: Vec<&str> = lacks.map(|(_, name)| *name).collect();
+    if missing.is_empty() && !saves_tiles() {
+        missing.push("a system that saves tile registers");
+    } else if missing.is_empty() && !may_use_tiles() {
+        missing.push("the system's permission to use tile registers");
+    }
+    missing
+}
+
+fn saves_tiles() -> bool {
     const OSXSAVE: u32 = 1 << 27;
-    const TILE_BF16_INT8: u32 = 1 << 24 | 1 << 22 | 1 << 25;
-    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
+    if __cpuid(1).ecx & OSXSAVE == 0 {
         return false;
     }
     // SAFETY: the system uses xsave, so the register can be read.
-    let saved = unsafe { saved_states() };
-    __cpuid_count(7, 0).edx & TILE_BF16_INT8 == TILE_BF16_INT8 && saved & XCR0_TILES == XCR0_TILES
+    unsafe { saved_states() & XCR0_TILES == XCR0_TILES }
 }
 
 /// # Safety
