@@ -14,8 +14,9 @@ use crate::weights::{self, GpuLinear, Loaded, Matrix, has_kernel, kernel_name, p
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, Algebra, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec,
-    Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque,
-    Rope, RopeStyle, RopeTable, Router, Routing, Selected, Selection, Tensor, Vector, Weight,
+    DeviceMemory, Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear,
+    LinearOptions, Opaque, Rope, RopeStyle, RopeTable, Router, Routing, Selected, Selection,
+    Tensor, Vector, Weight,
 };
 use std::sync::{Arc, Mutex};
 
@@ -123,6 +124,10 @@ impl GpuBackend {
 impl Backend for GpuBackend {
     fn name(&self) -> String {
         format!("{} ({})", self.runtime, self.device)
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        Some(self.gpu.memory())
     }
 
     fn kernel(&self, format: &str, _: LinearOptions) -> String {

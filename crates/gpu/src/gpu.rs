@@ -2,11 +2,12 @@
 
 use crate::tune::{Facts, Shape, Tuned, Variant};
 use bytes::Bytes;
+use cubecl::MemoryScope;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use marlin_tensor::BackendError;
+use marlin_tensor::{BackendError, DeviceMemory};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -182,6 +183,12 @@ impl Gpu {
         }
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         Ok(Reservation { bytes, taken: self.taken.clone() })
+    }
+
+    /// What the allocator has taken, of all streams.
+    pub(crate) fn memory(&self) -> DeviceMemory {
+        let usage = self.client.memory_report(MemoryScope::Device).usage();
+        DeviceMemory { used_bytes: usage.bytes_in_use, reserved_bytes: usage.bytes_reserved }
     }
 
     /// Uninitialised words.

@@ -196,6 +196,15 @@ pub struct Selected {
     pub total: f64,
 }
 
+/// Memory of a device, as its allocator counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes of what is alive.
+    pub used_bytes: u64,
+    /// Bytes taken from the device, among them what is kept for the next allocation: the most that was ever needed.
+    pub reserved_bytes: u64,
+}
+
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -207,6 +216,11 @@ pub trait Backend: Send + Sync {
     /// Whether kernels may round the inputs of matrices to fewer bits than f32 has.
     fn rounds_inputs(&self) -> bool {
         false
+    }
+
+    /// Memory of the device, where it has its own beside the process's.
+    fn memory(&self) -> Option<DeviceMemory> {
+        None
     }
 
     /// Kernel path that [`load_linear`](Self::load_linear) would choose for `format`, without loading.

@@ -20,8 +20,8 @@ mod weight;
 
 pub use algebra::{Algebra, Factored, Gram};
 pub use backend::{
-    Backend, BackendError, Embedding, Experts, GatedLinears, HeadLinear, Linear, LinearOptions,
-    Opaque, RopeTable, Routing, Selected, Selection, Tensor, Vector,
+    Backend, BackendError, DeviceMemory, Embedding, Experts, GatedLinears, HeadLinear, Linear,
+    LinearOptions, Opaque, RopeTable, Routing, Selected, Selection, Tensor, Vector,
 };
 pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
 pub use cache_type::{CACHE_GROUP, CacheType};

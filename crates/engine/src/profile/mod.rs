@@ -16,9 +16,9 @@ pub use report::{Profile, ProfileRow};
 pub use shape::Shape;
 
 use marlin_tensor::{
-    Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
-    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable, Router,
-    Routing, Selected, Selection, Tensor, Vector, Weight,
+    Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, DeviceMemory,
+    Embedding, Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable,
+    Router, Routing, Selected, Selection, Tensor, Vector, Weight,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -197,6 +197,10 @@ impl Backend for Profiler {
 
     fn rounds_inputs(&self) -> bool {
         self.inner.rounds_inputs()
+    }
+
+    fn memory(&self) -> Option<DeviceMemory> {
+        self.inner.memory()
     }
 
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
