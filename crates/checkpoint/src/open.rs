@@ -106,6 +106,9 @@ fn open_config(path: &Path) -> Result<Checkpoint, CheckpointError> {
 
 fn open_gguf(path: &Path, file: FileBytes) -> Result<Checkpoint, CheckpointError> {
     if !gguf::is_gguf(&file.bytes) {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Err(Fault::corrupt("is not that of a GGUF file").at(path, "magic number"));
+        }
         let reason = "neither a GGUF file nor a directory with config.json and safetensors";
         return Err(Fault::unsupported(reason).at(path, "file"));
     }

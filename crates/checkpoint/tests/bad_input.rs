@@ -1,7 +1,7 @@
 //! Damaged and lying files: an error that names file and field, or a checkpoint whose tensors lie
 //! within the file; never a panic, never slow. Memory is checked in `limits.rs`.
 
-use marlin_checkpoint::Checkpoint;
+use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_testkit::mutate::{bit_flips, truncations};
 use marlin_testkit::tiny_model;
 use std::fs;
@@ -82,6 +82,20 @@ fn damaged_gguf() {
     // What is cut off may be the padding behind the last tensor.
     damage(&fixtures, "tiny.gguf", 31, false);
     damage(&fixtures, "tiny_v2.gguf", 63, false);
+}
+
+/// It was neither a model nor damaged: the exit code was that of any failure.
+#[test]
+fn a_gguf_file_of_one_byte_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("one.gguf", &b"G"[..]), ("none.GGUF", b""), ("text.gguf", b"# notes\n")]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = Checkpoint::open(&path).unwrap_err();
+        assert!(matches!(error, CheckpointError::Corrupt { .. }), "{name}: {error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
 }
 
 /// Header length, header, and `data` zeros.
@@ -210,7 +224,7 @@ fn lying_gguf() {
     let nested = (0..9).fold(key(ARRAY), |out, _| out.u32(ARRAY).u64(1)).u32(0).u64(0);
     let two63 = 1 << 63;
     let rows = [
-        ("file: neither", Raw(b"GGUX".to_vec())),
+        ("magic number: is not that of", Raw(b"GGUX".to_vec())),
         ("version: needs 4 bytes", Raw(b"GGUF".to_vec())),
         ("version: version 1", Raw::new(1, 0, 0)),
         ("version: version 4", Raw::new(4, 0, 0)),
