@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that what the pages say can be done.
 
-Reads README.md, CONTRIBUTING.md and docs/**/*.md, in the repository root, with `marlin` on PATH:
+Reads README.md, CONTRIBUTING.md, docs/**/*.md and bench/**/*.md, in the repository root, with `marlin` on PATH:
 
 * a block fenced ```sh is run by bash and must succeed;
 * a block fenced ```sh manual (needs a model, a GPU, minutes) is not run, but every
@@ -33,7 +33,8 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 def pages():
     """Every checked page, as paths relative to the root."""
     front = [Path("README.md"), Path("CONTRIBUTING.md")]
-    return [p for p in front if p.exists()] + sorted(Path("docs").rglob("*.md"))
+    below = [page for folder in ("docs", "bench") for page in sorted(Path(folder).rglob("*.md"))]
+    return [p for p in front if p.exists()] + below
 
 
 def blocks(text):
