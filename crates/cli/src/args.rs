@@ -1,12 +1,14 @@
 //! Command-line arguments. Names are a contract: scripts call them.
 
 pub mod bench;
+pub mod device;
 mod limits;
 pub mod quantize;
 pub mod serve;
 pub mod tune;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use device::{ActivationsArg, Device, DeviceArgs};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "Examples:
@@ -97,44 +99,6 @@ pub struct ModelArgs {
     /// Directory (safetensors, EXL3), .gguf file or pulled ORG/NAME; the embedded model if left out.
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
-}
-
-/// Where and how to compute.
-#[derive(Debug, Clone, Args)]
-pub struct DeviceArgs {
-    /// Device to run on.
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub device: Device,
-    /// CPU threads; all cores if left out.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Precision of matrix inputs: auto allows 8-bit integers, float never does.
-    #[arg(long, value_enum)]
-    pub activations: Option<ActivationsArg>,
-}
-
-/// Devices, also those that this build lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The best GPU this build can use, or the processor.
-    Auto,
-    /// The processor.
-    Cpu,
-    /// NVIDIA GPUs; needs a build with `--features cuda`.
-    Cuda,
-    /// Apple GPUs; needs a build with `--features metal`.
-    Metal,
-    /// GPUs with Vulkan; needs a build with `--features vulkan`.
-    Vulkan,
-}
-
-/// Precision of matrix inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ActivationsArg {
-    /// Integers where a kernel gains from them.
-    Auto,
-    /// Floats everywhere.
-    Float,
 }
 
 /// Memory of past tokens.

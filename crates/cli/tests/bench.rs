@@ -80,6 +80,97 @@ fn every_operator_is_measured() {
     }
     let others = ["rope", "gated", "head_linear", "sample greedy", "sample top_k top_p"];
     assert!(others.iter().all(|name| count(name) > 0));
+    for name in ["attention gqa q8", "attention gqa q4", "dequantize q4_k", "dequantize exl3"] {
+        assert!(count(name) > 0, "{name}");
+    }
+    assert!(count("bf16 to f32") == 1 && count("f32 to bf16") == 1);
+    for row in rows {
+        assert!(row["peak_gigabytes_per_second"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["peak_gigaflops_per_second"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+/// A device that this build and machine have besides the processor.
+fn gpu() -> Option<&'static str> {
+    let device = ["cuda", "metal", "vulkan"].into_iter().find(|device| {
+        let output = run(&["-p", "1", "-n", "0", "-r", "1", "--device", device]);
+        // Anything but "not built" and "not there" is to be seen.
+        ![Some(2), Some(3)].contains(&output.status.code())
+    });
+    if device.is_none() {
+        eprintln!("skipped: no GPU that this build can use");
+    }
+    device
+}
+
+/// It measured the processor only.
+#[test]
+fn operators_of_a_gpu_are_measured() {
+    let Some(device) = gpu() else { return };
+    let report = json(&["ops", "--quick", "--device", device]);
+    assert!(report["copy"]["gigabytes_per_second"].as_f64().unwrap() > 0.0, "{report}");
+    let rows = report["ops"].as_array().unwrap();
+    for row in rows {
+        for field in ["median_us", "bytes", "share", "peak_gigabytes_per_second"] {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{field} in {row}");
+        }
+        assert_eq!(row["bound"], "copy");
+    }
+    let count = |name: &str| rows.iter().filter(|row| row["operator"] == name).count();
+    for name in ["linear q4_0", "linear q4_k", "linear exl3", "attention gqa", "attention gqa q8"] {
+        assert!(count(name) > 0, "{name}");
+    }
+    for name in ["attention mla", "route", "experts", "rms_norm", "rope", "add", "select"] {
+        assert!(count(name) > 0, "{name}");
+    }
+    assert_eq!(count("sample greedy"), 0, "the host's");
+    let output = run(&["-p", "2", "-n", "0", "--device", device, "--profile", "/dev/null"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("bench ops --device"), "{}", text(&output.stderr));
+}
+
+/// It told the process's memory, of which a model on a device takes none.
+#[test]
+fn memory_of_a_gpu_is_the_device_s() {
+    let Some(device) = gpu() else { return };
+    let report = json(&["memory", "-p", "32", "--device", device]);
+    let number = |field: &str| report[field].as_u64().unwrap();
+    assert_eq!(report["memory"], "device");
+    assert!(number("loaded_bytes") >= number("start_bytes") + number("weight_bytes"), "{report}");
+    assert!(number("peak_bytes") >= number("loaded_bytes"), "{report}");
+    assert!(report["scratch"]["prompt_bytes"].as_u64().unwrap() > 0, "{report}");
+    assert!(text(&run(&["memory", "--device", device]).stdout).contains("on the device at most"));
+}
+
+#[test]
+fn backends_are_compared_in_one_table() {
+    let arguments = ["-p", "4", "-n", "2", "--pg", "4,2", "-r", "1", "--threads", "1,2"];
+    let arguments = [&arguments[..], &["--device", "cpu"]].concat();
+    let rows = json(&arguments);
+    let rows = rows.as_array().unwrap();
+    let column = |field: &str| -> Vec<String> {
+        rows.iter().map(|row| row[field].to_string().replace('"', "")).collect()
+    };
+    assert_eq!(column("test"), ["pp4", "tg2", "pp4+tg2", "pp4", "tg2", "pp4+tg2"]);
+    assert_eq!(column("threads"), ["1", "1", "1", "2", "2", "2"]);
+    let with = |output: &str| text(&run(&[&arguments[..], &["-o", output]].concat()).stdout);
+    let csv = with("csv");
+    let width = |line: &str| line.split(',').count();
+    assert!(csv.starts_with("model,") && csv.lines().count() == 7, "{csv}");
+    let widths: Vec<usize> = csv.lines().map(width).collect();
+    // Names of devices have commas, and quotes.
+    assert!(csv.lines().skip(1).all(|line| line.contains("\"cpu (")), "{csv}");
+    assert!(widths[1..].iter().all(|width| *width == widths[1]), "{csv}");
+    let md = with("md");
+    assert!(md.lines().nth(1).unwrap().contains("--:") && md.lines().count() == 8, "{md}");
+    assert!(md.lines().all(|line| line.matches('|').count() == 9), "{md}");
+    assert!(with("text").lines().all(|line| line.starts_with("device") || line.starts_with("cpu")));
+    let both = run(&["--json", "-o", "md"]);
+    assert_eq!(both.status.code(), Some(2), "{}", text(&both.stderr));
+    let Some(gpu) = gpu() else { return };
+    let rows = json(&["-p", "4", "-n", "2", "-r", "1", "--device", &format!("cpu,{gpu}:0")]);
+    let device = |row: usize| rows[row]["device"].as_str().unwrap().to_owned();
+    assert!(device(0).starts_with("cpu") && device(2).starts_with(gpu), "{rows}");
 }
 
 #[test]

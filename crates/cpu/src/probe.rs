@@ -2,6 +2,7 @@
 //! compared with it. A peak is the best of many short runs; a share of it is so never flattered
 //! by a moment in which a neighbour was busy.
 
+use crate::simd::Piece;
 use crate::simd::amx::{self, Amx};
 use crate::simd::probe as loops;
 use crate::{Level, Pool};
@@ -17,8 +18,14 @@ pub const CACHE_BYTES: usize = 64 << 20;
 pub const SEARCH: Duration = Duration::from_millis(400);
 /// How long one run in registers takes, about.
 const RUN: Duration = Duration::from_millis(2);
-/// Pieces of a buffer for each thread.
+/// Pieces of a large buffer for each thread; of a small one there is one for each.
 const PIECES: usize = 16;
+/// Bytes of a large buffer.
+const LARGE: usize = 1 << 20;
+/// Bytes that are read between two barriers at least, so that these count for little.
+const TOGETHER: usize = 16 << 20;
+/// Bytes that a loop reads at a time.
+const BLOCK: usize = 512;
 
 /// Peaks of all threads of a pool together. Operations count a multiply-add as two.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,44 +40,62 @@ pub struct Peaks {
     pub f32_operations: f64,
     /// Products of 8-bit integers summed in 32 bits, operations per second, in vectors.
     pub int8_operations: f64,
-    /// The same in tiles, where there are any.
+    /// bf16 products summed in f32, in vectors (`vdpbf16ps`), where there are any.
+    pub bf16_operations: Option<f64>,
+    /// 8-bit integers in tiles, where there are any.
     pub amx_int8_operations: Option<f64>,
     /// bf16 products summed in f32, in tiles.
     pub amx_bf16_operations: Option<f64>,
 }
 
 impl Peaks {
-    /// Measures each for `search`, reading `memory_bytes` for the first ([`MEMORY_BYTES`] where there is room).
-    pub fn measure(pool: &Pool, level: Level, memory_bytes: usize, search: Duration) -> Self {
+    /// Measures each for `search`, reading all of `probe` for the first ([`MEMORY_BYTES`] where there is room).
+    pub fn measure(pool: &Pool, level: Level, probe: &ReadProbe, search: Duration) -> Self {
+        let memory_bytes = probe.buffer.len();
         Self {
             memory_bytes,
-            memory_read: read_bandwidth(pool, level, memory_bytes, search),
-            cache_read: read_bandwidth(pool, level, CACHE_BYTES, search),
+            memory_read: probe.bandwidth(pool, level, memory_bytes, search),
+            cache_read: probe.bandwidth(pool, level, CACHE_BYTES, search),
             f32_operations: f32_peak(pool, level, search),
             int8_operations: int8_peak(pool, level, search),
+            bf16_operations: bf16_peak(pool, level, search),
             amx_int8_operations: amx_int8_peak(pool, level, search),
             amx_bf16_operations: amx_bf16_peak(pool, level, search),
         }
     }
 }
 
-/// Bytes per second at which all threads read a buffer of `bytes`.
-pub fn read_bandwidth(pool: &Pool, level: Level, bytes: usize, search: Duration) -> f64 {
-    let mut buffer = vec![0u64; bytes / 8];
-    let piece = buffer.len().div_ceil(PIECES * pool.threads()).max(1);
-    // Written by the threads, so that pages exist and lie near.
-    pool.run_chunks(&mut buffer, piece, |i, part| part.fill(i as u64 | 1));
-    let total = AtomicU64::new(0);
-    let pieces: Vec<&[u64]> = buffer.chunks(piece).collect();
-    let seconds = best(search, || {
-        let start = Instant::now();
-        pool.run(pieces.len(), |i| {
-            total.fetch_xor(loops::read(level, pieces[i]), Ordering::Relaxed);
+/// A buffer that is read to learn how fast that goes, in the pages that weights lie in.
+pub struct ReadProbe {
+    buffer: Piece,
+}
+
+impl ReadProbe {
+    /// Of `bytes`, at least one block.
+    pub fn new(bytes: usize) -> Self {
+        Self { buffer: Piece::zeroed(bytes.max(BLOCK)) }
+    }
+
+    /// Bytes per second at which all threads read the first `bytes`, or all there are, again and again.
+    pub fn bandwidth(&self, pool: &Pool, level: Level, bytes: usize, search: Duration) -> f64 {
+        let data = &self.buffer[..bytes.clamp(BLOCK, self.buffer.len())];
+        let parts = if data.len() >= LARGE { PIECES * pool.threads() } else { pool.threads() };
+        let piece = data.len().div_ceil(parts).next_multiple_of(BLOCK);
+        let pieces: Vec<&[u8]> = data.chunks(piece).collect();
+        let times = TOGETHER.div_ceil(data.len());
+        let total = AtomicU64::new(0);
+        let seconds = best(search, || {
+            let start = Instant::now();
+            pool.run(pieces.len(), |i| {
+                let all =
+                    (0..times).fold(0, |all, _| all ^ loops::read(level, black_box(pieces[i])));
+                total.fetch_xor(all, Ordering::Relaxed);
+            });
+            start.elapsed().as_secs_f64()
         });
-        start.elapsed().as_secs_f64()
-    });
-    black_box(total.into_inner());
-    (buffer.len() * 8) as f64 / seconds
+        black_box(total.into_inner());
+        (data.len() * times) as f64 / seconds
+    }
 }
 
 /// f32 operations per second of all threads.
@@ -81,6 +106,12 @@ pub fn f32_peak(pool: &Pool, level: Level, search: Duration) -> f64 {
 /// 8-bit integer operations per second of all threads, in vectors.
 pub fn int8_peak(pool: &Pool, level: Level, search: Duration) -> f64 {
     arithmetic(pool, search, |rounds| loops::multiply_int8(level, rounds))
+}
+
+/// bf16 operations per second of all threads in vectors, where there are any.
+pub fn bf16_peak(pool: &Pool, level: Level, search: Duration) -> Option<f64> {
+    (loops::multiply_bf16(level, 1) > 0)
+        .then(|| arithmetic(pool, search, |rounds| loops::multiply_bf16(level, rounds)))
 }
 
 /// bf16 operations per second of all threads in AMX tiles, where there are any.
@@ -136,28 +167,37 @@ mod tests {
 
     #[test]
     fn every_level_reads_and_multiplies() {
-        let data: Vec<u64> =
-            (0..1003).map(|i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect();
-        let expected = data.iter().fold(0, |all, v| all ^ v);
+        let data: Vec<u8> =
+            (0..1803u64).map(|i| (i.wrapping_mul(0x9E37_79B9) >> 7) as u8).collect();
+        let xor = |data: &[u8]| {
+            let (words, _) = data.as_chunks();
+            words.iter().fold(0, |all, v| all ^ u64::from_le_bytes(*v))
+        };
         for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
-            for len in [0, 1, 7, 8, 63, 64, 1003] {
-                let expected = data[..len].iter().fold(0, |all, v| all ^ v);
-                assert_eq!(loops::read(level, &data[..len]), expected, "{level} {len}");
+            for len in [0, 8, 56, 64, 504, 512, 1024, 1800] {
+                assert_eq!(loops::read(level, &data[..len]), xor(&data[..len]), "{level} {len}");
             }
-            assert_eq!(loops::read(level, &data), expected, "{level}");
             let (one, two) = (loops::multiply_f32(level, 1), loops::multiply_f32(level, 2));
             assert!(one > 0 && two == 2 * one, "{level}");
             let (one, two) = (loops::multiply_int8(level, 1), loops::multiply_int8(level, 2));
             assert!(one > 0 && two == 2 * one, "{level}");
+            let (one, two) = (loops::multiply_bf16(level, 1), loops::multiply_bf16(level, 2));
+            let has = [Level::Avx512Bf16, Level::Amx].contains(&level);
+            assert!((one > 0) == has && two == 2 * one, "{level}");
         }
     }
 
     #[test]
     fn peaks_are_positive() {
-        let peaks = Peaks::measure(&Pool::new(2), Level::detect(), 1 << 20, Duration::ZERO);
+        let (pool, level, probe) = (Pool::new(2), Level::detect(), ReadProbe::new(1 << 20));
+        let peaks = Peaks::measure(&pool, level, &probe, Duration::ZERO);
         let Peaks { memory_read, cache_read, f32_operations, int8_operations, .. } = peaks;
         for peak in [memory_read, cache_read, f32_operations, int8_operations] {
             assert!(peak > 0.0 && peak.is_finite(), "{peaks:?}");
+        }
+        for bytes in [0, 1, 512, 513, 4096, 1 << 20, 1 << 30] {
+            let speed = probe.bandwidth(&pool, level, bytes, Duration::ZERO);
+            assert!(speed > 0.0 && speed.is_finite(), "{bytes}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Arguments of `bench`.
 
+use super::device::DeviceParser;
 use super::quantize::CodebookArg;
-use super::{CacheType, DeviceArgs, ModelArgs};
+use super::{ActivationsArg, CacheType, Device, DeviceArgs, ModelArgs};
 use clap::{Args, Subcommand, ValueEnum, value_parser};
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub const TRACE: &str = "marlin-profile.json";
   marlin bench
   marlin bench -m model.gguf -p 512 -n 128 -r 5 --threads 2 --json
   marlin bench -m model.gguf -p 0 -n 64 --depth 0,4096 --cache-type q8
+  marlin bench -m model.gguf --device cpu,vulkan --threads 1,2 --pg 512,128 -o md
   marlin bench -m model.gguf -p 512 -n 32 --profile trace.json"
 )]
 pub struct Bench {
@@ -28,7 +30,7 @@ pub struct Bench {
 /// What else can be measured.
 #[derive(Debug, Subcommand)]
 pub enum What {
-    /// Every operator of the device by itself, with its share of what the machine can do.
+    /// Every operator of a device by itself, with its share of what the machine can do.
     Ops(Ops),
     /// What `quantize` spends its time on, the search for EXL3's states: its speed and distortion at every rate.
     Encode(Encode),
@@ -49,12 +51,15 @@ pub struct Speed {
     /// Tokens to generate (repeatable, comma-separated); 0 skips.
     #[arg(short = 'n', long, value_delimiter = ',', default_value = "128")]
     pub generate: Vec<usize>,
+    /// A prompt and its answer in one test, such as 512,128 (repeatable).
+    #[arg(long = "pg", value_name = "PROMPT,GENERATE", value_parser = pair)]
+    pub both: Vec<(usize, usize)>,
     /// Measured runs of each test, after one that is not counted.
-    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(short, long, default_value_t = 5, value_parser = value_parser!(u16).range(1..=1000))]
     pub repetitions: u16,
     /// Sequences at once (comma-separated).
-    #[arg(long, value_delimiter = ',', default_value = "1")]
-    pub batch: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = value_parser!(u32).range(1..))]
+    pub batch: Vec<u32>,
     /// Tokens that are in the cache before a test begins (comma-separated).
     #[arg(short, long, value_delimiter = ',', default_value = "0")]
     pub depth: Vec<usize>,
@@ -64,11 +69,71 @@ pub struct Speed {
     /// Time every operator in one more run: prints a table, and writes a trace for ui.perfetto.dev.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = TRACE)]
     pub profile: Option<PathBuf>,
-    /// A JSON list.
-    #[arg(long)]
+    /// How results are written.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// A JSON list: the same as -o json.
+    #[arg(long, conflicts_with = "output")]
     pub json: bool,
-    #[command(flatten)]
-    pub device: DeviceArgs,
+    /// Devices to compare (comma-separated): cpu,cuda:0,vulkan.
+    #[arg(long, value_delimiter = ',', value_parser = DeviceParser, default_value = "auto")]
+    pub device: Vec<Device>,
+    /// CPU threads (comma-separated); all cores if left out.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
+    /// Precision of matrix inputs: auto allows 8-bit integers, float never does.
+    #[arg(long, value_enum)]
+    pub activations: Option<ActivationsArg>,
+}
+
+impl Speed {
+    /// How results are written.
+    pub fn output(&self) -> Output {
+        if self.json { Output::Json } else { self.output }
+    }
+
+    /// One device with one number of threads at a time, in the order in which they were named. Threads are the
+    /// processor's only.
+    pub fn devices(&self) -> Vec<DeviceArgs> {
+        let one = |device: &Device, threads: Option<u16>| DeviceArgs {
+            device: *device,
+            threads,
+            activations: self.activations,
+        };
+        let of = |device: &Device| -> Vec<DeviceArgs> {
+            match device {
+                Device::Gpu { .. } => vec![one(device, None)],
+                _ if self.threads.is_empty() => vec![one(device, None)],
+                _ => self.threads.iter().map(|threads| one(device, Some(*threads))).collect(),
+            }
+        };
+        self.device.iter().flat_map(of).collect()
+    }
+}
+
+/// Ways to write results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for a terminal.
+    Text,
+    /// A table in Markdown.
+    Md,
+    /// Comma-separated values.
+    Csv,
+    /// A JSON list.
+    Json,
+}
+
+/// `512,128`.
+fn pair(text: &str) -> Result<(usize, usize), String> {
+    let (prompt, generate) =
+        text.split_once(',').ok_or("expected PROMPT,GENERATE, as in 512,128")?;
+    let number = |text: &str| match text.trim().parse() {
+        Ok(0) => Err("expected at least one token of each".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("{text:?}: {e}")),
+    };
+    Ok((number(prompt)?, number(generate)?))
 }
 
 /// Arguments of `bench ops`.
@@ -77,11 +142,18 @@ pub struct Speed {
   marlin bench ops
   marlin bench ops --ops 'linear q4*' --threads 2
   marlin bench ops --ops '*attention*' --json
+  marlin bench ops --device vulkan --ops 'linear*'
 
 The machine's peaks are measured first: reading memory with all threads, from a buffer larger than
-the caches and from one of 64 MiB, and multiply-adds in registers. The share is of the peak that
-bounds an operator, whichever of reading its bytes and doing its arithmetic would take longer. Rows
-called `cold` find their weights in memory, the others may find them in a cache.")]
+the caches and from one of 64 MiB, and multiply-adds in registers. They are measured again in turns
+with each operator, over as many bytes as it works on. The share is of the peak that bounds it,
+whichever of reading its bytes and doing its arithmetic would take longer. Rows called `cold` find
+their weights in memory, the others may find them in a cache.
+
+On a GPU operators are launched many in a row, recorded as one where the runtime can, and the share
+is of a copy of as many bytes, launched in the same manner; cold weights are held to a large copy.
+What only reads may be faster than a copy, and pass 100 %.
+What the host does, such as sampling, is measured on the processor.")]
 pub struct Ops {
     /// Only operators whose name fits, `*` standing for any text: linear q4_0, embed bf16, attention gqa …
     #[arg(long, value_name = "PATTERN")]
@@ -130,7 +202,12 @@ pub struct Encode {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   marlin bench memory
-  marlin bench memory -m model.gguf -p 512 --cache-type f32 --json")]
+  marlin bench memory -m model.gguf -p 512 --cache-type f32 --json
+  marlin bench memory --device vulkan
+
+On a processor memory is the process's, as the system says; on a GPU the device's, as its allocator
+counts it, which takes memory in pages and keeps them: what it holds at the end is the most that was
+ever needed.")]
 pub struct Memory {
     #[command(flatten)]
     pub model: ModelArgs,

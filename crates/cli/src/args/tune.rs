@@ -1,6 +1,6 @@
 //! Arguments of `tune`.
 
-use super::Device;
+use super::device::{Device, DeviceParser};
 use clap::{Args, value_parser};
 use marlin_gpu::tune::MOST_ROWS;
 
@@ -24,8 +24,8 @@ pub struct Tune {
     /// The same as an option.
     #[arg(short, long, value_name = "MODEL", conflicts_with = "path")]
     pub model: Option<String>,
-    /// GPU to tune for.
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// GPU to tune for; a number chooses among several of a kind, cuda:1, as `marlin doctor` lists them.
+    #[arg(long, value_parser = DeviceParser, default_value_t = Device::Auto)]
     pub device: Device,
     /// Numbers of rows, tokens that are computed together (comma-separated).
     #[arg(

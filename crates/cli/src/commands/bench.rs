@@ -5,26 +5,25 @@ mod memory;
 mod ops;
 mod profile;
 mod serve;
+mod table;
+mod test;
 
-use crate::args::ActivationsArg;
-use crate::args::bench::{Bench, Speed, What};
-use crate::{console, loaded, locate};
-use anyhow::{Result, ensure};
+use crate::args::bench::{Bench, Output, Speed, What};
+use crate::args::{ActivationsArg, Device, DeviceArgs};
+use crate::{console, device, exit, loaded, locate};
+use anyhow::Result;
 use marlin_engine::profile::Profiler;
-use marlin_models::Model;
-use marlin_tensor::{Backend, Batch, Cache, CacheType, Selection};
+use marlin_tensor::Backend;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
-
-const BLOCK_SIZE: usize = 16;
-/// Tokens read at a time before a test.
-const CHUNK: usize = 512;
+use table::Table;
+use test::{Test, Tokens, pass_name};
 
 /// One test's result.
 #[derive(Debug, Serialize)]
 struct Row {
+    model: String,
     test: String,
     batch: usize,
     /// Tokens in the cache before it.
@@ -55,198 +54,133 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs every test and prints a table.
+/// Runs every test on every device and prints a table.
 fn speed(args: &Speed) -> Result<()> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
+    let tests = tests(args, marlin_models::spec(&checkpoint)?.max_position_embeddings)?;
+    let devices = args.devices();
+    // What is not there is told before anything is loaded.
+    let backends = devices.iter().map(|device| open(args, device)).collect::<Result<Vec<_>>>()?;
     let trace = args.profile.as_deref().map(profile::create).transpose()?;
-    let mut backend = match trace {
-        Some(_) => loaded::cpu_only(&args.device, ActivationsArg::Auto, "--profile")?,
-        None => loaded::backend(&args.device, ActivationsArg::Auto)?,
-    };
-    let profiler = args.profile.as_ref().map(|_| Arc::new(Profiler::new(backend.clone())));
-    if let Some(profiler) = &profiler {
-        backend = profiler.clone() as Arc<dyn Backend>;
-    }
-    let model = loaded::load(&checkpoint, backend)?;
-    let threads = loaded::threads(&args.device);
-    let model_bytes = checkpoint.tensor_bytes();
-    let limit = model.spec().max_position_embeddings;
-    let tests =
-        args.prompt.iter().map(|&n| (true, n)).chain(args.generate.iter().map(|&n| (false, n)));
-    let tests: Vec<(bool, usize)> = tests.filter(|&(_, n)| n > 0).collect();
-    let mut rows = Vec::new();
-    if !args.json {
-        console::line(&format!(
-            "{:<16} {:>5} {:>14} {:>10} {:>8}",
-            "test", "batch", "tokens/s", "± stddev", "GB/s"
-        ))?;
-    }
-    let depths =
-        args.depth.iter().flat_map(|depth| args.batch.iter().map(|batch| (*depth, *batch)));
-    let cache_type = args.cache_type.into();
-    for (depth, batch) in depths {
-        ensure!(batch > 0, "--batch must be at least 1");
-        for &(prefill, tokens) in &tests {
-            let all = tokens.saturating_add(depth);
-            ensure!(all <= limit, "{all} tokens do not fit the model's context of {limit}");
-            let profiler = profiler.as_deref();
-            let bench = Test { model: &model, batch, depth, cache_type, tokens, prefill, profiler };
-            let row = bench.measure(usize::from(args.repetitions))?;
-            let passes = if prefill { 1.0 } else { tokens as f64 };
-            let seconds = (batch * tokens) as f64 / row.0;
-            let row = Row {
-                test: bench.name(),
+    let output = args.output();
+    let names: Vec<String> = tests.iter().map(|(tokens, _)| tokens.name()).collect();
+    let on: Vec<String> = backends.iter().map(|backend| backend.name()).collect();
+    let table = Table::new(output, &names, &on);
+    table.head()?;
+    let model_name = locate::name(args.model.model.as_deref());
+    let (mut rows, mut profiled) = (Vec::new(), Vec::new());
+    for (device, backend) in devices.iter().zip(backends) {
+        let profiler = args.profile.as_ref().map(|_| Arc::new(Profiler::new(backend.clone())));
+        let backend = match &profiler {
+            Some(profiler) => profiler.clone() as Arc<dyn Backend>,
+            None => backend,
+        };
+        let model = loaded::load(&checkpoint, backend)?;
+        for &(tokens, batch) in &tests {
+            let test = Test {
+                model: &model,
                 batch,
-                depth,
-                cache_type: cache_type.name(),
-                threads,
-                tokens_per_second: row.0,
-                stddev: row.1,
+                tokens,
+                cache_type: args.cache_type.into(),
+                profiler: profiler.as_deref(),
+            };
+            let (tokens_per_second, stddev) = test.measure(usize::from(args.repetitions))?;
+            let seconds = (batch * tokens.measured()) as f64 / tokens_per_second;
+            let model_bytes = checkpoint.tensor_bytes();
+            let read = tokens.passes() as f64 * model_bytes as f64;
+            let row = Row {
+                model: model_name.to_owned(),
+                test: tokens.name(),
+                batch,
+                depth: tokens.depth,
+                cache_type: test.cache_type.name(),
+                threads: device::threads(device),
+                tokens_per_second,
+                stddev,
                 model_bytes,
-                gigabytes_per_second: passes * model_bytes as f64 / seconds / 1e9,
+                gigabytes_per_second: read / seconds / 1e9,
                 device: model.backend().name(),
-                activations: loaded::activations_name(model.backend().as_ref()),
+                activations: device::activations_name(model.backend().as_ref()),
                 profile: None,
             };
-            if !args.json {
-                console::line(&format!(
-                    "{:<16} {:>5} {:>14.1} {:>10.1} {:>8.2}",
-                    row.test,
-                    row.batch,
-                    row.tokens_per_second,
-                    row.stddev,
-                    row.gigabytes_per_second
-                ))?;
-            }
+            table.row(&row)?;
             rows.push(row);
         }
-    }
-    if let (Some(path), Some(file), Some(profiler)) = (&args.profile, trace, &profiler) {
-        let profile = profiler.take();
-        profile::write(&profile, file, path)?;
-        for row in &mut rows {
-            row.profile = Some(profile::rows(&profile, &pass_name(&row.test, row.batch)));
+        if let Some(profiler) = profiler {
+            let profile = profiler.take();
+            let first = rows.len() - tests.len();
+            for row in &mut rows[first..] {
+                row.profile = Some(profile::rows(&profile, &pass_name(&row.test, row.batch)));
+            }
+            profiled.push(profile);
         }
-        if !args.json {
+    }
+    if let (Some(path), Some(file), [profile]) = (&args.profile, trace, &profiled[..]) {
+        profile::write(profile, file, path)?;
+        if output == Output::Text {
             rows.iter().try_for_each(|row| {
                 let rows = row.profile.as_deref().unwrap_or_default();
                 profile::print(&pass_name(&row.test, row.batch), rows)
             })?;
         }
     }
-    if args.json {
-        console::json(&rows)?;
-    } else {
-        console::note(&format!(
-            "{} · {}",
-            locate::name(args.model.model.as_deref()),
-            model.backend().name()
-        ));
+    match output {
+        Output::Json => console::json(&rows)?,
+        Output::Text => console::note(&format!("{model_name} · {}", on.join(" · "))),
+        Output::Md | Output::Csv => {}
     }
     Ok(())
 }
 
-/// `tg128`, or `tg128x8` for eight sequences at once.
-fn pass_name(test: &str, batch: usize) -> String {
-    if batch == 1 { test.to_owned() } else { format!("{test}x{batch}") }
+/// What is measured, and with how many sequences at once, in the order in which it is.
+///
+/// # Errors
+/// When there is nothing, or more than `limit` tokens.
+fn tests(args: &Speed, limit: usize) -> Result<Vec<(Tokens, usize)>> {
+    let prompts = args.prompt.iter().map(|&n| (n, 0));
+    let answers = args.generate.iter().map(|&n| (0, n));
+    let kinds = prompts.chain(answers).chain(args.both.iter().copied());
+    let kinds: Vec<_> = kinds.filter(|&(prompt, generate)| (prompt, generate) != (0, 0)).collect();
+    let mut tests = Vec::new();
+    for &depth in &args.depth {
+        for &batch in &args.batch {
+            let tokens = kinds.iter().map(|&(prompt, generate)| Tokens { prompt, generate, depth });
+            tests.extend(tokens.map(|tokens| (tokens, batch as usize)));
+        }
+    }
+    if tests.is_empty() {
+        return Err(exit::usage("nothing to measure: -p, -n and --pg name no tokens"));
+    }
+    match tests.iter().find(|(tokens, _)| tokens.all() > limit) {
+        Some((tokens, _)) => Err(exit::usage(format!(
+            "{}: {} tokens do not fit the model's context of {limit}; lower -p, -n or --depth",
+            tokens.name(),
+            tokens.all()
+        ))),
+        None => Ok(tests),
+    }
 }
 
-struct Test<'a> {
-    model: &'a Model,
-    batch: usize,
-    depth: usize,
-    cache_type: CacheType,
-    tokens: usize,
-    prefill: bool,
-    profiler: Option<&'a Profiler>,
-}
-
-impl Test<'_> {
-    fn name(&self) -> String {
-        let name = format!("{}{}", if self.prefill { "pp" } else { "tg" }, self.tokens);
-        if self.depth == 0 { name } else { format!("{name} @ d{}", self.depth) }
+/// A device of the comparison.
+fn open(args: &Speed, device: &DeviceArgs) -> Result<Arc<dyn Backend>> {
+    if args.profile.is_none() {
+        return device::backend(device, ActivationsArg::Auto);
     }
-
-    /// Median and standard deviation of tokens per second.
-    fn measure(&self, repetitions: usize) -> Result<(f64, f64)> {
-        let blocks = (self.depth + self.tokens).div_ceil(BLOCK_SIZE);
-        let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, self.cache_type);
-        let cache = self.model.backend().create_cache(&spec)?;
-        let tables: Vec<Vec<u32>> = (0..self.batch)
-            .map(|s| (s * blocks..(s + 1) * blocks).map(|b| b as u32).collect())
-            .collect();
-        for start in (0..self.depth).step_by(CHUNK) {
-            self.step(&cache, &tables, start, CHUNK.min(self.depth - start), true)?;
-        }
-        self.once(&cache, &tables, None)?;
-        let mut speeds = Vec::with_capacity(repetitions);
-        for _ in 0..repetitions {
-            let start = Instant::now();
-            self.once(&cache, &tables, None)?;
-            speeds.push((self.batch * self.tokens) as f64 / start.elapsed().as_secs_f64());
-        }
-        // A run of its own: the speeds above are without the profiler's clock.
-        if let Some(profiler) = self.profiler {
-            self.once(&cache, &tables, Some(profiler))?;
-        }
-        speeds.sort_by(f64::total_cmp);
-        let middle = speeds.len() / 2;
-        let median = if speeds.len() % 2 == 1 {
-            speeds[middle]
-        } else {
-            (speeds[middle - 1] + speeds[middle]) / 2.0
-        };
-        let mean = speeds.iter().sum::<f64>() / speeds.len() as f64;
-        let variance = speeds.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / speeds.len() as f64;
-        Ok((median, variance.sqrt()))
+    // A GPU works on while its operators have returned, and repeats a recorded pass without calling them.
+    if args.device.len() > 1 || args.threads.len() > 1 {
+        return Err(exit::usage("--profile is of one device and one number of threads"));
     }
-
-    fn once(&self, cache: &Cache, tables: &[Vec<u32>], profiler: Option<&Profiler>) -> Result<()> {
-        let name = pass_name(&self.name(), self.batch);
-        let step = |start, count| {
-            let step = || self.step(cache, tables, self.depth + start, count, self.prefill);
-            match profiler {
-                Some(profiler) => profiler.pass(&name, step),
-                None => step(),
+    match device.device {
+        Device::Gpu { .. } => Err(exit::usage(format!(
+            "--profile times operators as the processor runs them, but a GPU records a pass and repeats it as a whole; \
+             `marlin bench ops --device {}` times its operators one by one",
+            device.device
+        ))),
+        Device::Auto | Device::Cpu => {
+            if device.device == Device::Auto && device::gpu(Device::Auto)?.is_some() {
+                console::note("note: --profile measures the cpu; other verbs take the GPU");
             }
-        };
-        if self.prefill {
-            step(0, self.tokens)
-        } else {
-            (0..self.tokens).try_for_each(|i| step(i, 1))
+            device::cpu(device, ActivationsArg::Auto)
         }
-    }
-
-    /// Runs `count` tokens of every sequence from position `start` on.
-    fn step(
-        &self,
-        cache: &Cache,
-        tables: &[Vec<u32>],
-        start: usize,
-        count: usize,
-        prefill: bool,
-    ) -> Result<()> {
-        let vocab = self.model.spec().vocab_size as u64;
-        let token = |s: usize, i: usize| {
-            // Any tokens will do; a fixed sequence makes runs alike.
-            ((s as u64 * 7919 + i as u64 * 104_729 + 17) % vocab) as u32
-        };
-        let max = (self.depth + self.tokens) as u32;
-        let mut batch = Batch::new(BLOCK_SIZE);
-        for (s, table) in tables.iter().enumerate() {
-            let tokens: Vec<u32> = (start..start + count).map(|i| token(s, i)).collect();
-            match prefill {
-                true => batch.push(&tokens, start, table, max, 1),
-                false => batch.push_decode(&tokens, start, table, max, 1),
-            }
-        }
-        let logits = self.model.forward(&batch, cache)?;
-        // A device that finds the best token need not copy all logits.
-        let wanted = vec![Selection { count: 1, temperature: 1.0 }; logits.rows];
-        let backend = self.model.backend();
-        if backend.select(&logits, &wanted)?.is_none() {
-            backend.download(&logits)?;
-        }
-        Ok(())
     }
 }

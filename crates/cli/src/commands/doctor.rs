@@ -1,9 +1,9 @@
 //! `marlin doctor`: what this machine and this binary can do.
 
 use crate::args::Doctor;
-use crate::{console, loaded};
+use crate::console;
 use anyhow::Result;
-use marlin_cpu::Level;
+use marlin_cpu::{Level, system};
 use marlin_gpu::{GpuDevice, Runtime};
 use marlin_models::ARCHITECTURES;
 use serde_json::json;
@@ -17,7 +17,7 @@ pub fn run(args: &Doctor) -> Result<ExitCode> {
         Level::ALL.iter().filter(|l| l.is_supported()).map(Level::to_string).collect();
     let architectures: Vec<&str> = ARCHITECTURES.iter().map(|a| a.name).collect();
     let formats: Vec<&str> = marlin_quant::formats().iter().map(|f| f.id()).collect();
-    let memory = loaded::physical_memory();
+    let memory = system::physical_bytes();
     let gpus = marlin_gpu::devices();
     if args.json {
         console::json(&json!({

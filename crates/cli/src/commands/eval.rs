@@ -3,7 +3,7 @@
 mod compare;
 
 use crate::args::{ActivationsArg, DeviceArgs, Eval, TextArgs};
-use crate::{console, exit, loaded, locate};
+use crate::{console, device, exit, loaded, locate};
 use anyhow::{Context, Result, anyhow};
 use marlin_engine::LanguageModel;
 use marlin_engine::evaluate::{
@@ -39,7 +39,7 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
 fn open(model: Option<&str>, device: &DeviceArgs) -> Result<(Model, Tokenizer)> {
     let checkpoint = locate::open(model)?;
     let tokenizer = Tokenizer::open(&checkpoint)?;
-    let backend = loaded::backend(device, ActivationsArg::Float)?;
+    let backend = device::backend(device, ActivationsArg::Float)?;
     Ok((loaded::load(&checkpoint, backend)?, tokenizer))
 }
 
@@ -107,7 +107,7 @@ fn run_perplexity(
             "model": locate::name(name),
             "text": file,
             "device": model.backend().name(),
-            "activations": loaded::activations_name(model.backend().as_ref()),
+            "activations": device::activations_name(model.backend().as_ref()),
         });
         if let Some(path) = reference {
             document["reference"] = json!(path);
@@ -142,7 +142,7 @@ fn run_logits(
     device: &DeviceArgs,
 ) -> Result<()> {
     let checkpoint = locate::open(name)?;
-    let model = loaded::load(&checkpoint, loaded::backend(device, ActivationsArg::Float)?)?;
+    let model = loaded::load(&checkpoint, device::backend(device, ActivationsArg::Float)?)?;
     let vocab = model.spec().vocab_size;
     let mut values = Vec::with_capacity(tokens.len() * vocab);
     for_each_logits(&model, tokens, &mut |rows| {
@@ -158,7 +158,7 @@ fn run_logits(
             "dtype": "f32",
             "model": locate::name(name),
             "device": model.backend().name(),
-            "activations": loaded::activations_name(model.backend().as_ref()),
+            "activations": device::activations_name(model.backend().as_ref()),
         }));
     }
     console::note(&format!("{}: f32 [{}, {vocab}]", output.display(), tokens.len()));
@@ -216,7 +216,7 @@ fn run_choices(
             "model": locate::name(name),
             "task": file,
             "device": model.backend().name(),
-            "activations": loaded::activations_name(model.backend().as_ref()),
+            "activations": device::activations_name(model.backend().as_ref()),
         }));
     }
     console::line(&format!(

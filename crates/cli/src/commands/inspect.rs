@@ -1,7 +1,7 @@
 //! `marlin inspect`: what a model is, from its configuration; what its file holds, if there is one.
 
 use crate::args::{ActivationsArg, Inspect};
-use crate::{console, loaded, locate};
+use crate::{console, device, locate};
 use anyhow::{Result, anyhow};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_models::{FeedForwardSpec, LinearSpec, MixerSpec, ModelSpec, Source};
@@ -47,7 +47,7 @@ pub fn run(args: &Inspect) -> Result<ExitCode> {
     let name = args.path.as_deref().or(args.model.as_deref());
     let checkpoint = locate::open(name)?;
     let spec = marlin_models::spec(&checkpoint)?;
-    let backend = loaded::backend(&args.device, ActivationsArg::Auto)?;
+    let backend = device::backend(&args.device, ActivationsArg::Auto)?;
     let report = report(&checkpoint, &spec, backend.as_ref())?;
     if args.json {
         console::json(&report)?;

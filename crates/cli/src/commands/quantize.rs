@@ -8,7 +8,7 @@ mod text;
 
 use crate::args::quantize::{Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
-use crate::{console, exit, interrupt, loaded, locate};
+use crate::{console, device, exit, interrupt, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
@@ -17,6 +17,7 @@ use marlin_convert::plan::Group;
 use marlin_convert::{
     ConvertError, Exl3Quantizer, JobOptions, Origin, Plan, Role, allocate, memory, store,
 };
+use marlin_cpu::system;
 use marlin_engine::evaluate::{NamedModel, PerplexityOptions, compare};
 use marlin_models::Model;
 use marlin_tensor::Backend;
@@ -70,7 +71,7 @@ fn quantize(args: &Quantize) -> Result<()> {
     }
     let codebook = args.codebook.codebook();
     let text = text::read(args, &tokenizer, &origin.output)?;
-    let threads = loaded::threads(&args.device);
+    let threads = device::threads(&args.device);
     let files = match origin.is_gguf() {
         true => gguf_files(&checkpoint, &tokenizer)?,
         false => Vec::new(),
@@ -89,7 +90,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         console::note(&format!("note: the text gives {found} calibration tokens of {asked}"));
     }
     interrupt::say("stopping; press Ctrl-C again to stop at once");
-    let backend = loaded::backend(&device, ActivationsArg::Float)?;
+    let backend = device::backend(&device, ActivationsArg::Float)?;
     let work = Work {
         args,
         checkpoint: &checkpoint,
@@ -97,7 +98,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         plan: &plan,
         backend: backend.clone(),
         quantizer: Exl3Quantizer {
-            encoder: loaded::encoder(&device)?,
+            encoder: device::encoder(&device)?,
             backend,
             codebook,
             options: choices,
@@ -116,7 +117,7 @@ fn quantize(args: &Quantize) -> Result<()> {
         seed: args.seed,
         jobs: args.jobs.unwrap_or(threads),
         threads,
-        max_memory: args.max_memory.or_else(loaded::available_memory),
+        max_memory: args.max_memory.or_else(system::available_bytes),
         fresh: args.fresh,
         files,
     };
@@ -257,7 +258,7 @@ impl Work<'_> {
         }
         let made = Checkpoint::open(&self.args.output)?;
         let needed = self.checkpoint.tensor_bytes() + made.tensor_bytes();
-        let limit = self.args.max_memory.or_else(loaded::available_memory);
+        let limit = self.args.max_memory.or_else(system::available_bytes);
         if let Some(allowed) = limit.filter(|allowed| needed > *allowed) {
             console::note(&format!(
                 "note: quality is not measured: source and result take {} together, {} may be taken (--max-memory)",

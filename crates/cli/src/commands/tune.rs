@@ -1,8 +1,8 @@
 //! `marlin tune`: the fastest variant of every kernel that a model needs, kept for later.
 
+use crate::args::Device;
 use crate::args::tune::Tune;
-use crate::args::{Device, DeviceArgs};
-use crate::{console, exit, interrupt, loaded, locate, tuned};
+use crate::{console, device, exit, interrupt, locate, tuned};
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
 use marlin_checkpoint::Checkpoint;
@@ -145,12 +145,10 @@ fn gpu(args: &Tune) -> Result<GpuDevice> {
         return Err(exit::usage(message));
     }
     if Runtime::ALL.iter().all(|runtime| !runtime.is_built()) {
-        let message =
-            "this build has no GPU to tune for; build it with --features cuda, vulkan or metal";
+        let message = "this build has no GPU to tune for; build it with --features cuda or vulkan, or on a Mac";
         return Err(exit::usage(message));
     }
-    let device = DeviceArgs { device: args.device, threads: None, activations: None };
-    loaded::gpu(&device)?.ok_or_else(|| {
+    device::gpu(args.device)?.ok_or_else(|| {
         let built = Runtime::ALL.iter().filter(|runtime| runtime.is_built());
         let needs: Vec<String> =
             built.map(|runtime| format!("{} needs {}", runtime.name(), runtime.needs())).collect();

@@ -75,6 +75,7 @@ pub(crate) use elementwise::{
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use kernels::multiply_amx;
 pub(crate) use quants::widen_quants;
+pub(crate) use region::Piece;
 pub(crate) use scatter::transpose_f16;
 
 /// Never called: there is no [`amx::Amx`].

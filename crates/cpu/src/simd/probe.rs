@@ -7,8 +7,8 @@ use std::hint::black_box;
 /// Independent sums: multiply-adds take 4 cycles or 5, and at most two start in one.
 const SUMS: usize = 12;
 
-/// Exclusive or of all of `data`.
-pub(crate) fn read(level: Level, data: &[u64]) -> u64 {
+/// Exclusive or of all whole words of `data`, low byte first.
+pub(crate) fn read(level: Level, data: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if level.is_supported() {
         if level >= Level::Avx512 {
@@ -21,12 +21,19 @@ pub(crate) fn read(level: Level, data: &[u64]) -> u64 {
         }
     }
     let _ = level;
-    let (lines, rest) = data.as_chunks::<8>();
+    let (words, _) = data.as_chunks();
+    let (lines, rest) = words.as_chunks::<8>();
     let mut sums = [0; 8];
     for line in lines {
-        sums.iter_mut().zip(line).for_each(|(sum, v)| *sum ^= v);
+        sums.iter_mut().zip(line).for_each(|(sum, v)| *sum ^= u64::from_le_bytes(*v));
     }
-    sums.iter().chain(rest).fold(0, |all, v| all ^ v)
+    folded(&sums, rest)
+}
+
+/// Exclusive or of `sums` and of what is left over.
+fn folded(sums: &[u64], rest: &[[u8; 8]]) -> u64 {
+    let rest = rest.iter().map(|v| u64::from_le_bytes(*v));
+    sums.iter().copied().chain(rest).fold(0, |all, v| all ^ v)
 }
 
 /// `rounds` times a multiply-add on every sum; returns the operations done.
@@ -85,6 +92,18 @@ pub(crate) fn multiply_int8(level: Level, rounds: u64) -> u64 {
     rounds * SUMS as u64 * 2
 }
 
+/// `rounds` times products of bf16 onto every sum; returns the operations done, none where there is no such instruction.
+pub(crate) fn multiply_bf16(level: Level, rounds: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if level.is_supported() && [Level::Avx512Bf16, Level::Amx].contains(&level) {
+        // SAFETY: the level, which includes AVX-512 BF16, is supported.
+        unsafe { x86::multiply_bf16(rounds) };
+        return rounds * SUMS as u64 * 64;
+    }
+    let _ = (level, rounds);
+    0
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::SUMS;
@@ -92,8 +111,9 @@ mod x86 {
     use std::hint::black_box;
 
     #[target_feature(enable = "avx512f")]
-    pub fn read_avx512(data: &[u64]) -> u64 {
-        let (blocks, rest) = data.as_chunks::<64>();
+    pub fn read_avx512(data: &[u8]) -> u64 {
+        let (words, _) = data.as_chunks();
+        let (blocks, rest) = words.as_chunks::<64>();
         let mut sums = [_mm512_setzero_si512(); 8];
         for block in blocks {
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -109,12 +129,13 @@ mod x86 {
         let mut lanes = [0u64; 8];
         // SAFETY: 64 bytes are written to as many.
         unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), all) };
-        lanes.iter().chain(rest).fold(0, |all, v| all ^ v)
+        super::folded(&lanes, rest)
     }
 
     #[target_feature(enable = "avx2")]
-    pub fn read_avx2(data: &[u64]) -> u64 {
-        let (blocks, rest) = data.as_chunks::<32>();
+    pub fn read_avx2(data: &[u8]) -> u64 {
+        let (words, _) = data.as_chunks();
+        let (blocks, rest) = words.as_chunks::<32>();
         let mut sums = [_mm256_setzero_si256(); 8];
         for block in blocks {
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -130,7 +151,7 @@ mod x86 {
         let mut lanes = [0u64; 4];
         // SAFETY: 32 bytes are written to as many.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), all) };
-        lanes.iter().chain(rest).fold(0, |all, v| all ^ v)
+        super::folded(&lanes, rest)
     }
 
     #[target_feature(enable = "avx512f")]
@@ -152,6 +173,25 @@ mod x86 {
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn multiply_bf16(rounds: u64) {
+        // 0.5 and 1.0 as bf16; their sums stay finite.
+        // SAFETY: both types are 64 bytes, any of which are valid.
+        let [a, b]: [__m512bh; 2] = unsafe {
+            std::mem::transmute([
+                _mm512_set1_epi16(black_box(0x3f00)),
+                _mm512_set1_epi16(black_box(0x3f80)),
+            ])
+        };
+        let mut sums = [_mm512_setzero_ps(); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
             }
         }
         black_box(sums);

@@ -1,7 +1,7 @@
 //! `marlin bench encode`: speed and distortion of what encodes EXL3 tiles.
 
 use crate::args::bench::Encode;
-use crate::{console, exit, loaded};
+use crate::{console, device, exit};
 use anyhow::Result;
 use marlin_quant::exl3::ring::TILE;
 use marlin_quant::exl3::{Codebook, Rate, TileEncoder};
@@ -32,7 +32,7 @@ struct Row {
 
 /// Measures every rate.
 pub fn run(args: &Encode) -> Result<()> {
-    let encoder = loaded::encoder(&args.device)?;
+    let encoder = device::encoder(&args.device)?;
     let codebook = args.codebook.codebook();
     let known = marlin_convert::allocate::rates(codebook);
     if let Some(bits) = args.bits.iter().find(|bits| !known.contains(bits)) {

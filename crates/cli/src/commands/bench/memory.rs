@@ -2,8 +2,9 @@
 
 use crate::args::ActivationsArg;
 use crate::args::bench::Memory;
-use crate::{console, exit, loaded, locate};
+use crate::{console, device, exit, loaded, locate};
 use anyhow::Result;
+use marlin_cpu::system::{self, Resident};
 use marlin_engine::profile::Profiler;
 use marlin_tensor::{Backend, Batch};
 use serde::Serialize;
@@ -28,11 +29,16 @@ struct Report {
     cache_bytes_per_token: u64,
     cache: Vec<CacheRow>,
     scratch: Scratch,
-    /// Resident before the model was loaded, where the system says; so are the ones below.
+    /// Whose memory the ones below are: `device`, as its allocator counts it, or `process`, as the system says.
+    memory: &'static str,
+    /// Before the model was loaded.
     start_bytes: Option<u64>,
     loaded_bytes: Option<u64>,
-    /// The most that was ever resident, files that are read in place included.
+    /// The most that was ever taken; of a process, files that are read in place included.
     peak_bytes: Option<u64>,
+    /// The most that was ever resident of a process whose model lies on a device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_peak_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -41,7 +47,8 @@ struct CacheRow {
     bytes: u64,
 }
 
-/// Growth of the process's own memory by a first pass, without the cache it wrote.
+/// What a first pass takes beside the cache: growth of the process's own memory, or of what a device's allocator holds, which
+/// it takes in pages and keeps.
 #[derive(Debug, Serialize)]
 struct Scratch {
     prompt_tokens: usize,
@@ -49,29 +56,55 @@ struct Scratch {
     decode_bytes: Option<u64>,
 }
 
+/// Where a model's memory is counted.
+#[derive(Clone, Copy)]
+struct Meter<'a> {
+    backend: &'a dyn Backend,
+}
+
+impl Meter<'_> {
+    /// The device's memory, or the process's where the backend has no other.
+    fn read(self) -> Option<Resident> {
+        match self.backend.memory() {
+            Some(memory) => Some(Resident {
+                bytes: memory.used_bytes,
+                most_bytes: memory.reserved_bytes,
+                own_bytes: memory.reserved_bytes,
+            }),
+            None => system::resident(),
+        }
+    }
+
+    fn is_device(self) -> bool {
+        self.backend.memory().is_some()
+    }
+}
+
 /// Loads the model, reads a prompt, decodes a token, and says what each took.
 pub fn run(args: &Memory) -> Result<()> {
-    let start_bytes = resident("VmRSS:");
     let checkpoint = locate::open(args.model.model.as_deref())?;
-    let inner = loaded::backend(&args.device, ActivationsArg::Auto)?;
-    let counted = Arc::new(Profiler::new(inner));
-    let model = loaded::load(&checkpoint, counted.clone() as Arc<dyn Backend>)?;
-    let loaded_bytes = resident("VmRSS:");
-    let cache_type = marlin_tensor::CacheType::from(args.cache_type);
-    let limit = model.spec().max_position_embeddings;
+    let limit = marlin_models::spec(&checkpoint)?.max_position_embeddings;
     let tokens = args.prompt as usize;
     if tokens >= limit {
         return Err(exit::usage(format!("{tokens} tokens do not fit the context of {limit}")));
     }
+    let inner = device::backend(&args.device, ActivationsArg::Auto)?;
+    let meter = Meter { backend: inner.as_ref() };
+    let start = meter.read();
+    let counted = Arc::new(Profiler::new(inner.clone()));
+    let model = loaded::load(&checkpoint, counted.clone() as Arc<dyn Backend>)?;
+    let loaded = meter.read();
+    let cache_type = marlin_tensor::CacheType::from(args.cache_type);
 
     let blocks = (tokens + 1).div_ceil(BLOCK_SIZE);
     let spec = model.cache_spec(blocks, BLOCK_SIZE, cache_type);
     let per_token = spec.bytes_per_token() as u64;
     let cache = model.backend().create_cache(&spec)?;
     let table: Vec<u32> = (0..blocks as u32).collect();
-    // A cache takes its memory when it is written, so decoding comes first, into a block by itself.
+    // A process's cache takes its memory when it is written, so decoding comes first, into a block by itself.
+    let lazy = if meter.is_device() { 0 } else { per_token };
     let step = |start: usize, count: usize| -> Result<Option<u64>> {
-        let before = resident("RssAnon:");
+        let before = meter.read();
         let mut batch = Batch::new(BLOCK_SIZE);
         match count {
             1 => batch.push_decode(&[0], start, &table, limit as u32, 1),
@@ -79,8 +112,9 @@ pub fn run(args: &Memory) -> Result<()> {
         }
         let logits = model.forward(&batch, &cache)?;
         model.backend().download(&logits)?;
-        let grown = resident("RssAnon:").zip(before).map(|(now, then)| now.saturating_sub(then));
-        Ok(grown.map(|bytes| bytes.saturating_sub(per_token * count as u64)))
+        let grown = meter.read().zip(before);
+        let grown = grown.map(|(now, then)| now.own_bytes.saturating_sub(then.own_bytes));
+        Ok(grown.map(|bytes| bytes.saturating_sub(lazy * count as u64)))
     };
     let decode_bytes = step(0, 1)?;
     let prompt_bytes = step(0, tokens)?.zip(decode_bytes).map(|(prompt, decode)| prompt + decode);
@@ -94,16 +128,18 @@ pub fn run(args: &Memory) -> Result<()> {
     let report = Report {
         model: locate::name(args.model.model.as_deref()).to_owned(),
         device: model.backend().name(),
-        activations: loaded::activations_name(model.backend().as_ref()),
+        activations: device::activations_name(model.backend().as_ref()),
         model_bytes: checkpoint.tensor_bytes(),
         weight_bytes: counted.loaded_bytes(),
         cache_type: cache_type.to_string(),
         cache_bytes_per_token: per_token,
         cache: contexts.into_iter().map(row).collect(),
         scratch: Scratch { prompt_tokens: tokens, prompt_bytes, decode_bytes },
-        start_bytes,
-        loaded_bytes,
-        peak_bytes: resident("VmHWM:"),
+        memory: if meter.is_device() { "device" } else { "process" },
+        start_bytes: start.map(|memory| memory.bytes),
+        loaded_bytes: loaded.map(|memory| memory.bytes),
+        peak_bytes: meter.read().map(|memory| memory.most_bytes),
+        host_peak_bytes: system::resident().map(|r| r.most_bytes).filter(|_| meter.is_device()),
     };
     if args.json { console::json(&report) } else { print(&report) }
 }
@@ -122,17 +158,13 @@ fn print(report: &Report) -> Result<()> {
     line("scratch, decoding", report.scratch.decode_bytes)?;
     let prompt = format!("scratch, prompt of {}", report.scratch.prompt_tokens);
     line(&prompt, report.scratch.prompt_bytes)?;
-    line("resident at start", report.start_bytes)?;
-    line("resident, model loaded", report.loaded_bytes)?;
-    line("resident at most", report.peak_bytes)?;
+    let whose = if report.memory == "device" { "on the device" } else { "resident" };
+    line(&format!("{whose} at start"), report.start_bytes)?;
+    line(&format!("{whose}, model loaded"), report.loaded_bytes)?;
+    line(&format!("{whose} at most"), report.peak_bytes)?;
+    if report.memory == "device" {
+        line("resident on the host at most", report.host_peak_bytes)?;
+    }
     console::note(&format!("{} · {}", report.model, report.device));
     Ok(())
-}
-
-/// A field of what the system says of this process.
-fn resident(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

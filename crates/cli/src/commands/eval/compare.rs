@@ -6,9 +6,10 @@
 use super::{different_tokens, open_text, perplexity_text};
 use crate::args::{ActivationsArg, DeviceArgs, TextArgs};
 use crate::commands::inspect::{self, Storage};
-use crate::{console, exit, loaded, locate};
+use crate::{console, device, exit, loaded, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::Checkpoint;
+use marlin_cpu::system;
 use marlin_engine::evaluate::{NamedModel, PerplexityReport, compare};
 use marlin_tensor::Backend;
 use marlin_text::{Specials, Tokenizer};
@@ -65,7 +66,7 @@ pub fn run(
         return Err(exit::usage(message));
     }
     let (content, file, options) = open_text(text)?;
-    let backend = loaded::backend(device, ActivationsArg::Float)?;
+    let backend = device::backend(device, ActivationsArg::Float)?;
     // What can be wrong is found before any weight is loaded.
     let reference = open(reference, &content, backend.as_ref())?;
     let total = options.windows_of(reference.tokens.len()).with_context(|| file.clone())?;
@@ -86,7 +87,7 @@ pub fn run(
     let mut own = None;
     let mut rows = Vec::new();
     while !waiting.is_empty() {
-        let free = || loaded::available_memory().map(|free| (free as f64 * MEMORY_SHARE) as u64);
+        let free = || system::available_bytes().map(|free| (free as f64 * MEMORY_SHARE) as u64);
         let fits = fitting(&waiting, max_memory.or_else(free));
         if fits < waiting.len() {
             console::note(&format!(
@@ -130,7 +131,7 @@ pub fn run(
             "cache_type": options.cache_type.name(),
             "text": file,
             "device": backend.name(),
-            "activations": loaded::activations_name(backend.as_ref()),
+            "activations": device::activations_name(backend.as_ref()),
         }));
     }
     console::print(&table(&rows))?;

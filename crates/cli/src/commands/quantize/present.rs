@@ -3,11 +3,12 @@
 use super::measure::Measuring;
 use crate::args::quantize::Quantize;
 use crate::commands::inspect;
+use crate::console;
 use crate::report::{ExpertRow, QualityRow, QuantizationReport, TensorRow, html};
-use crate::{console, loaded};
 use anyhow::{Context, Result};
 use marlin_convert::origin::LeftOut;
 use marlin_convert::{JobOptions, JobReport, Origin, Plan, TensorReport, memory};
+use marlin_cpu::system;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -26,7 +27,7 @@ pub fn plan(
     let left = measuring.filter(|m| !m.is_done());
     let needs = memory::needs(plan, origin, options)?.into_iter().map(|n| n.1);
     let memory = needs.chain(left.map(Measuring::memory)).max().unwrap_or(0);
-    let available = loaded::available_memory();
+    let available = system::available_bytes();
     if args.json {
         let groups: Vec<Value> = plan
             .groups

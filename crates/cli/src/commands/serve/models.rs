@@ -2,8 +2,9 @@
 
 use crate::args::serve::Serve;
 use crate::loaded::{self, Parts};
-use crate::{exit, locate};
+use crate::{device, exit, locate};
 use anyhow::Result;
+use marlin_cpu::system;
 use marlin_engine::EngineOptions;
 use marlin_server::{Loaded, Loader};
 use marlin_tensor::Backend;
@@ -54,7 +55,7 @@ pub fn of(args: &Serve) -> Result<(Vec<String>, ModelLoader)> {
         bytes.push(weights + cache);
         weights_of.push(weights);
     }
-    let backend = loaded::backend(&args.device, crate::args::ActivationsArg::Auto)?;
+    let backend = device::backend(&args.device, crate::args::ActivationsArg::Auto)?;
     let weights = weights_of;
     Ok((names, ModelLoader { sources, bytes, weights, args: args.clone(), backend }))
 }
@@ -135,7 +136,7 @@ fn cache_tokens(args: &Serve, max_context: usize, weights: u64, token: u64) -> R
             "--cache-tokens {tokens} holds no answer of {max_context} tokens of context; raise it or lower --context"
         ))),
         None => {
-            let free = loaded::available_memory().map_or(u64::MAX, |free| free / 2);
+            let free = system::available_bytes().map_or(u64::MAX, |free| free / 2);
             let left = args.model_memory.map_or(u64::MAX, |most| most.saturating_sub(weights));
             let fits = free.min(left) / token.max(1);
             let wanted = CONTEXTS * max_context;

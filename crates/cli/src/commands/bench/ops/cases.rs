@@ -1,14 +1,15 @@
 //! What `marlin bench ops` measures.
 
+use super::host;
 use super::weights::{self, Random};
 use crate::console;
 use crate::glob::glob;
 use anyhow::Result;
-use marlin_engine::{SampleContext, Sampler, SamplingOptions, SamplingParams, TokenCounts};
 use marlin_quant::{WeightFormat, formats};
 use marlin_tensor::{
-    Activation, AttentionParams, Backend, Batch, CacheLayerSpec, CacheSpec, CacheType, Experts,
-    Heads, Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Tensor, Weight,
+    Activation, AttentionParams, Backend, BackendError, Batch, CacheLayerSpec, CacheSpec,
+    CacheType, Experts, Heads, Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Selection,
+    Tensor, Weight,
 };
 
 const BLOCK_SIZE: usize = 16;
@@ -22,6 +23,8 @@ pub enum Arithmetic {
     F32,
     /// 8-bit integers in vectors.
     Int8,
+    /// bf16 in vectors.
+    Bf16,
     /// bf16 in tiles.
     AmxBf16,
     /// Floats as three bf16 in tiles, six products for one.
@@ -35,6 +38,8 @@ impl Arithmetic {
             Self::AmxBf16
         } else if kernel.contains("amx split") && rows > DECODE_ROWS {
             Self::AmxSplit
+        } else if kernel.contains(", bf16 for prompts") && rows > DECODE_ROWS {
+            Self::Bf16
         } else if kernel.contains(" int8") {
             Self::Int8
         } else {
@@ -55,15 +60,21 @@ pub struct Case<'a> {
     pub cold: bool,
     /// Bytes that must be read and written.
     pub bytes: u64,
+    /// Bytes that runs take turns at: as many as of one run, but for cold weights.
+    pub working_set: u64,
     /// Operations, a multiply-add being two.
     pub flops: u64,
     pub arithmetic: Arithmetic,
+    /// What it reads its positions from, if it does.
+    pub batch: Option<Batch>,
+    /// Whether it has returned only when it is done, whatever the device.
+    pub waits: bool,
     /// Runs it; told how often it was run before.
     pub run: Box<dyn FnMut(usize) -> Result<()> + 'a>,
 }
 
 impl<'a> Case<'a> {
-    fn new(
+    pub fn new(
         name: impl Into<String>,
         shape: String,
         bytes: usize,
@@ -76,8 +87,11 @@ impl<'a> Case<'a> {
             kernel: None,
             cold: false,
             bytes: bytes as u64,
+            working_set: bytes as u64,
             flops: flops as u64,
             arithmetic: Arithmetic::F32,
+            batch: None,
+            waits: false,
             run: Box::new(run),
         }
     }
@@ -123,18 +137,27 @@ fn tables() -> impl Iterator<Item = &'static dyn WeightFormat> {
     formats().iter().copied().filter(|format| format.row_granularity() == 1)
 }
 
-type Visit<'v> = dyn FnMut(Case<'_>) -> Result<()> + 'v;
+/// What is done with a case.
+pub type Visit<'v> = dyn FnMut(Case<'_>) -> Result<()> + 'v;
 
 /// Every operator whose name fits a pattern, on one backend.
 pub struct Table<'a> {
     backend: &'a dyn Backend,
     pattern: &'a str,
     sizes: Sizes,
+    /// Whether it is the processor, whose cases are also those of the host.
+    is_processor: bool,
 }
 
-const OTHERS: [&str; 14] = [
-    "attention gqa",
-    "attention mla",
+/// Attention by kind of heads and cache.
+const ATTENTION: [(&str, CacheType, bool); 4] = [
+    ("attention gqa", CacheType::F16, false),
+    ("attention gqa q8", CacheType::Q8, false),
+    ("attention gqa q4", CacheType::Q4, false),
+    ("attention mla", CacheType::F16, true),
+];
+
+const OTHERS: [&str; 10] = [
     "head_linear",
     "route",
     "experts",
@@ -144,22 +167,28 @@ const OTHERS: [&str; 14] = [
     "add",
     "slice_heads",
     "concat_heads",
-    "sample greedy",
-    "sample temperature",
-    "sample top_k top_p",
+    SELECT,
 ];
 
 impl<'a> Table<'a> {
     /// Names that fit `pattern`.
-    pub fn new(backend: &'a dyn Backend, pattern: &'a str, quick: bool) -> Self {
-        Self { backend, pattern, sizes: if quick { QUICK } else { FULL } }
+    pub fn new(
+        backend: &'a dyn Backend,
+        pattern: &'a str,
+        quick: bool,
+        is_processor: bool,
+    ) -> Self {
+        Self { backend, pattern, sizes: if quick { QUICK } else { FULL }, is_processor }
     }
 
     /// Every name there is.
     pub fn names(&self) -> Vec<String> {
         let linears = formats().iter().map(|format| format!("linear {}", format.id()));
         let embeds = tables().map(|format| format!("embed {}", format.id()));
-        linears.chain(embeds).chain(OTHERS.iter().map(|name| (*name).to_owned())).collect()
+        let attention = ATTENTION.iter().map(|(name, ..)| *name);
+        let others = attention.chain(OTHERS).map(str::to_owned);
+        let host = if self.is_processor { host::names() } else { Vec::new() };
+        linears.chain(embeds).chain(others).chain(host).collect()
     }
 
     /// Whether any name fits.
@@ -175,15 +204,21 @@ impl<'a> Table<'a> {
     pub fn each(&self, visit: &mut Visit<'_>) -> Result<()> {
         let mut random = Random::new();
         for format in formats() {
-            self.linears(*format, &mut random, visit)?;
+            told(self.linears(*format, &mut random, visit))?;
         }
         for format in tables() {
-            self.embeddings(format, &mut random, visit)?;
+            told(self.embeddings(format, &mut random, visit))?;
         }
-        self.attention(&mut random, visit)?;
-        self.mixture(&mut random, visit)?;
-        self.elementwise(&mut random, visit)?;
-        self.sampling(&mut random, visit)
+        for (name, cache_type, latent) in ATTENTION {
+            told(self.attention(name, cache_type, latent, &mut random, visit))?;
+        }
+        told(self.mixture(&mut random, visit))?;
+        told(self.elementwise(&mut random, visit))?;
+        told(self.selection(&mut random, visit))?;
+        if self.is_processor {
+            host::each(&|name| self.wants(name), self.sizes.vocab, &mut random, visit)?;
+        }
+        Ok(())
     }
 
     fn upload(&self, rows: usize, columns: usize, random: &mut Random) -> Result<Tensor> {
@@ -228,7 +263,9 @@ impl<'a> Table<'a> {
                 });
                 let kernel = linears[0].kernel.clone();
                 let arithmetic = Arithmetic::of(&kernel, rows);
-                visit(Case { kernel: Some(kernel), cold: is_cold, arithmetic, ..case })?;
+                let working_set = moved as u64 + bytes * (linears.len() as u64 - 1);
+                let kernel = Some(kernel);
+                visit(Case { kernel, cold: is_cold, arithmetic, working_set, ..case })?;
             }
         }
         Ok(())
@@ -254,13 +291,24 @@ impl<'a> Table<'a> {
         let tokens: Vec<u32> = (0..prompt).map(|_| (random.next() % hot as u64) as u32).collect();
         batch.push(&tokens, 0, &[0], prompt as u32, 1);
         let bytes = prompt * (weight.bytes() as usize / hot + 4 * hot);
-        visit(Case::new(name, format!("[{prompt},{hot}]"), bytes, 0, |_| {
+        let case = Case::new(name, format!("[{prompt},{hot}]"), bytes, 0, |_| {
             self.backend.embed(&table, &batch, 1.0)?;
             Ok(())
-        }))
+        });
+        visit(Case { batch: Some(batch.clone()), ..case })
     }
 
-    fn attention(&self, random: &mut Random, visit: &mut Visit<'_>) -> Result<()> {
+    fn attention(
+        &self,
+        name: &'static str,
+        cache_type: CacheType,
+        latent: bool,
+        random: &mut Random,
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
         let params = |num_heads, num_kv_heads, key_head_dim, value_head_dim| AttentionParams {
             num_heads,
             num_kv_heads,
@@ -271,33 +319,26 @@ impl<'a> Table<'a> {
             softcap: None,
         };
         // Latent attention reads its values from the keys.
-        for (name, p, latent) in [
-            ("attention gqa", params(32, 8, 64, 64), false),
-            ("attention mla", params(16, 1, 576, 512), true),
-        ] {
-            if !self.wants(name) {
-                continue;
-            }
-            let decode = self.sizes.contexts.iter().map(|&context| (context, 1));
-            for (context, rows) in decode.chain([(self.sizes.prompt, self.sizes.prompt)]) {
-                self.attend(name, &p, latent, context, rows, random, visit)?;
-            }
+        let params = if latent { params(16, 1, 576, 512) } else { params(32, 8, 64, 64) };
+        let kind = AttentionKind { name, params, cache_type, latent };
+        let decode = self.sizes.contexts.iter().map(|&context| (context, 1));
+        for (context, rows) in decode.chain([(self.sizes.prompt, self.sizes.prompt)]) {
+            self.attend(&kind, context, rows, random, visit)?;
         }
         Ok(())
     }
 
     /// The last `rows` tokens of a sequence of `context`.
-    #[allow(clippy::too_many_arguments)]
     fn attend(
         &self,
-        name: &str,
-        p: &AttentionParams,
-        latent: bool,
+        kind: &AttentionKind,
         context: usize,
         rows: usize,
         random: &mut Random,
         visit: &mut Visit<'_>,
     ) -> Result<()> {
+        let AttentionKind { name, params: p, cache_type, latent } = kind;
+        let (latent, cache_type) = (*latent, *cache_type);
         let (keys, values) = (p.num_kv_heads * p.key_head_dim, p.num_kv_heads * p.value_head_dim);
         let layer = CacheLayerSpec {
             num_kv_heads: p.num_kv_heads,
@@ -305,7 +346,6 @@ impl<'a> Table<'a> {
             value_head_dim: if latent { 0 } else { p.value_head_dim },
         };
         let num_blocks = context.div_ceil(BLOCK_SIZE);
-        let cache_type = CacheType::F16;
         let spec =
             CacheSpec { layers: vec![layer], block_size: BLOCK_SIZE, num_blocks, cache_type };
         let cache = self.backend.create_cache(&spec)?;
@@ -336,10 +376,19 @@ impl<'a> Table<'a> {
         let columns = p.num_heads * (p.key_head_dim + p.value_head_dim) + keys;
         let bytes = context * spec.bytes_per_token() + 4 * rows * columns;
         let shape = format!("[{rows}] of {context}, {}/{}", p.num_heads, p.num_kv_heads);
-        visit(Case::new(name, shape, bytes, flops, |_| {
+        let case = Case::new(*name, shape, bytes, flops, |_| {
             self.backend.attention(&q, &k, v.as_ref(), &cache, 0, &batch, p)?;
             Ok(())
-        }))
+        });
+        // Prompts are multiplied as matrices of bf16 are.
+        let arithmetic = match self.backend.rounds_inputs() {
+            true => {
+                let kernel = self.backend.kernel("bf16", LinearOptions::default());
+                Arithmetic::of(&kernel, rows)
+            }
+            false => Arithmetic::F32,
+        };
+        visit(Case { arithmetic, batch: Some(batch.clone()), ..case })
     }
 
     fn mixture(&self, random: &mut Random, visit: &mut Visit<'_>) -> Result<()> {
@@ -437,9 +486,10 @@ impl<'a> Table<'a> {
                 let mut batch = Batch::new(rows);
                 batch.push(&vec![0; rows], 0, &[0], rows as u32, 1);
                 let mut place = InPlace::new(self.upload(rows, columns, random)?);
-                visit(Case::new("rope", shape.clone(), 8 * n, 3 * n, |_| {
+                let case = Case::new("rope", shape.clone(), 8 * n, 3 * n, |_| {
                     place.change(|x| Ok(b.rope(x, &table, heads, &batch)?))
-                }))?;
+                });
+                visit(Case { batch: Some(batch.clone()), ..case })?;
             }
             if self.wants("gated") {
                 // Values that neither grow nor vanish when the result is the next gate.
@@ -464,8 +514,9 @@ impl<'a> Table<'a> {
                 }))?;
             }
             if self.wants("concat_heads") {
+                let y = self.upload(rows, columns, random)?;
                 visit(Case::new("concat_heads", format!("{shape} twice"), 16 * n, 0, |_| {
-                    b.concat_heads(&x, &x, heads.heads)?;
+                    b.concat_heads(&x, &y, heads.heads)?;
                     Ok(())
                 }))?;
             }
@@ -473,31 +524,46 @@ impl<'a> Table<'a> {
         Ok(())
     }
 
-    fn sampling(&self, random: &mut Random, visit: &mut Visit<'_>) -> Result<()> {
-        let filtered = SamplingOptions { top_k: Some(40), top_p: 0.95, ..Default::default() };
-        for (name, options) in [
-            ("sample greedy", SamplingOptions::greedy()),
-            ("sample temperature", SamplingOptions::default()),
-            ("sample top_k top_p", filtered),
-        ] {
-            if !self.wants(name) {
-                continue;
+    /// The best token, where the device finds it itself.
+    fn selection(&self, random: &mut Random, visit: &mut Visit<'_>) -> Result<()> {
+        if !self.wants(SELECT) {
+            return Ok(());
+        }
+        let wanted = [Selection { count: 1, temperature: 1.0 }];
+        for &vocab in self.sizes.vocab {
+            let logits = self.upload(1, vocab, random)?;
+            if self.backend.select(&logits, &wanted)?.is_none() {
+                return Ok(());
             }
-            let params = SamplingParams::new(options)?;
-            for &vocab in self.sizes.vocab {
-                // About as wide as a model's.
-                let logits: Vec<f32> = random.floats(vocab).iter().map(|v| 8.0 * v).collect();
-                let counts = TokenCounts::default();
-                let mut sampler = Sampler::new();
-                visit(Case::new(name, format!("[{vocab}]"), 4 * vocab, 0, |_| {
-                    let context =
-                        SampleContext { tokens: &[], prompt_len: 0, counts: &counts, banned: &[] };
-                    sampler.sample(&logits, &params, &context)?;
-                    Ok(())
-                }))?;
-            }
+            let case = Case::new(SELECT, format!("[{vocab}]"), 4 * vocab, 0, |_| {
+                self.backend.select(&logits, &wanted)?;
+                Ok(())
+            });
+            visit(Case { waits: true, ..case })?;
         }
         Ok(())
+    }
+}
+
+/// Name of what finds the best token on a device, its copy to the host included.
+const SELECT: &str = "select";
+
+/// One kind of attention.
+struct AttentionKind {
+    name: &'static str,
+    params: AttentionParams,
+    cache_type: CacheType,
+    latent: bool,
+}
+
+/// A device says what it has no kernel for; the others go on.
+fn told(measured: Result<()>) -> Result<()> {
+    match measured {
+        Err(error) if matches!(error.downcast_ref(), Some(BackendError::Unsupported { .. })) => {
+            console::note(&format!("note: left out: {error:#}"));
+            Ok(())
+        }
+        other => other,
     }
 }
 
