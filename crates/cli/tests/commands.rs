@@ -92,6 +92,8 @@ fn exit_codes_say_what_happened() {
     let unknown = changed("unknown", "config.json", |bytes| {
         text(&bytes).replace("\"silu\"", "\"mystery\"").into_bytes()
     });
+    let garbage = format!("{}/garbage.gguf", env!("CARGO_TARGET_TMPDIR"));
+    fs::write(&garbage, "G").unwrap();
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/src/main.rs");
     let logits = |model| vec!["eval", "logits", "-m", model, "--tokens", "1", "-o", "/dev/null"];
     let rows: Vec<(Vec<&str>, i32, &str)> = vec![
@@ -111,6 +113,13 @@ fn exit_codes_say_what_happened() {
         (vec!["eval", "perplexity", "--text", "no-such-file.txt"], 3, "no-such-file.txt"),
         (vec!["eval", "perplexity", "--text", page, "--window", "0"], 2, "window"),
         (vec!["bench", "-p", "2048", "--batch", "4000000", "--json"], 4, "are available"),
+        (vec!["bench", "-p", "0", "-n", "0"], 2, "nothing to measure"),
+        (vec!["bench", "--batch", "0"], 2, "--batch"),
+        (vec!["bench", "-p", "100000000"], 2, "pp100000000: 100000000 tokens do not fit"),
+        (vec!["bench", "--depth", "100000000"], 2, "do not fit the model's context"),
+        (vec!["bench", "--pg", "512"], 2, "as in 512,128"),
+        (vec!["bench", "memory", "-p", "100000000"], 2, "do not fit the context"),
+        (vec!["inspect", &garbage], 6, "garbage.gguf: magic number"),
         (vec!["inspect", &cut], 6, "model.safetensors: "),
         (logits(&cut), 6, "model.safetensors: "),
         (vec!["inspect", &syntax], 6, "config.json: "),
@@ -193,7 +202,20 @@ fn json_documents_have_their_fields() {
                 "1/test",
             ],
         ),
-        (vec!["doctor", "--json"], vec!["version", "cpu/level", "devices/0", "formats/0"]),
+        (
+            vec!["doctor", "--json"],
+            vec![
+                "version",
+                "cpu/level",
+                "cpu/best",
+                "cpu/amx_needs",
+                "devices/0",
+                "missing",
+                "tune/folder",
+                "hub/cache",
+                "formats/0",
+            ],
+        ),
         (vec!["list", "--json"], vec![]),
     ];
     for (arguments, fields) in rows {
@@ -207,6 +229,70 @@ fn json_documents_have_their_fields() {
     }
     let written = fs::read(&logits).unwrap();
     assert!(written.starts_with(b"\x93NUMPY") && written.len() > 2 * 4096 * 4);
+}
+
+/// A number was an invalid value, and a second GPU could be reached by `CUDA_VISIBLE_DEVICES` only.
+#[test]
+fn devices_are_named_by_kind_and_number() {
+    let said = |device: &str, verb: &[&str]| {
+        let output = run(&[verb, &["--device", device]].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let verbs: [&[&str]; 7] = [
+        &["run", "-n", "1", "Hi"],
+        &["eval", "logits", "--tokens", "1", "-o", "/dev/null"],
+        &["inspect"],
+        &["bench", "-p", "1", "-n", "0", "-r", "1"],
+        &["bench", "memory"],
+        &["serve", "--port", "0"],
+        &["tune"],
+    ];
+    for verb in verbs {
+        for (device, says) in [
+            ("cuda:0,1", "not on several at once"),
+            ("cpu:1", "cpu has no numbers"),
+            ("gpu", "choose one of auto, cpu, cuda, metal, vulkan"),
+        ] {
+            let (code, said) = said(device, verb);
+            assert_eq!(code, Some(2), "{verb:?} {device}: {said}");
+            assert!(said.contains(says), "{verb:?} {device}: {said}");
+        }
+        // Not built, and then not there: no machine has so many.
+        for runtime in ["cuda", "vulkan"] {
+            let (code, said) = said(&format!("{runtime}:77"), verb);
+            let expected = if said.contains("this build has no") { 2 } else { 3 };
+            assert_eq!(code, Some(expected), "{verb:?}: {said}");
+            assert!(said.contains(&format!("--device {runtime}:77")), "{verb:?}: {said}");
+        }
+    }
+    let (_, said) = said("vulkan:77", verbs[0]);
+    assert!(said.contains("there are cpu"), "{said}");
+    let output = run(&["run", "--device", "cpu", "-n", "1", "Hi"]);
+    assert!(output.status.success());
+}
+
+/// It named the best instruction set whatever `MARLIN_CPU` said, and took what `run` refused.
+#[test]
+fn doctor_and_run_agree_about_the_processor() {
+    let with = |level: &str, arguments: &[&str]| {
+        let output = marlin(arguments).env("MARLIN_CPU", level).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    for level in ["scalar", "SCALAR", " Scalar "] {
+        let (code, said, _) = with(level, &["doctor", "--json"]);
+        let document: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!((code, document["cpu"]["level"].as_str()), (Some(0), Some("scalar")));
+        assert_eq!(document["cpu"]["forced"].as_str(), Some(level));
+        assert_eq!(with(level, &["run", "-n", "1", "Hi"]).0, Some(0));
+    }
+    let (code, said, _) = with("", &["doctor"]);
+    assert!(code == Some(0) && !said.contains("MARLIN_CPU"), "{said}");
+    let absent = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    for verb in [&["doctor"][..], &["run", "-n", "1", "Hi"]] {
+        let (code, _, said) = with(absent, verb);
+        assert_eq!(code, Some(2), "{verb:?}: {said}");
+        assert!(said.contains(&format!("this machine has no {absent}")), "{said}");
+    }
 }
 
 /// Models that quantizers of the Hugging Face world made: what is inspected, and what every verb then loads.

@@ -180,14 +180,12 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Whether a variable says yes, in `huggingface_hub`'s spellings.
-#[cfg(feature = "hub")]
 fn flag(name: &str) -> bool {
     let yes = ["1", "ON", "YES", "TRUE"];
     variable(name).is_some_and(|v| yes.contains(&v.trim().to_ascii_uppercase().as_str()))
 }
 
 /// Whether `HF_HUB_OFFLINE` forbids the network.
-#[cfg(feature = "hub")]
 pub fn offline() -> bool {
     flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE")
 }
