@@ -18,7 +18,7 @@ pub const CACHE_BYTES: usize = 64 << 20;
 pub const SEARCH: Duration = Duration::from_millis(400);
 /// How long one run in registers takes, about.
 const RUN: Duration = Duration::from_millis(2);
-/// Pieces of a large buffer for each thread; of a small one there is one for each.
+/// Tasks for each thread: one whose core others use as well leaves some to the rest, as it does in operators.
 const PIECES: usize = 16;
 /// Bytes of a large buffer.
 const LARGE: usize = 1 << 20;
@@ -79,22 +79,30 @@ impl ReadProbe {
     /// Bytes per second at which all threads read the first `bytes`, or all there are, again and again.
     pub fn bandwidth(&self, pool: &Pool, level: Level, bytes: usize, search: Duration) -> f64 {
         let data = &self.buffer[..bytes.clamp(BLOCK, self.buffer.len())];
-        let parts = if data.len() >= LARGE { PIECES * pool.threads() } else { pool.threads() };
+        let is_large = data.len() >= LARGE;
+        let parts = if is_large { PIECES * pool.threads() } else { pool.threads() };
         let piece = data.len().div_ceil(parts).next_multiple_of(BLOCK);
         let pieces: Vec<&[u8]> = data.chunks(piece).collect();
-        let times = TOGETHER.div_ceil(data.len());
+        // A large buffer is walked through as a whole. A thread keeps to its piece of a small one, which is then near it.
+        let (tasks, times) = match is_large {
+            true => (TOGETHER.div_ceil(data.len()), 1),
+            false => {
+                let tasks = (PIECES * pool.threads()).div_ceil(pieces.len());
+                (tasks, TOGETHER.div_ceil(data.len() * tasks))
+            }
+        };
         let total = AtomicU64::new(0);
         let seconds = best(search, || {
             let start = Instant::now();
-            pool.run(pieces.len(), |i| {
-                let all =
-                    (0..times).fold(0, |all, _| all ^ loops::read(level, black_box(pieces[i])));
+            pool.run(pieces.len() * tasks, |i| {
+                let piece = pieces[if is_large { i % pieces.len() } else { i / tasks }];
+                let all = (0..times).fold(0, |all, _| all ^ loops::read(level, black_box(piece)));
                 total.fetch_xor(all, Ordering::Relaxed);
             });
             start.elapsed().as_secs_f64()
         });
         black_box(total.into_inner());
-        (data.len() * times) as f64 / seconds
+        (data.len() * times * tasks) as f64 / seconds
     }
 }
 
@@ -131,12 +139,12 @@ fn arithmetic(pool: &Pool, search: Duration, run: impl Fn(u64) -> u64 + Sync) ->
     let once = |rounds: u64| {
         let done = AtomicU64::new(0);
         let start = Instant::now();
-        pool.run(pool.threads(), |_| {
+        pool.run(PIECES * pool.threads(), |_| {
             done.fetch_add(run(rounds), Ordering::Relaxed);
         });
         (start.elapsed().as_secs_f64(), done.into_inner())
     };
-    let mut rounds = 1 << 10;
+    let mut rounds = 1 << 6;
     while once(rounds).0 < RUN.as_secs_f64() && rounds < 1 << 40 {
         rounds *= 2;
     }

@@ -51,26 +51,25 @@ struct Row {
     gigaflops_per_second: f64,
     /// Reading, or on a GPU copying, as many bytes as it works on, measured beside it.
     peak_gigabytes_per_second: f64,
-    /// The arithmetic it uses, measured beside it; of a GPU not known.
+    /// The arithmetic it uses, measured beside it; not known of a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_gigaflops_per_second: Option<f64>,
     /// Peak that bounds it.
     bound: &'static str,
-    /// Least time by that peak, as a part of the median.
+    /// Least time by that peak, as a part of the time it took.
     share: f64,
 }
 
 impl Row {
-    /// Of `case`, which took `seconds`, and by the peak called `bound` takes `least` of them.
+    /// Of `case`, which took `seconds`, and by the peak called `bound` could take `share` of that.
     fn new(
         case: Case<'_>,
         mut seconds: Vec<f64>,
         read: f64,
-        least: f64,
+        share: f64,
         bound: &'static str,
     ) -> Self {
-        seconds.sort_by(f64::total_cmp);
-        let median = seconds[seconds.len() / 2].max(1e-9);
+        let median = median(&mut seconds);
         Self {
             operator: case.name,
             shape: case.shape,
@@ -85,15 +84,21 @@ impl Row {
             peak_gigabytes_per_second: read / 1e9,
             peak_gigaflops_per_second: None,
             bound,
-            share: least / median,
+            share,
         }
     }
+}
+
+/// Median of `values`, which it sorts, and more than nothing.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2].max(1e-9)
 }
 
 /// What times operators.
 enum Meter<'a> {
     Processor(Box<Processor>),
-    Gpu(Gpu<'a>),
+    Gpu(Box<Gpu<'a>>),
 }
 
 /// Measures the peaks, then every operator that is asked for.
@@ -110,7 +115,10 @@ pub fn run(args: &Ops) -> Result<()> {
     }
     let mut meter = match &found {
         None => Meter::Processor(Box::new(Processor::new(&args.device, args.quick)?)),
-        Some(gpu) => Meter::Gpu(Gpu::new(backend.as_ref(), gpu.is_software, args.quick)?),
+        Some(gpu) => {
+            let gpu = Gpu::new(backend.as_ref(), gpu.is_software, args.quick)?;
+            Meter::Gpu(Box::new(gpu))
+        }
     };
     if !args.json {
         head(&meter)?;

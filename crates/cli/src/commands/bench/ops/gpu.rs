@@ -1,8 +1,8 @@
 //! Times operators of a device that works on while they have returned: many in a row, recorded as one launch where the
 //! runtime can, and the copy of as many bytes in the same manner.
 
-use super::Row;
 use super::cases::Case;
+use super::{Row, median};
 use anyhow::Result;
 use marlin_tensor::{
     Backend, BackendError, Batch, Cache, CacheLayerSpec, CacheSpec, CacheType, Heads, Tensor,
@@ -79,11 +79,11 @@ impl<'a> Gpu<'a> {
     /// # Errors
     /// When the device fails.
     pub fn measure(&mut self, mut case: Case<'_>) -> Result<Row> {
-        let seconds = self.time(&mut case)?;
+        let mut seconds = self.time(&mut case)?;
         let bytes = case.working_set.next_power_of_two() as usize;
         let copied = self.copy(bytes.clamp(LEAST_COPY_BYTES, self.large))?;
-        let least = case.bytes as f64 / copied;
-        Ok(Row::new(case, seconds, copied, least, "copy"))
+        let share = case.bytes as f64 / copied / median(&mut seconds);
+        Ok(Row::new(case, seconds, copied, share, "copy"))
     }
 
     /// Bytes per second, read and written, of a copy of `bytes` in all.

@@ -1,7 +1,7 @@
 //! Times operators of the processor, and right beside each of them what the machine can do in that moment.
 
-use super::Row;
 use super::cases::{Arithmetic, Case};
+use super::{Row, median};
 use crate::console;
 use crate::{args::DeviceArgs, device};
 use anyhow::Result;
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const RUNS: [usize; 2] = [5, 200];
 /// Runs are repeated until they took this long together.
 const TOGETHER: Duration = Duration::from_millis(80);
-/// Turns of the probes and the operator. A machine whose memory others use changes within seconds.
-const TURNS: usize = 4;
+/// Turns of the probes and the operator, each of which gives a share: a machine that others use changes within seconds.
+const TURNS: usize = 5;
 
 /// 10⁹ bytes and operations per second, of all threads together, before the first operator.
 #[derive(Debug, Serialize)]
@@ -97,26 +97,31 @@ impl Processor {
     /// Times one operator, and the reading of as many bytes and the same arithmetic in turns with it.
     pub fn measure(&self, mut case: Case<'_>) -> Result<Row> {
         let turns = if self.quick { 1 } else { TURNS };
-        let (least, together) = match self.quick {
-            true => (1, Duration::ZERO),
-            false => (RUNS[0].div_ceil(turns), TOGETHER / turns as u32),
+        let (fewest, most, together) = match self.quick {
+            true => (1, 1, Duration::ZERO),
+            false => (RUNS[0].div_ceil(turns), RUNS[1] / turns, TOGETHER / turns as u32),
         };
         // Warms up what every run uses; cold weights stay cold, since runs take turns at them.
         (case.run)(0)?;
-        let (mut read, mut operations) = (0f64, 0f64);
-        let mut seconds = Vec::new();
+        let (mut reads, mut operations) = (Vec::new(), Vec::new());
+        let (mut shares, mut seconds) = (Vec::new(), Vec::new());
         for _ in 0..turns {
-            read = read.max(self.read(case.working_set as usize));
-            operations = operations.max(self.operations(case.arithmetic));
-            let (start, before) = (Instant::now(), seconds.len());
-            while seconds.len() - before < least
-                || (start.elapsed() < together && seconds.len() < RUNS[1])
-            {
+            let (read, counted) =
+                (self.read(case.working_set as usize), self.operations(case.arithmetic));
+            let least = (case.bytes as f64 / read).max(case.flops as f64 / counted);
+            let (start, mut runs) = (Instant::now(), Vec::new());
+            while runs.len() < fewest || (start.elapsed() < together && runs.len() < most) {
                 let start = Instant::now();
-                (case.run)(seconds.len() + 1)?;
-                seconds.push(start.elapsed().as_secs_f64());
+                (case.run)(seconds.len() + runs.len() + 1)?;
+                runs.push(start.elapsed().as_secs_f64());
             }
+            shares.push(least / median(&mut runs));
+            reads.push(read);
+            operations.push(counted);
+            seconds.append(&mut runs);
         }
+        let (read, counted) = (median(&mut reads), median(&mut operations));
+        let (by_reading, by_counting) = (case.bytes as f64 / read, case.flops as f64 / counted);
         let place = if case.cold { "memory" } else { "cache" };
         let unit = match case.arithmetic {
             Arithmetic::F32 => "f32",
@@ -125,10 +130,9 @@ impl Processor {
             Arithmetic::AmxBf16 => "amx bf16",
             Arithmetic::AmxSplit => "amx split",
         };
-        let (by_reading, by_counting) = (case.bytes as f64 / read, case.flops as f64 / operations);
         let bound = if by_reading >= by_counting { place } else { unit };
-        let row = Row::new(case, seconds, read, by_reading.max(by_counting), bound);
-        Ok(Row { peak_gigaflops_per_second: Some(operations / 1e9), ..row })
+        let row = Row::new(case, seconds, read, median(&mut shares), bound);
+        Ok(Row { peak_gigaflops_per_second: Some(counted / 1e9), ..row })
     }
 
     /// Bytes per second of a buffer of `bytes`, now.
