@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The CUDA C++ kernels of trellis-coded products alone, beside each other and cuBLAS.
 
-    gpu_kernels.py check          # against products in f64 with weights decoded by PyTorch
-    gpu_kernels.py time [few]     # microseconds, median (10th to 90th percentile); `few` rows alone are done in ten seconds
+    gpu_kernels.py check [few|wgmma|mma]   # against products in f64 with weights decoded by PyTorch; all kernels, or one
+    gpu_kernels.py time [few|many]         # microseconds, median (10th to 90th percentile); `few` rows alone are done in ten seconds
 
-Products are launched in one graph over copies of the weights, more of them than caches hold. Needs PyTorch, nvcc and a Hopper GPU.
+Kernels are `few` (`trellis.cu`) and two for many rows: `wgmma`, which only Hopper has, and `mma`. Products are launched in one graph over copies of
+the weights, more of them than caches hold. Needs PyTorch, nvcc and a GPU from sm_80 on.
 """
 import ctypes
 import subprocess
@@ -18,10 +19,10 @@ import torch
 FOLDER = Path(__file__).resolve().parent.parent / "crates/gpu/src/ops"
 TEXTS = {
     "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
-    "trellis": ["halves.cuh", "exl3/codes.cuh", "hopper/trellis.cuh", "hopper/product.cu"],
-    "plain": ["halves.cuh", "hopper/plain.cuh", "hopper/product.cu"],
+    "trellis": ["halves.cuh", "exl3/codes.cuh", "gemm/trellis.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
+    "plain": ["halves.cuh", "gemm/plain.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
 }
-CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0)}
+CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
 COPIES_BYTES = 400 << 20
 driver = ctypes.CDLL("libcuda.so.1")
 WORK = Path(tempfile.mkdtemp())
@@ -42,7 +43,7 @@ class Kernels:
         source = "".join(f"#define {k} {v}\n" for k, v in defines.items())
         source += "".join((FOLDER / part).read_text() for part in TEXTS[text])
         self.name.with_suffix(".cu").write_text(source)
-        command = ["nvcc", "-gencode", "arch=compute_90a,code=sm_90a", "-cubin", "-o", f"{self.name}.cubin", f"{self.name}.cu"]
+        command = ["nvcc", f"-arch=sm_{GENERATION}", "-cubin", "-o", f"{self.name}.cubin", f"{self.name}.cu"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
@@ -110,7 +111,8 @@ class Matrix:
         return sums[:, : self.outputs] + (0 if self.bias is None else self.bias.view(-1, self.outputs)[slot])
 
 
-SMS = 132
+# Multiprocessors of the device, and what kernels are compiled for.
+SMS, GENERATION = 132, "90a"
 
 
 class Few:
@@ -173,30 +175,37 @@ class Few:
 
 
 class Product:
-    """`product.cu`."""
+    """`wgmma.cu` or `mma.cu`."""
 
-    def __init__(self, text, k, n, m, most, defines):
+    def __init__(self, product, weights, k, n, m, most, defines):
         self.m, self.k = m, k
-        self.n, self.parts = (64, 2) if m <= 32 else (64, 1) if m <= 64 else (most, 1)
+        if product == "mma":
+            self.n, self.parts = (32, 2) if m <= 16 else (64, 2) if m <= 32 else (64, 1) if m <= 64 else (128, 1)
+            self.threads, resident = 256, 2 if self.n == 32 else 1
+        else:
+            self.n, self.parts = (64, 2) if m <= 32 else (64, 1) if m <= 64 else (most, 1)
+            self.threads, resident = 640, 1
         rows = self.n // self.parts
         row_tiles = -(-m // rows)
-        self.ranges = min(SMS, -(-n // 256) * row_tiles * (k // 128))
-        self.kernels = Kernels(text, {"K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0, "BRAIN": 0} | defines)
+        self.ranges = min(resident * SMS, -(-n // 256) * row_tiles * (k // 128))
+        self.kernels = Kernels(weights, {
+            "WGMMA": int(product == "wgmma"),
+            "K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0, "BRAIN": 0} | defines)
         self.prepared = torch.empty(row_tiles * self.n * k // 2, dtype=torch.int32, device="cuda")
         self.partial = torch.empty(self.ranges * 3 * rows * 256, device="cuda")
-        self.counters = torch.zeros(SMS, dtype=torch.int32, device="cuda")
+        self.counters = torch.zeros(self.ranges, dtype=torch.int32, device="cuda")
 
     def multiply(self, weights, x, suh, svh, bias, out):
         self.kernels.launch("prepare", (self.m, -(-self.k // 512)), 128, [x, suh, self.prepared], self.m)
-        self.kernels.launch("multiply", (self.ranges, 1), 640, [weights, self.prepared, svh, bias, self.partial, self.counters, out], self.m)
+        self.kernels.launch("multiply", (self.ranges, 1), self.threads, [weights, self.prepared, svh, bias, self.partial, self.counters, out], self.m)
 
 
 class Many(Product):
     """With a trellis."""
 
-    def __init__(self, matrix, m):
+    def __init__(self, product, matrix, m):
         most = 128 if matrix.twice_bits == 8 else 96
-        super().__init__("trellis", matrix.k, matrix.n, m, most, matrix.defines() | {"OUTPUTS": matrix.outputs, "WIDTH": matrix.outputs})
+        super().__init__(product, "trellis", matrix.k, matrix.n, m, most, matrix.defines() | {"OUTPUTS": matrix.outputs, "WIDTH": matrix.outputs})
 
     def __call__(self, matrix, x, ids, slots, out):
         bias = matrix.bias if matrix.bias is not None else matrix.suh
@@ -206,8 +215,8 @@ class Many(Product):
 class Plain(Product):
     """With halves, which are there already."""
 
-    def __init__(self, k, n, m, dtype, most):
-        super().__init__("plain", k, n, m, most, {"BRAIN": int(dtype == torch.bfloat16)})
+    def __init__(self, product, k, n, m, dtype):
+        super().__init__(product, "plain", k, n, m, 96, {"BRAIN": int(dtype == torch.bfloat16)})
 
     def __call__(self, halves, x, out):
         self.multiply(halves, x, x, x, x, out)
@@ -221,8 +230,14 @@ def in_order(weights):
     return parts.permute(3, 5, 0, 2, 4, 6, 1, 7).contiguous()
 
 
-def check():
+def products():
+    """Kernels for many rows that the device has."""
+    return ["wgmma", "mma"] if GENERATION == "90a" else ["mma"]
+
+
+def check(only):
     torch.manual_seed(1)
+    many = [name for name in products() if only in (None, name)]
     cases = []
     for twice_bits, codebook in [(8, "mul1"), (8, "mcg"), *((b, "mul1") for b in range(2, 17) if b != 8)]:
         sizes = [1, 2, 7, 16, 17, 31, 60, 100, 300] if twice_bits == 8 else [1, 3, 8, 12, 20, 50, 130]
@@ -237,13 +252,16 @@ def check():
         matrix = Matrix(k, n, twice_bits, codebook, 5 if stacks else 1, inputs, outputs, bias)
         # Of the sorted ones, the fewer in tiles of four.
         grouped = {12: 0, 24: 4, 60: 8}[m] if stacks else 0
-        few = Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks), grouped) if m <= 128 else None
-        return case, matrix, few, Many(matrix, m) if m > 16 and not stacks else None
+        kernels = [("few", Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks), grouped))] if m <= 128 and only in (None, "few") else []
+        least = {"wgmma": 16, "mma": 8}
+        return case, matrix, kernels + [(name, Many(name, matrix, m)) for name in many if m > least[name] and not stacks]
 
     failed = 0
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
-    for case, matrix, few, many in made:
+    for case, matrix, kernels in made:
+        if not kernels:
+            continue
         m, stacks = case[6], case[8]
         x = torch.randn(m // 3 if stacks else m, matrix.inputs, device="cuda")
         ids = torch.randint(0, 5, (m,), dtype=torch.int32, device="cuda")
@@ -253,29 +271,27 @@ def check():
         else:
             right = matrix.product(x)
         says = []
-        for name, kernel in (("few", few), ("many", many)):
-            if kernel is None:
-                continue
+        for name, kernel in kernels:
             outs = [torch.full(right.shape, float("nan"), device="cuda") for _ in range(2)]
-            by_expert = {"by_expert": few.sorted(ids, 5)} if few and few.grouped else {}
+            by_expert = {"by_expert": kernel.sorted(ids, 5)} if name == "few" and kernel.grouped else {}
             [kernel(matrix, x, ids, slots, out.view(-1), **by_expert) for out in outs]
             torch.cuda.synchronize()
             error = ((outs[0] - right).norm() / right.norm()).item()
-            # Weights of `mul1` are not rounded to halves by `few`; rows are by `many`.
-            bound = (4e-4 if case[5] == "mul1" else 2e-6) if name == "few" else 2e-6 if many.parts == 2 else 5e-4
+            # Weights of `mul1` are not rounded to halves by `few`; rows are by the others.
+            bound = (4e-4 if case[5] == "mul1" else 2e-6) if name == "few" else 2e-6 if kernel.parts == 2 else 5e-4
             good = error < bound and torch.equal(*outs)
             failed += not good
             says.append(f"{name} {error:.2e}{'' if torch.equal(*outs) else ', differs when run again'}{'' if good else ' BAD'}")
         print(case, *says, flush=True)
-    for dtype, most, m in [(d, n, m) for d in (torch.float16, torch.bfloat16) for n in (96,) for m in (5, 40, 300)]:
+    for name, dtype, m in [(name, dtype, m) for name in many for dtype in (torch.float16, torch.bfloat16) for m in (5, 20, 40, 70, 300)]:
         weights, x = torch.randn(384, 640, device="cuda").to(dtype), torch.randn(m, 640, device="cuda")
-        plain, out = Plain(640, 384, m, dtype, most), torch.empty(m, 384, device="cuda")
+        plain, out = Plain(name, 640, 384, m, dtype), torch.empty(m, 384, device="cuda")
         plain(in_order(weights), x, out)
         right = x.double() @ weights.double().T
         error = ((out - right).norm() / right.norm()).item()
         good = error < {1: 5e-4, 2: 2e-6}[plain.parts] * (16 if dtype == torch.bfloat16 else 1)
         failed += not good
-        print(f"{'ok ' if good else 'BAD'} {dtype} m={m} N={plain.n} parts={plain.parts}: {error:.2e}", flush=True)
+        print(f"{'ok ' if good else 'BAD'} {name} {dtype} m={m} N={plain.n} parts={plain.parts}: {error:.2e}", flush=True)
     sys.exit(f"{failed} differ" if failed else None)
 
 
@@ -302,23 +318,28 @@ def measure(launch, copies, rounds, repeats=30):
     return f"{times[len(times) // 2]:8.2f} ({times[len(times) // 10]:.2f} to {times[len(times) * 9 // 10]:.2f})"
 
 
-def time(few_alone):
+def time(only):
     cases = []
     for k, n in [(4096, 14336), (4096, 4096), (2048, 1536)]:
         for twice_bits, codebook in [(8, "mul1"), (8, "mcg"), (6, "mul1"), (4, "mul1")]:
-            sizes = [1, 4, 8, 16] if few_alone else [1, 8, 16, 32, 64, 128, 256, 512, 2048]
-            for m in sizes if (twice_bits, codebook) == (8, "mul1") else [1] if few_alone else [1, 64]:
-                cases.append((k, n, twice_bits, codebook, m, 0))
-    cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
+            sizes, others = {
+                "few": ([1, 4, 8, 16], [1]),
+                "many": ([9, 16, 32, 64, 128, 256, 512, 2048], [64, 2048]),
+                None: ([1, 8, 16, 32, 64, 128, 256, 512, 2048], [1, 64]),
+            }[only]
+            cases += [(k, n, twice_bits, codebook, m, 0) for m in (sizes if (twice_bits, codebook) == (8, "mul1") else others)]
+    if only != "many":
+        cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
 
     def one(case):
         k, n, twice_bits, codebook, m, entries = case
         matrix = Matrix(k, n, twice_bits, codebook, max(1, entries))
-        return case, matrix, Few(matrix, m, entries, matrices=2 if entries == 8 else 1), Many(matrix, m) if m > 8 and not entries else None
+        few = [("few", Few(matrix, m, entries, matrices=2 if entries == 8 else 1))] if m <= 128 else []
+        return case, matrix, few + [(name, Many(name, matrix, m)) for name in products() if m > 8 and not entries]
 
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
-    for (k, n, twice_bits, codebook, m, entries), matrix, few, many in made:
+    for (k, n, twice_bits, codebook, m, entries), matrix, kernels in made:
         bytes_of = matrix.tiles.numel() * 4
         copies = max(2, min(64, COPIES_BYTES // bytes_of + 1)) if m <= 128 else 4
         matrices = [Matrix(k, n, twice_bits, codebook, max(1, entries)) for _ in range(copies)]
@@ -328,20 +349,18 @@ def time(few_alone):
         out = torch.empty(2 * m * n, device="cuda")
         rounds = max(1, (256 if m <= 128 else 16) // copies)
         says = [f"{k:>5} x {n:<6} {twice_bits / 2} {codebook:<5} m={m:<5}{' experts' if entries else ''}{', two matrices' if entries == 8 else ''}"]
-        for name, kernel in (("few", few), ("many", many)):
-            if kernel is None or (name == "few" and m > 128):
-                continue
+        for name, kernel in kernels:
             says.append(f"{name} {measure(lambda c: kernel(matrices[c], x, ids, slots, out), copies, rounds)}")
         if twice_bits == 8 and codebook == "mul1" and not entries:
             half = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in range(max(2, min(copies, COPIES_BYTES // (2 * n * k) + 1)))]
             xh = x.half()
             if m > 16:
-                for most in (96,):
-                    plain = Plain(k, n, m, torch.float16, most)
-                    says.append(f"halves {plain.n} {measure(lambda c: plain(half[c], x, out), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
+                for name in products():
+                    plain = Plain(name, k, n, m, torch.float16)
+                    says.append(f"halves {name} {measure(lambda c: plain(half[c], x, out), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
             says.append(f"cuBLAS {measure(lambda c: torch.nn.functional.linear(xh, half[c]), len(half), max(1, (64 if m <= 128 else 16) // len(half)))}")
         print("  ".join(says), flush=True)
-    if few_alone:
+    if only:
         return
     weights = [torch.randn(14336, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
     x = torch.randn(2048, 4096, device="cuda", dtype=torch.bfloat16)
@@ -352,5 +371,7 @@ def time(few_alone):
 
 if __name__ == "__main__":
     SMS = torch.cuda.get_device_properties(0).multi_processor_count
+    GENERATION = "{}{}".format(*torch.cuda.get_device_capability(0)).replace("90", "90a")
     print(torch.__version__, torch.cuda.get_device_name(0), flush=True)
-    check() if sys.argv[1:2] == ["check"] else time(sys.argv[2:3] == ["few"])
+    verb, only = [*sys.argv[1:], None, None][:2]
+    {"check": check, "time": time}[verb](only)

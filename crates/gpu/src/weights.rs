@@ -5,7 +5,7 @@ use crate::experts::{Stack, Stacks};
 use crate::gpu::{Buffer, Gpu, Reservation, WORD};
 use crate::ops::columns;
 use crate::ops::exl3::{self, Trellis};
-use crate::ops::hopper;
+use crate::ops::gemm::{self, Instruction};
 use crate::ops::integer;
 use crate::ops::matrix::{self, RowMatrix};
 use crate::ops::text::Inputs;
@@ -179,16 +179,15 @@ fn halves(weight: &Weight) -> Result<Weight> {
     Ok(Weight { format: "f16", parts: vec![("weight", values)], ..weight.clone() })
 }
 
-/// Whether it pays to decode a matrix first. Halves are too coarse for f32.
-fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> bool {
-    let Some(rows) = rows.dense() else { return false };
-    let chosen = matrix.choices.of(rows).map(|chosen| chosen == Variant::Halves);
-    let few = match integer::takes(gpu, matrix.format) {
-        true => integer::FEW_ROWS,
-        false => hopper::FEW_PLAIN_ROWS,
+/// What multiplies a matrix that it pays to decode first. Halves are too coarse for f32.
+fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> Option<Instruction> {
+    let rows = rows.dense()?;
+    let rule = || {
+        let integers = integer::takes(gpu, matrix.format).then_some(integer::FEW_ROWS);
+        Instruction::of(gpu).filter(|with| rows > integers.unwrap_or(with.few_plain_rows()))
     };
-    let many = chosen.unwrap_or(rows > few);
-    many && gpu.warpgroups && matrix.format != Format::F32
+    let with = matrix.choices.of(rows).map_or_else(rule, Instruction::chosen);
+    with.filter(|_| gpu.runs_cuda && matrix.format != Format::F32)
 }
 
 /// What the rule says of a class of rows, or of every number of rows.
@@ -197,9 +196,10 @@ pub(crate) fn rule(gpu: &Gpu, matrix: &Matrix, rows: Option<usize>) -> Option<Va
         (Matrix::Trellis(trellis), rows) => Some(exl3::rule(gpu, trellis, rows)),
         (Matrix::Rows(_), None) => None,
         (Matrix::Rows(plain), Some(rows)) => Some(match wide(gpu, plain, &Rows::Dense { rows }) {
-            true => Variant::Halves,
-            false if integer::takes(gpu, plain.format) => Variant::Bytes,
-            false => matrix::rule(rows),
+            Some(Instruction::Wgmma) => Variant::Halves,
+            Some(Instruction::Mma) => Variant::Mma,
+            None if integer::takes(gpu, plain.format) => Variant::Bytes,
+            None => matrix::rule(rows),
         }),
     }
 }
@@ -217,10 +217,11 @@ impl Loaded {
         };
         match &self.matrix {
             Matrix::Trellis(trellis) => exl3::multiply(gpu, x, trellis, self.bias.as_ref(), rows),
-            Matrix::Rows(matrix) if wide(gpu, matrix, rows) => {
-                hopper::plain(gpu, x, self.in_features, matrix, self.bias.as_ref(), x_rows)
-            }
             Matrix::Rows(matrix) => {
+                let bias = self.bias.as_ref();
+                if let Some(with) = wide(gpu, matrix, rows) {
+                    return gemm::plain(gpu, with, x, self.in_features, matrix, bias, x_rows);
+                }
                 let padded = matrix.units * UNIT;
                 let wide;
                 let x = match padded == self.in_features {
@@ -230,7 +231,7 @@ impl Loaded {
                         &wide
                     }
                 };
-                matrix::multiply(gpu, x, matrix, self.bias.as_ref(), rows)
+                matrix::multiply(gpu, x, matrix, bias, rows)
             }
         }
     }
@@ -365,7 +366,7 @@ pub(crate) fn multiply_many(
     }
     // Each matrix may have an order of inputs of its own.
     let matrices = loaded.iter().map(|loaded| match &loaded.matrix {
-        Matrix::Rows(matrix) if matrix.order.is_none() && !wide(gpu, matrix, rows) => {
+        Matrix::Rows(matrix) if matrix.order.is_none() && wide(gpu, matrix, rows).is_none() => {
             Some((matrix, loaded.bias.as_ref()))
         }
         _ => None,

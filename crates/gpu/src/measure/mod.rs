@@ -8,9 +8,11 @@ mod product;
 mod tests;
 
 use crate::gpu::Gpu;
+use crate::ops::gemm::Instruction;
 use crate::tune::contest::{self, Entrant, Reference};
 use crate::tune::{
-    INTEGER_ROWS, Outcome, PLAIN_ROWS, Shape, Subject, Tuned, Tuner, Variant, candidates, class,
+    INTEGER_ROWS, MMA_ROWS, Outcome, PLAIN_ROWS, Shape, Subject, Tuned, Tuner, Variant, candidates,
+    class,
 };
 use crate::{GpuDevice, Runtime, ops, weights};
 use clock::Clock;
@@ -25,7 +27,8 @@ type Result<T> = std::result::Result<T, BackendError>;
 const COPIES_BYTES: u64 = 400 << 20;
 const SOFTWARE_COPIES_BYTES: u64 = 4 << 20;
 // The rule itself keeps what is promised of few rows.
-const _: () = assert!(ops::hopper::FEW_PLAIN_ROWS >= PLAIN_ROWS);
+const _: () = assert!(Instruction::Wgmma.few_plain_rows() >= PLAIN_ROWS);
+const _: () = assert!(Instruction::Mma.few_plain_rows() >= MMA_ROWS);
 const _: () = assert!(ops::integer::FEW_ROWS >= INTEGER_ROWS);
 
 /// Most copies.

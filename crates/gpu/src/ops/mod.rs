@@ -19,7 +19,7 @@ pub(crate) mod columns;
 pub(crate) mod elementwise;
 pub(crate) mod exl3;
 mod flash;
-pub(crate) mod hopper;
+pub(crate) mod gemm;
 pub(crate) mod integer;
 pub(crate) mod latent;
 pub(crate) mod ldlq;

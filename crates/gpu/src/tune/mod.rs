@@ -3,7 +3,7 @@
 //! Every kernel has a fixed rule, which is right everywhere and fast on the devices it was written on. A [`Choice`] overrides it for one
 //! [`Shape`] and one class of rows, a power of two and what lies between it and the one before. Some variants add a row's products up in
 //! another order. Those are chosen once for every number of rows (`rows: None`), or only for more rows than are promised to be the same bits in any
-//! company ([`EXL3_ROWS`], [`PLAIN_ROWS`]); so tuning breaks no promise.
+//! company ([`EXL3_ROWS`], [`PLAIN_ROWS`], [`MMA_ROWS`]); so tuning breaks no promise.
 //!
 //! * `variant`: all variants there are, and which of them a shape may have.
 //! * `table`: choices in memory, and those of one matrix, which a launch reads without a look-up.
@@ -20,8 +20,8 @@ pub use cache::{CacheError, Key, file, read, write};
 pub use contest::{Contestant, Outcome};
 pub use table::{Choice, Choices, Tuned};
 pub use variant::{
-    EXL3_ROWS, Facts, INTEGER_ROWS, MOST_ROWS, PLAIN_ROWS, Shape, Variant, candidates, class,
-    is_integer,
+    EXL3_ROWS, Facts, INTEGER_ROWS, MMA_ROWS, MOST_ROWS, PLAIN_ROWS, Shape, Variant, candidates,
+    class, is_integer,
 };
 
 use marlin_tensor::{AttentionParams, BackendError, CacheType, Weight};

@@ -9,6 +9,8 @@ pub const EXL3_ROWS: usize = 8;
 pub const SIMDGROUP_ROWS: usize = 16;
 /// Rows up to which that is so for row formats on devices with products of warpgroups.
 pub const PLAIN_ROWS: usize = 4;
+/// Rows up to which that is so for row formats on other devices with tensor cores.
+pub const MMA_ROWS: usize = 16;
 /// The same for row formats whose weights are small integers.
 pub const INTEGER_ROWS: usize = 16;
 /// Rows of the last class; it holds all that are more.
@@ -80,6 +82,8 @@ pub enum Variant {
     Few,
     /// EXL3: the kernel of warpgroups for many rows.
     Many,
+    /// As [`Many`](Self::Many) and [`Halves`](Self::Halves), by warps that multiply each by itself.
+    Mma,
     /// EXL3: the one for every device.
     Portable,
     /// Attention: how a sequence is cut.
@@ -134,7 +138,7 @@ impl Variant {
 
     /// Whether inputs or weights are rounded to halves.
     pub fn rounds(self) -> bool {
-        matches!(self, Self::Halves | Self::Many)
+        matches!(self, Self::Halves | Self::Many | Self::Mma)
     }
 }
 
@@ -149,6 +153,7 @@ impl fmt::Display for Variant {
             Self::Resident { blocks } => write!(f, "{blocks} blocks resident"),
             Self::Few => f.write_str("few rows"),
             Self::Many => f.write_str("many rows"),
+            Self::Mma => f.write_str("many rows by single warps"),
             Self::Portable => f.write_str("portable"),
             Self::Parts { keys, planes } => write!(f, "parts of {keys}, {planes} planes"),
         }
@@ -216,15 +221,17 @@ pub fn candidates(shape: &Shape, rows: Option<usize>, facts: &Facts) -> Vec<Vari
             true if rows <= EXL3_ROWS => Vec::new(),
             true => {
                 let many = facts.warpgroups.then_some(Variant::Many);
-                let all = [Variant::Few, Variant::Portable];
+                let all = [Variant::Few, Variant::Portable, Variant::Mma];
                 all.into_iter().chain(many).collect()
             }
             false => tiles(16, rows).map(|tile| Variant::Tile { tile }).collect(),
         },
         (_, None) => Vec::new(),
         (Shape::Linear { format, .. }, Some(rows)) if facts.tensor_cores && is_integer(format) => {
-            let halves = facts.warpgroups && rows > INTEGER_ROWS;
-            [Variant::Bytes].into_iter().chain(halves.then_some(Variant::Halves)).collect()
+            let many = rows > INTEGER_ROWS;
+            let halves = (many && facts.warpgroups).then_some(Variant::Halves);
+            let mma = many.then_some(Variant::Mma);
+            [Variant::Bytes].into_iter().chain(halves).chain(mma).collect()
         }
         (Shape::Linear { format, .. }, Some(rows)) => {
             let planes = [2, 4, 8].into_iter().filter(fits);
@@ -232,8 +239,10 @@ pub fn candidates(shape: &Shape, rows: Option<usize>, facts: &Facts) -> Vec<Vari
                 tiles(32, rows).map(move |tile| Variant::Decode { planes, tile })
             });
             // Halves are too coarse for f32.
-            let halves = facts.warpgroups && rows > PLAIN_ROWS && format != "f32";
-            decode.chain(halves.then_some(Variant::Halves)).collect()
+            let halves = (facts.warpgroups && rows > PLAIN_ROWS).then_some(Variant::Halves);
+            let mma = (facts.tensor_cores && rows > MMA_ROWS).then_some(Variant::Mma);
+            let rounded = halves.into_iter().chain(mma).filter(|_| format != "f32");
+            decode.chain(rounded).collect()
         }
     }
 }
@@ -256,6 +265,7 @@ mod tests {
         warpgroups: false,
         simdgroup_matrices: false,
     };
+    const AMPERE: Facts = Facts { warpgroups: false, ..HOPPER };
     const HOPPER: Facts = Facts {
         plane: 32,
         most_units: 1024,
@@ -279,12 +289,19 @@ mod tests {
 
     #[test]
     fn promised_rows_have_no_variant_with_other_bits() {
-        for facts in [SOFTWARE, HOPPER] {
+        for facts in [SOFTWARE, AMPERE, HOPPER] {
             let classes = (0..=12).map(|power| 1usize << power);
             for rows in classes {
                 for (shape, promised) in [
-                    (linear("q4_0"), if facts.warpgroups { INTEGER_ROWS } else { MOST_ROWS }),
-                    (linear("bf16"), if facts.warpgroups { PLAIN_ROWS } else { MOST_ROWS }),
+                    (linear("q4_0"), if facts.tensor_cores { INTEGER_ROWS } else { MOST_ROWS }),
+                    (
+                        linear("bf16"),
+                        match facts.tensor_cores {
+                            true if facts.warpgroups => PLAIN_ROWS,
+                            true => MMA_ROWS,
+                            false => MOST_ROWS,
+                        },
+                    ),
                     (linear("f32"), MOST_ROWS),
                     (
                         linear("exl3 4.0 mul1"),

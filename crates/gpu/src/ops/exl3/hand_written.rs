@@ -8,7 +8,7 @@
 
 use super::{Trellis, generator};
 use crate::gpu::{Buffer, Gpu, LEFT};
-use crate::ops::hopper;
+use crate::ops::gemm::{self, Instruction};
 use crate::ops::text::{Defines, Inputs, Text};
 use crate::ops::tiles::{Entries, Rows};
 use crate::tune::Variant;
@@ -111,28 +111,33 @@ pub(super) fn multiply(
     rows: &Rows,
 ) -> Option<Buffer> {
     let chosen = rows.dense().and_then(|rows| matrix.choices.of(rows));
-    let many = |rows: usize| chosen.map_or(rows > few_rows(matrix), |c| c == Variant::Many);
-    match rows {
-        _ if chosen == Some(Variant::Portable) => None,
-        Rows::Dense { rows } if gpu.warpgroups && many(*rows) => {
-            Some(hopper::trellis(gpu, x, matrix, bias, *rows))
-        }
-        _ => multiply_few(gpu, x.into(), &[(matrix, bias)], rows)?.pop(),
+    if chosen == Some(Variant::Portable) {
+        return None;
     }
+    let many = rows.dense().and_then(|rows| {
+        let instruction = chosen.map_or_else(|| many(gpu, matrix, rows), Instruction::chosen)?;
+        Some(gemm::trellis(gpu, instruction, x, matrix, bias, rows))
+    });
+    many.or_else(|| multiply_few(gpu, x.into(), &[(matrix, bias)], rows)?.pop())
 }
 
 /// What the rule says of a class of rows, or of every number of rows.
 pub(super) fn rule(gpu: &Gpu, matrix: &Trellis, rows: Option<usize>) -> Variant {
     match rows {
         None => Variant::Resident { blocks: RESIDENT },
-        Some(rows) if gpu.warpgroups && rows > few_rows(matrix) => Variant::Many,
-        Some(_) => Variant::Few,
+        Some(rows) => match many(gpu, matrix, rows) {
+            Some(Instruction::Wgmma) => Variant::Many,
+            Some(Instruction::Mma) => Variant::Mma,
+            None => Variant::Few,
+        },
     }
 }
 
-/// Rows that are few for a matrix, where there is a kernel for many.
-fn few_rows(matrix: &Trellis) -> usize {
-    if matrix.padded_in * matrix.padded_out <= SMALL { FEW_ROWS_OF_SMALL } else { FEW_ROWS }
+/// What multiplies a matrix for which `rows` rows are many.
+fn many(gpu: &Gpu, matrix: &Trellis, rows: usize) -> Option<Instruction> {
+    let small = matrix.padded_in * matrix.padded_out <= SMALL;
+    let few = if small { FEW_ROWS_OF_SMALL } else { FEW_ROWS };
+    Instruction::of(gpu).filter(|_| rows > few)
 }
 
 /// The same rows times several matrices, or stacks of as many, at once; `None` when the text is not for such rows, or the matrices differ in more
@@ -147,9 +152,8 @@ pub(crate) fn multiply_many(
         (m.in_features, m.padded_in, m.twice_bits, m.codebook, bias.is_some())
     };
     let alike = matrices.windows(2).all(|two| key(&two[0]) == key(&two[1]));
-    let most = if gpu.warpgroups { FEW_ROWS } else { MOST_ROWS };
     let fits = (1..=MOST_MATRICES).contains(&matrices.len())
-        && !matches!(rows, Rows::Dense { rows } if *rows > most);
+        && !matches!(rows, Rows::Dense { rows } if *rows > FEW_ROWS);
     let few = |(matrix, _): &(&Trellis, Option<&Buffer>)| {
         let chosen = rows.dense().and_then(|rows| matrix.choices.of(rows));
         matches!(chosen, None | Some(Variant::Few))

@@ -6,7 +6,7 @@
 //!
 //! * `embed`: rows of an embedding.
 //! * `portable`: f32 products, for every runtime.
-//! * `hand_written`: CUDA C++ for NVIDIA's tensor cores, whose operand the ring order is (many rows on Hopper: `ops/hopper`).
+//! * `hand_written`: CUDA C++ for NVIDIA's tensor cores, whose operand the ring order is (many rows: `ops/gemm`).
 
 mod embed;
 mod hand_written;

@@ -1,6 +1,8 @@
-//! Products of many rows on Hopper GPUs (`product.cu`): four warps multiply 64 outputs with up to 128 columns in one instruction, weights in registers and
-//! rows in shared memory.
+//! Products of many rows on NVIDIA's tensor cores, weights in registers and rows in shared memory.
 //!
+//! * `wgmma.cu`: on Hopper GPUs four warps multiply 64 outputs with up to 128 columns in one instruction.
+//! * `mma.cu`: everywhere else every warp multiplies by itself, sixteen outputs with eight columns.
+//! * `common.cuh`: how both cut the work, and add it up.
 //! * `trellis.cuh`: weights are decoded in registers, for any number of rows.
 //! * `plain.cuh`: weights of row formats are decoded to halves first, a band of outputs at a time, which stays in the cache of the device.
 //!
@@ -11,23 +13,72 @@ use super::matrix::RowMatrix;
 use super::text::{Defines, Text};
 use crate::decode::{Decode, Format, with_format};
 use crate::gpu::{Buffer, Gpu};
+use crate::tune::Variant;
 use cubecl::prelude::*;
 
 /// Outputs of a block.
 const OUTS: usize = 256;
-/// Threads of a block that multiplies, and of one that prepares rows.
-const MULTIPLY: u32 = 640;
+/// Threads of a block that prepares rows.
 const PREPARE: u32 = 128;
 /// Parts of a block's sums in memory: a tile that others began, one that others end, one of its own.
 const PARTS: usize = 3;
 /// Weights that are decoded to halves at once: half of the cache.
 const BAND_WEIGHTS: usize = 12 << 20;
-/// Rows up to which kernels that decode a matrix for each few rows are the faster.
-pub(crate) const FEW_PLAIN_ROWS: usize = 4;
+
+/// The instruction that multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Instruction {
+    /// Of four warps together.
+    Wgmma,
+    /// Of one warp.
+    Mma,
+}
+
+impl Instruction {
+    /// The faster one that the device has.
+    pub(crate) fn of(gpu: &Gpu) -> Option<Self> {
+        match gpu.tensor_cores {
+            true if gpu.warpgroups => Some(Self::Wgmma),
+            true => Some(Self::Mma),
+            false => None,
+        }
+    }
+
+    /// What `variant` says.
+    pub(crate) fn chosen(variant: Variant) -> Option<Self> {
+        match variant {
+            Variant::Halves | Variant::Many => Some(Self::Wgmma),
+            Variant::Mma => Some(Self::Mma),
+            _ => None,
+        }
+    }
+
+    /// Rows of row formats up to which kernels that decode a matrix for each few rows are the faster.
+    pub(crate) const fn few_plain_rows(self) -> usize {
+        match self {
+            Self::Wgmma => 4,
+            Self::Mma => 16,
+        }
+    }
+
+    /// Threads of a block that multiplies.
+    fn threads(self) -> u32 {
+        match self {
+            Self::Wgmma => 640,
+            Self::Mma => 256,
+        }
+    }
+
+    /// Blocks of a multiprocessor that multiply with so many columns.
+    fn resident(self, columns: usize) -> usize {
+        if self == Self::Mma && columns == 32 { 2 } else { 1 }
+    }
+}
 
 /// What a product is compiled for, besides its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
+    instruction: Instruction,
     k_tiles: usize,
     n_tiles: usize,
     inputs: usize,
@@ -40,16 +91,26 @@ struct Shape {
 }
 
 impl Shape {
-    /// For `rows` rows; `most` is the most columns for which there are registers.
-    fn new(inputs: usize, outputs: usize, width: usize, rows: usize, most: usize) -> Self {
-        let (columns, parts) = match rows {
-            0..=32 => (64, 2),
-            33..=64 => (64, 1),
-            _ => (most, 1),
+    /// For `rows` rows; `most` is the most columns for which `wgmma` leaves registers.
+    fn new(
+        instruction: Instruction,
+        inputs: usize,
+        outputs: usize,
+        width: usize,
+        rows: usize,
+        most: usize,
+    ) -> Self {
+        let (columns, parts) = match (rows, instruction) {
+            (0..=16, Instruction::Mma) => (32, 2),
+            (0..=32, _) => (64, 2),
+            (33..=64, _) => (64, 1),
+            (_, Instruction::Wgmma) => (most, 1),
+            (_, Instruction::Mma) => (128, 1),
         };
         let k_tiles = inputs.next_multiple_of(128) / 16;
         let n_tiles = width.next_multiple_of(128) / 16;
-        Self { k_tiles, n_tiles, inputs, outputs, width, columns, parts, bias: false, brain: false }
+        let (bias, brain) = (false, false);
+        Self { instruction, k_tiles, n_tiles, inputs, outputs, width, columns, parts, bias, brain }
     }
 
     fn tile(&self) -> usize {
@@ -58,6 +119,7 @@ impl Shape {
 
     fn defines(&self) -> Vec<(&'static str, String)> {
         vec![
+            ("WGMMA", u32::from(self.instruction == Instruction::Wgmma).to_string()),
             ("K_TILES", self.k_tiles.to_string()),
             ("N_TILES", self.n_tiles.to_string()),
             ("INPUTS", self.inputs.to_string()),
@@ -83,7 +145,9 @@ impl Defines for TrellisText {
         include_str!("../halves.cuh"),
         include_str!("../exl3/codes.cuh"),
         include_str!("trellis.cuh"),
-        include_str!("product.cu")
+        include_str!("common.cuh"),
+        include_str!("wgmma.cu"),
+        include_str!("mma.cu")
     );
 
     fn defines(&self) -> Vec<(&'static str, String)> {
@@ -106,7 +170,9 @@ impl Defines for PlainText {
     const TEXT: &str = concat!(
         include_str!("../halves.cuh"),
         include_str!("plain.cuh"),
-        include_str!("product.cu")
+        include_str!("common.cuh"),
+        include_str!("wgmma.cu"),
+        include_str!("mma.cu")
     );
 
     fn defines(&self) -> Vec<(&'static str, String)> {
@@ -117,6 +183,7 @@ impl Defines for PlainText {
 /// `x: [rows, in_features]` times a trellis-coded matrix, rotations and bias included.
 pub(super) fn trellis(
     gpu: &Gpu,
+    instruction: Instruction,
     x: &Buffer,
     matrix: &Trellis,
     bias: Option<&Buffer>,
@@ -125,7 +192,7 @@ pub(super) fn trellis(
     // Words of other rates than four bits lie in several registers a lane, and leave too few for 128 columns.
     let most = if matrix.twice_bits == 8 { 128 } else { 96 };
     let outputs = matrix.out_features;
-    let mut shape = Shape::new(matrix.in_features, outputs, outputs, rows, most);
+    let mut shape = Shape::new(instruction, matrix.in_features, outputs, outputs, rows, most);
     (shape.k_tiles, shape.n_tiles) = (matrix.padded_in / 16, matrix.padded_out / 16);
     shape.bias = bias.is_some();
     let (twice_bits, generator) = (matrix.twice_bits, generator(matrix.codebook));
@@ -140,6 +207,7 @@ pub(super) fn trellis(
 /// `x: [rows, in_features]` times a matrix in a row format, plus the bias.
 pub(crate) fn plain(
     gpu: &Gpu,
+    instruction: Instruction,
     x: &Buffer,
     in_features: usize,
     matrix: &RowMatrix,
@@ -150,8 +218,8 @@ pub(crate) fn plain(
     let band = (BAND_WEIGHTS / in_features.next_multiple_of(128) / OUTS).max(1) * OUTS;
     let of = |first: usize| {
         let width = band.min(outputs - first);
-        let brain = matrix.format == Format::Bf16;
-        Shape { bias: bias.is_some(), brain, ..Shape::new(in_features, outputs, width, rows, 96) }
+        let shape = Shape::new(instruction, in_features, outputs, width, rows, 96);
+        Shape { bias: bias.is_some(), brain: matrix.format == Format::Bf16, ..shape }
     };
     let prepared = prepare(gpu, x, &gpu.none, rows, of(0), PlainText(of(0)));
     let out = gpu.empty(rows * outputs);
@@ -193,9 +261,10 @@ fn product(
 ) {
     let tiles = count.div_ceil(shape.tile());
     let units = shape.n_tiles.div_ceil(OUTS / 16) * tiles * (shape.k_tiles / 8);
-    let ranges = gpu.multiprocessors().min(units);
+    let blocks = gpu.multiprocessors() * shape.instruction.resident(shape.columns);
+    let ranges = blocks.min(units);
     let partial = gpu.empty(ranges * PARTS * shape.tile() * OUTS);
-    let text = Text { function: "multiply", threads: MULTIPLY, defines };
+    let text = Text { function: "multiply", threads: shape.instruction.threads(), defines };
     let arrays = [weights, rows, svh, bias, &partial, &gpu.counters, out];
     text.launch(gpu, (ranges as u32, 1), &arrays, count as u64);
 }

@@ -1,4 +1,4 @@
-// Weights of a trellis for `product.cu`, after `codes.cuh`.
+// Weights of a trellis for `common.cuh`, after `codes.cuh`.
 
 #define HELD SOURCES
 #define DIRECT 0

@@ -1,4 +1,4 @@
-// Weights as halves for `product.cu`, in the order of its operand (`matrix.rs` lays them out): 16 bytes a lane and tile.
+// Weights as halves for `common.cuh`, in the order of the first operand (`mod.rs` lays them out): 16 bytes a lane and tile.
 //
 // Defined before this text: K_TILES, N_TILES, INPUTS (of them, those there are), BRAIN (halves are bf16).
 
