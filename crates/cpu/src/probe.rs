@@ -16,14 +16,14 @@ pub const MEMORY_BYTES: usize = 512 << 20;
 pub const CACHE_BYTES: usize = 64 << 20;
 /// Usual time to look for each peak.
 pub const SEARCH: Duration = Duration::from_millis(400);
-/// How long one run in registers takes, about.
-const RUN: Duration = Duration::from_millis(2);
+/// How long one run in registers takes, about: shorter than what the system gives a thread at a time.
+const RUN: Duration = Duration::from_micros(200);
 /// Tasks for each thread: one whose core others use as well leaves some to the rest, as it does in operators.
 const PIECES: usize = 16;
 /// Bytes of a large buffer.
 const LARGE: usize = 1 << 20;
 /// Bytes that are read between two barriers at least, so that these count for little.
-const TOGETHER: usize = 16 << 20;
+const TOGETHER: usize = 8 << 20;
 /// Bytes that a loop reads at a time.
 const BLOCK: usize = 512;
 
@@ -54,8 +54,8 @@ impl Peaks {
         let memory_bytes = probe.buffer.len();
         Self {
             memory_bytes,
-            memory_read: probe.bandwidth(pool, level, memory_bytes, search),
-            cache_read: probe.bandwidth(pool, level, CACHE_BYTES, search),
+            memory_read: probe.bandwidth(pool, level, memory_bytes, TOGETHER, search),
+            cache_read: probe.bandwidth(pool, level, CACHE_BYTES, TOGETHER, search),
             f32_operations: f32_peak(pool, level, search),
             int8_operations: int8_peak(pool, level, search),
             bf16_operations: bf16_peak(pool, level, search),
@@ -76,33 +76,45 @@ impl ReadProbe {
         Self { buffer: Piece::zeroed(bytes.max(BLOCK)) }
     }
 
-    /// Bytes per second at which all threads read the first `bytes`, or all there are, again and again.
-    pub fn bandwidth(&self, pool: &Pool, level: Level, bytes: usize, search: Duration) -> f64 {
+    /// Bytes per second at which all threads read the first `bytes`, or all there are, again and again, `run_bytes` at a
+    /// time: what takes turns at several matrices reads as much in a run, and is as seldom disturbed.
+    pub fn bandwidth(
+        &self,
+        pool: &Pool,
+        level: Level,
+        bytes: usize,
+        run_bytes: usize,
+        search: Duration,
+    ) -> f64 {
         let data = &self.buffer[..bytes.clamp(BLOCK, self.buffer.len())];
-        let is_large = data.len() >= LARGE;
+        let run_bytes = run_bytes.clamp(BLOCK, data.len());
+        let mut runs = data.chunks_exact(run_bytes).cycle();
+        let is_large = run_bytes >= LARGE;
         let parts = if is_large { PIECES * pool.threads() } else { pool.threads() };
-        let piece = data.len().div_ceil(parts).next_multiple_of(BLOCK);
-        let pieces: Vec<&[u8]> = data.chunks(piece).collect();
-        // A large buffer is walked through as a whole. A thread keeps to its piece of a small one, which is then near it.
+        let piece = run_bytes.div_ceil(parts).next_multiple_of(BLOCK);
+        let pieces = run_bytes.div_ceil(piece);
+        // A large run is walked through as a whole. A thread keeps to its piece of a small one, which is then near it.
         let (tasks, times) = match is_large {
-            true => (TOGETHER.div_ceil(data.len()), 1),
+            true => (1, 1),
             false => {
-                let tasks = (PIECES * pool.threads()).div_ceil(pieces.len());
-                (tasks, TOGETHER.div_ceil(data.len() * tasks))
+                let tasks = (PIECES * pool.threads()).div_ceil(pieces);
+                (tasks, TOGETHER.div_ceil(run_bytes * tasks))
             }
         };
         let total = AtomicU64::new(0);
         let seconds = best(search, || {
+            let run = runs.next().unwrap_or(data);
             let start = Instant::now();
-            pool.run(pieces.len() * tasks, |i| {
-                let piece = pieces[if is_large { i % pieces.len() } else { i / tasks }];
-                let all = (0..times).fold(0, |all, _| all ^ loops::read(level, black_box(piece)));
+            pool.run(pieces * tasks, |i| {
+                let start = i / tasks * piece;
+                let part = &run[start..run.len().min(start + piece)];
+                let all = (0..times).fold(0, |all, _| all ^ loops::read(level, black_box(part)));
                 total.fetch_xor(all, Ordering::Relaxed);
             });
             start.elapsed().as_secs_f64()
         });
         black_box(total.into_inner());
-        (data.len() * times * tasks) as f64 / seconds
+        (run_bytes * times * tasks) as f64 / seconds
     }
 }
 
@@ -204,7 +216,7 @@ mod tests {
             assert!(peak > 0.0 && peak.is_finite(), "{peaks:?}");
         }
         for bytes in [0, 1, 512, 513, 4096, 1 << 20, 1 << 30] {
-            let speed = probe.bandwidth(&pool, level, bytes, Duration::ZERO);
+            let speed = probe.bandwidth(&pool, level, bytes, bytes / 3, Duration::ZERO);
             assert!(speed > 0.0 && speed.is_finite(), "{bytes}");
         }
     }

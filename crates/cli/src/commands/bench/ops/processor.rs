@@ -16,6 +16,8 @@ const RUNS: [usize; 2] = [5, 200];
 const TOGETHER: Duration = Duration::from_millis(80);
 /// Turns of the probes and the operator, each of which gives a share: a machine that others use changes within seconds.
 const TURNS: usize = 5;
+/// Time of each probe in a turn.
+const BESIDE: Duration = Duration::from_millis(10);
 
 /// 10⁹ bytes and operations per second, of all threads together, before the first operator.
 #[derive(Debug, Serialize)]
@@ -106,8 +108,7 @@ impl Processor {
         let (mut reads, mut operations) = (Vec::new(), Vec::new());
         let (mut shares, mut seconds) = (Vec::new(), Vec::new());
         for _ in 0..turns {
-            let (read, counted) =
-                (self.read(case.working_set as usize), self.operations(case.arithmetic));
+            let (read, counted) = (self.read(&case), self.operations(case.arithmetic));
             let least = (case.bytes as f64 / read).max(case.flops as f64 / counted);
             let (start, mut runs) = (Instant::now(), Vec::new());
             while runs.len() < fewest || (start.elapsed() < together && runs.len() < most) {
@@ -135,14 +136,20 @@ impl Processor {
         Ok(Row { peak_gigaflops_per_second: Some(counted / 1e9), ..row })
     }
 
-    /// Bytes per second of a buffer of `bytes`, now.
-    fn read(&self, bytes: usize) -> f64 {
-        self.probe.bandwidth(&self.pool, self.level, bytes, Duration::ZERO)
+    /// Bytes per second that are read as `case` reads them, now.
+    fn read(&self, case: &Case<'_>) -> f64 {
+        let (all, run) = (case.working_set as usize, case.bytes as usize);
+        self.probe.bandwidth(&self.pool, self.level, all, run, self.search())
+    }
+
+    /// Time to look for a peak beside an operator.
+    fn search(&self) -> Duration {
+        if self.quick { Duration::ZERO } else { BESIDE }
     }
 
     /// Operations per second of `arithmetic`, now.
     fn operations(&self, arithmetic: Arithmetic) -> f64 {
-        let (pool, level, search) = (&self.pool, self.level, Duration::ZERO);
+        let (pool, level, search) = (&self.pool, self.level, self.search());
         let f32_peak = || probe::f32_peak(pool, level, search);
         match arithmetic {
             Arithmetic::F32 => f32_peak(),
