@@ -174,7 +174,8 @@ fn step_kernel(
     let input = place % 16;
     let own = CUBE_POS_X * 256 + UNIT_POS;
     if comptime!(kind.takes) {
-        let value = values[known[own as usize] as usize];
+        // A state has sixteen bits, whatever a device left that has not searched.
+        let value = values[(known[own as usize] & 0xffffu32) as usize];
         let error = weights[(output * k + taken + input) as usize] - value;
         errors[((taken + input - first) * rows + output) as usize] = error;
         sync_cube();
