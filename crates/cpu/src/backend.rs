@@ -119,7 +119,7 @@ impl CpuBackend {
         options.float_activations || !self.rounds_inputs()
     }
 
-    /// Few rows times several matrices in one region.
+    /// Rows times several matrices in one region.
     fn parts(&self, x: &[f32], rows: usize, linears: &[&LoadedLinear], outs: &mut [&mut [f32]]) {
         let total: usize = linears.iter().map(|l| l.kernel.out_features()).sum();
         let columns = total.div_ceil(4 * self.pool.available_threads());
@@ -165,6 +165,12 @@ impl CpuBackend {
                 simd::multiply_amx(amx, &panels, x, columns, outs, &self.pool);
             }
             (RowKind::Decode, _) if parted && rows <= FEW_ROWS => {
+                self.parts(x, rows, linears, outs)
+            }
+            // Inputs are then rounded once.
+            (RowKind::Prompt, _)
+                if parted && linears.iter().all(|l| l.kernel.parts_of_prompts()) =>
+            {
                 self.parts(x, rows, linears, outs)
             }
             _ => {

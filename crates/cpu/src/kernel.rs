@@ -73,6 +73,12 @@ pub trait Kernel: Send + Sync {
         Arc::new(())
     }
 
+    /// Whether [`part`](Self::part) is the way of rows of prompts too, so that several matrices can share what is
+    /// prepared of them.
+    fn parts_of_prompts(&self) -> bool {
+        false
+    }
+
     /// Columns `columns` of [`matmul`](Self::matmul), for few rows of an answer, on this thread; the first is a multiple of
     /// [`part_columns`](Self::part_columns). `out` begins with it.
     fn part(&self, inputs: Inputs<'_>, columns: Range<usize>, out: &mut ColumnBand<'_>) {

@@ -170,6 +170,10 @@ impl<F: Format> Kernel for Tiled<F> {
         Some(2 * BAND)
     }
 
+    fn parts_of_prompts(&self) -> bool {
+        self.amx.is_none()
+    }
+
     fn prepare(&self, x: &[f32], ready: Option<&Prepared>, pool: &Pool) -> Prepared {
         prepare(&self.tiles, self.path, x, ready, pool)
     }

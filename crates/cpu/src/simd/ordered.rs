@@ -80,6 +80,10 @@ impl<F: Format> Kernel for Ordered<F> {
         self.inner.part_columns()
     }
 
+    fn parts_of_prompts(&self) -> bool {
+        self.inner.parts_of_prompts()
+    }
+
     fn prepare(&self, x: &[f32], ready: Option<&Prepared>, pool: &Pool) -> Prepared {
         // Matrices over one input have mostly one order.
         let ready = ready.and_then(|r| r.downcast_ref::<Gathered>());
