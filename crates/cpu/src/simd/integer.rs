@@ -9,12 +9,15 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
+mod sums;
+
 use super::isa::{IntegerIsa, Isa, Job};
 use super::panel::write_band;
-use super::quantized::{Quantized, Record};
+use super::quantized::{Quantized, Record, Seconds};
 use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
 use std::ops::Range;
+use sums::Sums;
 
 /// Groups unpacked at a time for many rows: of two bands 20 kB of quants and 10 of scales, in the first-level cache.
 const CHUNK: usize = 20;
@@ -172,52 +175,6 @@ impl<F: Format> Few<'_, '_, F> {
     }
 }
 
-/// Where sums go.
-#[derive(Clone, Copy)]
-struct Sums {
-    /// The first row's, of whole bands.
-    at: *mut f32,
-    /// Elements from one row to the next.
-    stride: usize,
-    /// Whether they are added to what is there.
-    add: bool,
-}
-
-impl Sums {
-    /// Those of a later row and column.
-    ///
-    /// # Safety
-    /// They must be there.
-    #[inline(always)]
-    unsafe fn from(self, row: usize, column: usize) -> Self {
-        // SAFETY: the caller's.
-        Self { at: unsafe { self.at.add(row * self.stride + column) }, ..self }
-    }
-
-    /// What the sums of a register begin with.
-    ///
-    /// # Safety
-    /// They must be there.
-    #[inline(always)]
-    unsafe fn begin<S: Isa>(self, s: S, row: usize) -> S::F {
-        match self.add {
-            // SAFETY: the caller's.
-            true => unsafe { s.load_f32(self.at.add(row * self.stride)) },
-            false => s.zero(),
-        }
-    }
-
-    /// Puts them there.
-    ///
-    /// # Safety
-    /// There must be room.
-    #[inline(always)]
-    unsafe fn end<S: Isa>(self, s: S, row: usize, sums: S::F) {
-        // SAFETY: the caller's.
-        unsafe { s.store_f32(self.at.add(row * self.stride), sums) };
-    }
-}
-
 /// The inner loop, rows `row .. row + R`, all sums in registers.
 ///
 /// `sums[r] = source · x[row + r]` over `groups` groups from `first` on in `x`; returns `R`.
@@ -235,11 +192,11 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     row: usize,
     sums: Sums,
 ) -> usize {
-    let l = T::LAYOUT;
     for part in 0..BAND / S::LANES {
         // SAFETY: the caller vouches for all ranges.
         unsafe {
             let sums = sums.from(0, part * S::LANES);
+            let mut seconds = Seconds::<SUBS, R>::new(x, row, first);
             let mut acc = [s.zero(); R];
             let mut records = [Record::<SUBS>(std::ptr::null()); R];
             for r in 0..R {
@@ -249,20 +206,9 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
             for group in 0..groups {
                 source.fetch_ahead(group);
                 let q = source.quants(s, group, part);
-                for sub in 0..SUBS {
-                    let (scale, offset) = source.scales(s, group, sub, part);
-                    let columns = 8 / SUBS;
-                    let q = &q[sub * columns..(sub + 1) * columns];
-                    for r in 0..R {
-                        let x = records[r];
-                        let start = s.splat_i32(x.start(sub));
-                        let dot = s.dot(l.quant_bits, start, q, x.quants(sub));
-                        let scale = s.mul(scale, s.splat(x.scale()));
-                        acc[r] = s.fma(s.to_f32(dot), scale, acc[r]);
-                        if l.has_offset() {
-                            acc[r] = s.fma(offset, s.splat(x.sum(sub)), acc[r]);
-                        }
-                    }
+                add_group(s, source, group, part, &q, &records, &mut acc);
+                if let Some(seconds) = seconds.of(first + group) {
+                    add_group(s, source, group, part, &q, &seconds, &mut acc);
                 }
                 for r in 0..R {
                     records[r] = records[r].next();
@@ -274,6 +220,41 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
         }
     }
     R
+}
+
+/// Adds the products of group `group`, of which `q` are the quants, with one record of each row.
+///
+/// # Safety
+/// As [`few_rows`].
+#[inline(always)]
+unsafe fn add_group<S: Isa, T: Source, const SUBS: usize, const R: usize>(
+    s: S,
+    source: T,
+    group: usize,
+    part: usize,
+    q: &[S::I; 8],
+    records: &[Record<SUBS>; R],
+    acc: &mut [S::F; R],
+) {
+    let l = T::LAYOUT;
+    for sub in 0..SUBS {
+        // SAFETY: the caller's.
+        unsafe {
+            let (scale, offset) = source.scales(s, group, sub, part);
+            let columns = 8 / SUBS;
+            let q = &q[sub * columns..(sub + 1) * columns];
+            for r in 0..R {
+                let x = records[r];
+                let start = s.splat_i32(x.start(sub));
+                let dot = s.dot(l.quant_bits, start, q, x.quants(sub));
+                let scale = s.mul(scale, s.splat(x.scale()));
+                acc[r] = s.fma(s.to_f32(dot), scale, acc[r]);
+                if l.has_offset() {
+                    acc[r] = s.fma(offset, s.splat(x.sum(sub)), acc[r]);
+                }
+            }
+        }
+    }
 }
 
 /// A chunk of a band with one byte a quant and f32 scales.
@@ -462,10 +443,9 @@ unsafe fn two_bands<
     row: usize,
     sums: Sums,
 ) -> usize {
-    let l = Chunk::<SUBS, OFFSET, QUANT_BITS>::LAYOUT;
-    let columns = 8 / SUBS;
     // SAFETY: the caller vouches for all ranges.
     unsafe {
+        let mut seconds = Seconds::<SUBS, R>::new(x, row, first);
         let mut acc = [[s.zero(); PAIR]; R];
         let mut records = [Record::<SUBS>(std::ptr::null()); R];
         for r in 0..R {
@@ -475,31 +455,9 @@ unsafe fn two_bands<
             records[r] = Record(x.at(row + r, first));
         }
         for group in 0..groups {
-            for sub in 0..SUBS {
-                let mut dots = [[s.splat_i32(0); PAIR]; R];
-                for r in 0..R {
-                    dots[r] = [s.splat_i32(records[r].start(sub)); PAIR];
-                }
-                for j in 0..columns {
-                    let w = sources.map(|source| source.column(s, group, sub * columns + j));
-                    for r in 0..R {
-                        let x = records[r].quants(sub).add(4 * j);
-                        for b in 0..PAIR {
-                            dots[r][b] = s.dot(l.quant_bits, dots[r][b], &w[b..b + 1], x);
-                        }
-                    }
-                }
-                let scales = sources.map(|source| source.scales(s, group, sub, 0));
-                for r in 0..R {
-                    let (scale, sum) = (s.splat(records[r].scale()), s.splat(records[r].sum(sub)));
-                    for b in 0..PAIR {
-                        let scale = s.mul(scales[b].0, scale);
-                        acc[r][b] = s.fma(s.to_f32(dots[r][b]), scale, acc[r][b]);
-                        if l.has_offset() {
-                            acc[r][b] = s.fma(scales[b].1, sum, acc[r][b]);
-                        }
-                    }
-                }
+            add_group_of_two(s, sources, group, &records, &mut acc);
+            if let Some(seconds) = seconds.of(first + group) {
+                add_group_of_two(s, sources, group, &seconds, &mut acc);
             }
             for r in 0..R {
                 records[r] = records[r].next();
@@ -512,6 +470,57 @@ unsafe fn two_bands<
         }
     }
     R
+}
+
+/// [`add_group`] for two bands.
+///
+/// # Safety
+/// As [`two_bands`].
+#[inline(always)]
+unsafe fn add_group_of_two<
+    S: Isa,
+    const SUBS: usize,
+    const OFFSET: bool,
+    const QUANT_BITS: u32,
+    const R: usize,
+>(
+    s: S,
+    sources: [Chunk<'_, SUBS, OFFSET, QUANT_BITS>; PAIR],
+    group: usize,
+    records: &[Record<SUBS>; R],
+    acc: &mut [[S::F; PAIR]; R],
+) {
+    let l = Chunk::<SUBS, OFFSET, QUANT_BITS>::LAYOUT;
+    let columns = 8 / SUBS;
+    // SAFETY: the caller's.
+    unsafe {
+        for sub in 0..SUBS {
+            let mut dots = [[s.splat_i32(0); PAIR]; R];
+            for r in 0..R {
+                dots[r] = [s.splat_i32(records[r].start(sub)); PAIR];
+            }
+            for j in 0..columns {
+                let w = sources.map(|source| source.column(s, group, sub * columns + j));
+                for r in 0..R {
+                    let x = records[r].quants(sub).add(4 * j);
+                    for b in 0..PAIR {
+                        dots[r][b] = s.dot(l.quant_bits, dots[r][b], &w[b..b + 1], x);
+                    }
+                }
+            }
+            let scales = sources.map(|source| source.scales(s, group, sub, 0));
+            for r in 0..R {
+                let (scale, sum) = (s.splat(records[r].scale()), s.splat(records[r].sum(sub)));
+                for b in 0..PAIR {
+                    let scale = s.mul(scales[b].0, scale);
+                    acc[r][b] = s.fma(s.to_f32(dots[r][b]), scale, acc[r][b]);
+                    if l.has_offset() {
+                        acc[r][b] = s.fma(scales[b].1, sum, acc[r][b]);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// [`Unpacked`] as a [`Source`] of any format with these properties.

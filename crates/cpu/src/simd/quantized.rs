@@ -7,6 +7,11 @@
 //!
 //! A group is one record of 4-byte words, so that a kernel needs one pointer a row:
 //! eight words of quants, the scale, then per sub-block the start, then per sub-block the sum.
+//!
+//! Most of a row's error comes from a few groups with outliers, which have the largest steps. A group of whose
+//! row's squares one input holds more than a ninth therefore has a second record: what rounding took off, rounded
+//! again. That depends on the row alone, and there can be no more than eight of them. They follow the row's other
+//! records, each behind the number of its group.
 
 use super::isa::{IntegerIsa, Isa, Job};
 use super::tile::{GROUP, Layout};
@@ -16,10 +21,20 @@ use crate::Pool;
 const SCALE: usize = 8;
 /// Rows quantized by one task.
 const ROWS_PER_TASK: usize = 16;
+/// An input whose square is more than this part of its row's gives its group a second record. Perplexity with a
+/// lower one is hardly better, and products of prompts take longer.
+const OUTLIER: f32 = 1.0 / 9.0;
+/// Second records of a row: fewer than nine inputs can hold a ninth each.
+const SECONDS: usize = 8;
+/// The number of a group behind the last.
+const NO_GROUP: u32 = u32::MAX;
+/// A second record of a group that has none.
+static NOTHING: [u32; record(2)] = [0; record(2)];
 
 /// Rows of quantized activations, `subs` sums a group.
 pub(crate) struct Quantized {
     words: Vec<u32>,
+    groups: usize,
     row_words: usize,
     subs: usize,
     zero: i32,
@@ -48,18 +63,19 @@ impl Quantized {
         pool: &Pool,
     ) -> Self {
         let (subs, zero) = (layout.subs(), zero(isa, layout));
-        let row_words = columns / GROUP * record(subs);
+        let groups = columns / GROUP;
+        let row_words = groups * record(subs) + SECONDS * (1 + record(subs)) + 1;
         let mut words = vec![0; x.len() / columns * row_words];
         pool.run_chunks(&mut words, ROWS_PER_TASK * row_words, |i, piece| {
             let x = &x[i * ROWS_PER_TASK * columns..][..piece.len() / row_words * columns];
-            isa.enter(Quantize { x, zero, subs, out: piece });
+            isa.enter(Quantize { x, groups, zero, subs, out: piece });
         });
-        Self { words, row_words, subs, zero }
+        Self { words, groups, row_words, subs, zero }
     }
 
     /// Whether these are rows of `columns` for weights of `layout`.
     pub(crate) fn suits(&self, isa: IntegerIsa, columns: usize, layout: &Layout) -> bool {
-        (self.subs, self.zero, self.groups()) == (layout.subs(), zero(isa, layout), columns / GROUP)
+        (self.subs, self.zero, self.groups) == (layout.subs(), zero(isa, layout), columns / GROUP)
     }
 
     /// Bytes per row.
@@ -69,12 +85,18 @@ impl Quantized {
 
     /// Groups per row.
     pub(crate) fn groups(&self) -> usize {
-        self.row_words / record(self.subs)
+        self.groups
     }
 
     /// Rows.
     pub(crate) fn rows(&self) -> usize {
         self.words.len() / self.row_words
+    }
+
+    /// The first second record of `row`.
+    #[inline(always)]
+    fn seconds<const SUBS: usize>(&self, row: usize) -> Second<SUBS> {
+        Second(self.at(row, self.groups))
     }
 
     /// The record of group `group` of `row`.
@@ -126,8 +148,86 @@ impl<const SUBS: usize> Record<SUBS> {
     }
 }
 
+/// A second record, or the end of them.
+#[derive(Clone, Copy)]
+struct Second<const SUBS: usize>(*const u32);
+
+impl<const SUBS: usize> Second<SUBS> {
+    /// Its group, [`NO_GROUP`] at the end.
+    #[inline(always)]
+    unsafe fn group(self) -> u32 {
+        // SAFETY: the caller is not past the end.
+        unsafe { self.0.read() }
+    }
+
+    /// The one behind it.
+    #[inline(always)]
+    unsafe fn next(self) -> Self {
+        // SAFETY: the caller is not at the end.
+        Self(unsafe { self.0.add(1 + record(SUBS)) })
+    }
+}
+
+/// The second records of `R` rows, read group by group.
+pub(crate) struct Seconds<const SUBS: usize, const R: usize> {
+    rows: [Second<SUBS>; R],
+    /// The next group of which any row has one, [`NO_GROUP`] if there is none.
+    group: u32,
+}
+
+impl<const SUBS: usize, const R: usize> Seconds<SUBS, R> {
+    /// Those of rows `row .. row + R` from group `first` on.
+    ///
+    /// # Safety
+    /// The rows must exist, with `SUBS` sums a group.
+    #[inline(always)]
+    pub(crate) unsafe fn new(x: &Quantized, row: usize, first: usize) -> Self {
+        let mut seconds = Self { rows: std::array::from_fn(|r| x.seconds(row + r)), group: 0 };
+        for second in &mut seconds.rows {
+            // SAFETY: the caller's; `NO_GROUP` is no smaller than any number.
+            unsafe {
+                while second.group() < first as u32 {
+                    *second = second.next();
+                }
+            }
+        }
+        seconds.find();
+        seconds
+    }
+
+    /// Finds the next group.
+    #[inline(always)]
+    fn find(&mut self) {
+        // SAFETY: no row is past its end.
+        let groups = self.rows.map(|second| unsafe { second.group() });
+        self.group = groups.into_iter().fold(NO_GROUP, u32::min);
+    }
+
+    /// The records of `group`, of zeros for rows that have none; `None` if no row has one. Groups must be asked
+    /// for in their order.
+    #[inline(always)]
+    pub(crate) fn of(&mut self, group: usize) -> Option<[Record<SUBS>; R]> {
+        if group as u32 != self.group {
+            return None;
+        }
+        let mut records = [Record(NOTHING.as_ptr()); R];
+        for (record, second) in records.iter_mut().zip(&mut self.rows) {
+            // SAFETY: no row is past its end, and this one is not at it.
+            unsafe {
+                if second.group() == self.group {
+                    *record = Record(second.0.add(1));
+                    *second = second.next();
+                }
+            }
+        }
+        self.find();
+        Some(records)
+    }
+}
+
 struct Quantize<'a> {
     x: &'a [f32],
+    groups: usize,
     zero: i32,
     subs: usize,
     out: &'a mut [u32],
@@ -138,34 +238,80 @@ impl Job for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
-        let records = self.out.chunks_exact_mut(record(self.subs));
-        for (x, out) in self.x.chunks_exact(GROUP).zip(records) {
-            // SAFETY: `x` holds 32 floats, of which each step reads `LANES`; `out` begins with 32
-            // bytes of quants, of which each step writes `LANES`.
-            unsafe {
-                let mut largest = s.zero();
-                for i in (0..GROUP).step_by(S::LANES) {
-                    largest = s.max_abs(s.load_f32(x.as_ptr().add(i)), largest);
-                }
-                let largest = s.max(largest);
-                let scale = largest / 127.0;
-                let inverse = if scale > 0.0 { 127.0 / largest } else { 0.0 };
-                // A group so small that its inverse overflows counts as zero.
-                let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
-                out[SCALE] = scale.to_bits();
-                let (quants, sums) = (out.as_mut_ptr().cast::<i8>(), SCALE + 1);
-                let sub_block = GROUP / self.subs;
-                for sub in 0..self.subs {
-                    let mut total = s.splat_i32(0);
-                    for i in (sub * sub_block..(sub + 1) * sub_block).step_by(S::LANES) {
-                        let v = s.mul(s.load_f32(x.as_ptr().add(i)), inverse);
-                        total = s.add_i32(total, s.store_i8(quants.add(i), v));
-                    }
-                    let total = s.sum_i32(total);
-                    out[sums + sub] = (-self.zero * total) as u32;
-                    out[sums + self.subs + sub] = (scale * total as f32).to_bits();
-                }
+        let Self { groups, zero, subs, .. } = self;
+        let words = groups * record(subs) + SECONDS * (1 + record(subs)) + 1;
+        for (x, out) in self.x.chunks_exact(groups * GROUP).zip(self.out.chunks_exact_mut(words)) {
+            let (records, seconds) = out.split_at_mut(groups * record(subs));
+            let mut squares = s.zero();
+            for (x, out) in x.chunks_exact(GROUP).zip(records.chunks_exact_mut(record(subs))) {
+                squares = quantize(s, x, zero, subs, squares, out);
             }
+            let largest = (OUTLIER * s.sum(squares)).sqrt() / 127.0;
+            let mut seconds = seconds.chunks_mut(1 + record(subs)).take(SECONDS + 1);
+            let mut put = |group| {
+                let second = seconds.next().expect("an end behind all others");
+                second[0] = group;
+                &mut second[1..]
+            };
+            let outliers = records
+                .chunks_exact(record(subs))
+                .enumerate()
+                .filter(|(_, first)| f32::from_bits(first[SCALE]) > largest);
+            for (group, first) in outliers.take(SECONDS) {
+                let rest = rest(&x[group * GROUP..][..GROUP], first);
+                quantize(s, &rest, zero, subs, s.zero(), put(group as u32));
+            }
+            put(NO_GROUP);
         }
     }
+}
+
+/// What rounding took off the inputs `x` of a group.
+#[inline(always)]
+fn rest(x: &[f32], record: &[u32]) -> [f32; GROUP] {
+    let scale = f32::from_bits(record[SCALE]);
+    let quant = |i: usize| record[i / 4].to_le_bytes()[i % 4] as i8;
+    std::array::from_fn(|i| x[i] - scale * f32::from(quant(i)))
+}
+
+/// Writes the record of a group; returns `squares` with its squares added.
+#[inline(always)]
+fn quantize<S: Isa>(
+    s: S,
+    x: &[f32],
+    zero: i32,
+    subs: usize,
+    mut squares: S::F,
+    out: &mut [u32],
+) -> S::F {
+    assert!(x.len() == GROUP && out.len() >= record(subs));
+    // SAFETY: `x` holds 32 floats, of which each step reads `LANES`; `out` begins with 32
+    // bytes of quants, of which each step writes `LANES`.
+    unsafe {
+        let mut largest = s.zero();
+        for i in (0..GROUP).step_by(S::LANES) {
+            let v = s.load_f32(x.as_ptr().add(i));
+            largest = s.max_abs(v, largest);
+            squares = s.fma(v, v, squares);
+        }
+        let largest = s.max(largest);
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 127.0 / largest } else { 0.0 };
+        // A group so small that its inverse overflows counts as zero.
+        let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
+        out[SCALE] = scale.to_bits();
+        let (quants, sums) = (out.as_mut_ptr().cast::<i8>(), SCALE + 1);
+        let sub_block = GROUP / subs;
+        for sub in 0..subs {
+            let mut total = s.splat_i32(0);
+            for i in (sub * sub_block..(sub + 1) * sub_block).step_by(S::LANES) {
+                let v = s.mul(s.load_f32(x.as_ptr().add(i)), inverse);
+                total = s.add_i32(total, s.store_i8(quants.add(i), v));
+            }
+            let total = s.sum_i32(total);
+            out[sums + sub] = (-zero * total) as u32;
+            out[sums + subs + sub] = (scale * total as f32).to_bits();
+        }
+    }
+    squares
 }
