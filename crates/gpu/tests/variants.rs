@@ -44,8 +44,10 @@ fn every_variant_multiplies() {
     for (weight, format) in [(q4_0, "q4_0"), (trellis, "exl3 3.0 mul1")] {
         let (out_features, in_features) = (weight.out_features, weight.in_features);
         let shape = Shape::Linear { format: format.to_owned(), out_features, in_features };
-        for rows in [None, Some(32)] {
-            for variant in all(&shape, rows) {
+        for rows in [None, Some(32), Some(256)] {
+            // Those that round have several tiles of rows, and halves alone, from 33 rows on.
+            let many = rows == Some(256);
+            for variant in all(&shape, rows).into_iter().filter(|v| !many || v.rounds()) {
                 let what = format!("{shape}, {variant}");
                 for device in &devices {
                     let tuned = only(&shape, rows, variant);
@@ -62,6 +64,10 @@ fn every_variant_multiplies() {
                         false => rounded,
                     };
                     let tolerance = if bytes { rounded.max(1e-3) } else { rounded };
+                    if many {
+                        multiply(&*b, &weight, 200, 1e-2, &what);
+                        continue;
+                    }
                     if rows.is_some() {
                         multiply(&*b, &weight, 19, tolerance, &what);
                         continue;
