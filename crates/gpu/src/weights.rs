@@ -183,7 +183,8 @@ fn halves(weight: &Weight) -> Result<Weight> {
 fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> Option<Instruction> {
     let rows = rows.dense()?;
     let rule = || {
-        let integers = integer::takes(gpu, matrix.format).then_some(integer::FEW_ROWS);
+        let takes = integer::takes(gpu, matrix.format);
+        let integers = takes.then(|| integer::few_rows(matrix));
         Instruction::of(gpu).filter(|with| rows > integers.unwrap_or(with.few_plain_rows()))
     };
     let with = matrix.choices.of(rows).map_or_else(rule, Instruction::chosen);

@@ -10,8 +10,11 @@ use super::tiles::{Entries, Rows};
 use crate::decode::{Format, UNIT};
 use crate::gpu::{Buffer, Gpu};
 
-/// Rows up to which a matrix is decoded again for every tile of them, where there is a kernel for many.
+/// Rows up to which a matrix is decoded again for every tile of them, where there is a kernel for many, and the same for a small one.
 pub(crate) const FEW_ROWS: usize = 16;
+const FEW_ROWS_OF_SMALL: usize = 32;
+/// Weights up to which a matrix is small.
+const SMALL: usize = 8 << 20;
 /// Rows of a tile of entries, at least and at most.
 pub(crate) const TILE: (u32, u32) = (2, 8);
 /// Matrices over the same inputs that one launch takes.
@@ -134,6 +137,14 @@ impl Defines for Shape {
             defines.extend(names.iter().zip(values).map(|(name, v)| (*name, v.to_string())));
         }
         defines
+    }
+}
+
+/// Rows that are few for a matrix, where there is a kernel for many.
+pub(crate) fn few_rows(matrix: &RowMatrix) -> usize {
+    match matrix.out_features * matrix.units * UNIT <= SMALL {
+        true => FEW_ROWS_OF_SMALL,
+        false => FEW_ROWS,
     }
 }
 
