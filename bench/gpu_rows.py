@@ -81,12 +81,11 @@ class Matrix:
 class Product:
     """`m` rows times up to three matrices; entries have a matrix each."""
 
-    def __init__(self, matrices, m, entries=0, share=1, grouped=0, bias=0, tile=None, outs=None, resident=None, inline=None, warps=8):
+    def __init__(self, matrices, m, entries=0, share=1, grouped=0, bias=0):
         self.m, self.entries, self.grouped, self.share, self.k = m, entries, grouped, share, matrices[0].k
-        self.tile = tile or (1 if entries and not grouped else min(grouped or 8, 1 << (m - 1).bit_length()))
-        self.inline = int(self.tile * -(-self.k // 1024) * 640 <= 12 << 10) if inline is None else inline
-        rule = {1: (2, 3), 2: (2, 3), 4: (4, 2), 8: (4, 1)}[self.tile]
-        outs, resident = outs or rule[0], resident or rule[1]
+        self.tile = (1 if entries and not grouped else min(grouped or 8, 1 << (m - 1).bit_length()))
+        self.inline = int(self.tile * -(-self.k // 1024) * 640 <= 12 << 10)
+        outs, warps, resident = self.cut(sum(matrix.n for matrix in matrices), max(matrix.format[1] for matrix in matrices))
         defines = {"MATRICES": len(matrices), "GROUPS": self.k // 32, "M": self.tile, "R": outs, "INLINE": self.inline, "ENTRIES": int(bool(entries)),
                    "GROUPED": int(bool(grouped)), "SHARE": share, "BIAS": bias, "WARPS": warps, "RESIDENT": resident}
         for i in range(3):
@@ -99,6 +98,13 @@ class Product:
         self.warps = warps
         self.blocks = min(-(-sets // warps), max(1, gpu_kernels.SMS * resident // (self.tiles if entries else 1)))
         self.prepared = torch.empty(m * -(-self.k // 1024) * 640, dtype=torch.int32, device="cuda")
+
+    def cut(self, outputs, high):
+        """As `ops/integer.rs` has it: outputs of a warp, warps of a block, blocks of a multiprocessor."""
+        if self.tile == 1:
+            few = outputs < 64 * gpu_kernels.SMS
+            return (1, 32, 1) if few and self.k > 8192 else (1, 16, 2) if few and self.k < 4096 else (2, 16, 2)
+        return {2: (4, 16, 1), 4: (2 if high == 2 else 4, 16, 1), 8: (4, 8, 1)}[self.tile]
 
     def __call__(self, matrices, x, ids, slots, outs, order=None):
         none = matrices[0].bias
@@ -166,27 +172,26 @@ def check():
 
 
 def time(wanted):
-    cases = [("int4_g128", 4096, 14336, 1, {"outs": o, "resident": r, "warps": w}) for o, r, w in ((2, 4, 8), (2, 2, 16), (2, 1, 32), (4, 1, 16), (4, 2, 8), (3, 3, 8), (3, 1, 24), (2, 1, 28), (1, 2, 16), (2, 8, 4))]
-    cases += [("q4_k", k, n, 1, {"outs": o, "resident": r, "warps": w}) for k, n in ((4096, 4096), (14336, 4096), (2048, 1536)) for o, r, w in ((2, 4, 8), (2, 2, 16), (1, 2, 16), (1, 1, 32), (2, 1, 32))]
-    cases += [("q4_k", 4096, 14336, 1, {"outs": o, "resident": r, "warps": w}) for o, r, w in ((2, 4, 8), (2, 2, 16), (2, 1, 32))]
-    cases += [("int4_g128", 4096, 14336, m, {"outs": o, "resident": r, "warps": w, "inline": i}) for m, o, r, w, i in ((2, 4, 2, 8, 1), (2, 4, 1, 16, 1), (2, 4, 2, 8, 0), (4, 4, 2, 8, 0), (4, 4, 1, 16, 0), (4, 4, 1, 16, 1), (8, 4, 1, 8, 0), (8, 2, 1, 16, 0))]
+    cases = [("int4_g128", 4096, 14336, m) for m in (1, 2, 4, 8, 16)]
+    cases += [(name, 4096, 14336, m) for name in ("q4_0", "q4_k", "q6_k", "q8_0", "q5_0", "q3_k", "q2_k") for m in (1, 8)]
+    cases += [("q4_k", k, n, m) for k, n in ((4096, 4096), (14336, 4096), (2048, 1536)) for m in (1, 4, 8, 16)]
     cases = [c for c in cases if not wanted or c[0] in wanted]
 
     def one(case):
-        name, k, n, m, options = case
+        name, k, n, m = case
         matrix = Matrix(name, n, k)
-        return case, matrix, Product([matrix], m, **options)
+        return case, matrix, Product([matrix], m)
 
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(one, cases))
-    for (name, k, n, m, options), matrix, product in made:
+    for (name, k, n, m), matrix, product in made:
         copies = max(2, min(64, COPIES_BYTES // matrix.bytes() + 1))
         matrices = [Matrix(name, n, k) for _ in range(copies)]
         x, out = torch.randn(m, k, device="cuda"), torch.empty(m, n, device="cuda")
         ids = torch.zeros(1, dtype=torch.int32, device="cuda")
         says = measure(lambda c: product([matrices[c]], x, ids, ids, [out]), copies, max(1, 256 // copies))
         rate = matrix.bytes() / float(says.split()[0]) / 1e3
-        print(f"{name:<10} {k:>5} x {n:<6} m={m:<3} {says}  {rate:6.0f} GB/s  {options or ''}", flush=True)
+        print(f"{name:<10} {k:>5} x {n:<6} m={m:<3} {says}  {rate:6.0f} GB/s", flush=True)
 
 
 if __name__ == "__main__":
