@@ -2,7 +2,7 @@
 //!
 //! Matrices are told apart by a tag in their handle, put there when they are loaded
 //! ([`Loader::with_tag`](marlin_models::Loader::with_tag)); matrices of one label see the same input, which
-//! is added to that label's [`Hessian`] once. Routed experts are run one after the other, so that each sees
+//! is added to that label's [`Hessian`](crate::hessian::Hessian) once. Routed experts are run one after the other, so that each sees
 //! exactly the tokens routed to it.
 
 use crate::hessian::{Gathering, Hessians};
