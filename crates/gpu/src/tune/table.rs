@@ -153,10 +153,10 @@ pub(super) mod tests {
     #[test]
     fn what_the_device_cannot_run_is_not_chosen() {
         let mut tuned = Tuned::default();
-        tuned.insert(choice(64, 8, Variant::Halves));
-        let shape = choice(64, 8, Variant::Halves).shape;
+        tuned.insert(choice(64, 64, Variant::Halves));
+        let shape = choice(64, 64, Variant::Halves).shape;
         assert_eq!(tuned.choices(&shape, &FACTS), Choices::default());
         let hopper = Facts { plane: 32, tensor_cores: true, warpgroups: true, ..FACTS };
-        assert_eq!(tuned.choices(&shape, &hopper).of(8), Some(Variant::Halves));
+        assert_eq!(tuned.choices(&shape, &hopper).of(64), Some(Variant::Halves));
     }
 }
