@@ -1,7 +1,7 @@
 //! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
 
 use crate::args::{ActivationsArg, ContextArgs, DeviceArgs, SamplingArgs};
-use crate::{console, device, locate};
+use crate::{console, device, exit, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_engine::evaluate::DeclaredPooling;
@@ -9,7 +9,7 @@ use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
 use marlin_models::Model;
-use marlin_tensor::Backend;
+use marlin_tensor::{Backend, DeviceMemory};
 use marlin_text::{ChatTemplate, Tokenizer};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +25,9 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     for (field, value) in &spec.unread {
         console::note(&format!("note: {field} = {} has no effect here", console::short(value)));
     }
+    if let Some(memory) = backend.memory() {
+        fits(checkpoint.tensor_bytes(), memory, &backend.name())?;
+    }
     let bar = console::bar(checkpoint.tensor_bytes(), "loading", true);
     let model = Model::load(checkpoint, spec, backend, &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
@@ -36,6 +39,23 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     let backend = model.backend().name();
     console::detail(&format!("loaded in {:.2} s on {backend}", start.elapsed().as_secs_f64()));
     Ok(model)
+}
+
+/// Refuses weights for which a device has no room, before the first is placed. Caches and what a pass needs come on top, and are refused with
+/// their own numbers when they are made.
+fn fits(weight_bytes: u64, memory: DeviceMemory, device: &str) -> Result<()> {
+    let Some(total) = memory.total_bytes else { return Ok(()) };
+    let free = total.saturating_sub(memory.used_bytes);
+    if weight_bytes <= free {
+        return Ok(());
+    }
+    let message = format!(
+        "the weights need {} and {device} has {} free of {}; use fewer bits, a smaller model or --device cpu",
+        console::bytes(weight_bytes),
+        console::bytes(free),
+        console::bytes(total)
+    );
+    Err(exit::coded(exit::DOES_NOT_FIT, message))
 }
 
 /// A model and what belongs to it.
@@ -153,4 +173,21 @@ impl Session {
 fn random_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn weights_without_room_are_refused_with_the_numbers() {
+        let memory = |total_bytes| DeviceMemory {
+            total_bytes,
+            used_bytes: 3_000_000_000,
+            reserved_bytes: 4_000_000_000,
+        };
+        let error = fits(5_000_000_001, memory(Some(8_000_000_000)), "gpu").unwrap_err();
+        assert!(error.to_string().contains("5.00 GB free of 8.00 GB"), "{error}");
+        assert!(fits(5_000_000_000, memory(Some(8_000_000_000)), "gpu").is_ok());
+        assert!(fits(u64::MAX, memory(None), "gpu").is_ok());
+    }
 }

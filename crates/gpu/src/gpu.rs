@@ -188,7 +188,11 @@ impl Gpu {
     /// What the allocator has taken, of all streams.
     pub(crate) fn memory(&self) -> DeviceMemory {
         let usage = self.client.memory_report(MemoryScope::Device).usage();
-        DeviceMemory { used_bytes: usage.bytes_in_use, reserved_bytes: usage.bytes_reserved }
+        DeviceMemory {
+            total_bytes: self.client.properties().memory.max_memory(),
+            used_bytes: usage.bytes_in_use,
+            reserved_bytes: usage.bytes_reserved,
+        }
     }
 
     /// Uninitialised words.

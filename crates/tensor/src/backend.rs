@@ -199,6 +199,8 @@ pub struct Selected {
 /// Memory of a device, as its allocator counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
+    /// All that the device has for programs, where it says.
+    pub total_bytes: Option<u64>,
     /// Bytes of what is alive.
     pub used_bytes: u64,
     /// Bytes taken from the device, among them what is kept for the next allocation: the most that was ever needed.
