@@ -115,6 +115,16 @@ class Matrix:
 SMS, GENERATION = 132, "90a"
 
 
+def sorted_entries(kernel, ids, experts):
+    """Entries by their experts, and expert, first and rows of every tile."""
+    order, table, first = torch.argsort(ids, stable=True).int(), [], 0
+    for expert, count in enumerate(torch.bincount(ids, minlength=experts).tolist()):
+        table += [(expert, first + at, min(kernel.grouped, count - at)) for at in range(0, count, kernel.grouped)]
+        first += count
+    table += [(0, 0, 0)] * (kernel.tiles - len(table))
+    return order, torch.tensor(table, dtype=torch.int32, device="cuda")
+
+
 class Few:
     """`trellis.cu`: rows of one matrix, or entries with a matrix each, of one stack or of two; by their matrices where a tile's rows are given."""
 
@@ -141,15 +151,6 @@ class Few:
         self.prepared = torch.empty(matrices * m * matrix.k, dtype=torch.int32, device="cuda")
         self.partial = torch.empty(self.step * (blocks + self.ranges) * self.tile * 128, device="cuda")
         self.left = torch.full((max(1, m) * (blocks + self.groups) * 128,), -1, dtype=torch.int32, device="cuda")
-
-    def sorted(self, ids, experts):
-        """Entries by their experts, and expert, first and rows of every tile."""
-        order, table, first = torch.argsort(ids, stable=True).int(), [], 0
-        for expert, count in enumerate(torch.bincount(ids, minlength=experts).tolist()):
-            table += [(expert, first + at, min(self.grouped, count - at)) for at in range(0, count, self.grouped)]
-            first += count
-        table += [(0, 0, 0)] * (self.tiles - len(table))
-        return order, torch.tensor(table, dtype=torch.int32, device="cuda")
 
     def __call__(self, matrix, x, ids, slots, out, by_expert=None):
         none = matrix.suh
@@ -273,7 +274,7 @@ def check(only):
         says = []
         for name, kernel in kernels:
             outs = [torch.full(right.shape, float("nan"), device="cuda") for _ in range(2)]
-            by_expert = {"by_expert": kernel.sorted(ids, 5)} if name == "few" and kernel.grouped else {}
+            by_expert = {"by_expert": sorted_entries(kernel, ids, 5)} if name == "few" and kernel.grouped else {}
             [kernel(matrix, x, ids, slots, out.view(-1), **by_expert) for out in outs]
             torch.cuda.synchronize()
             error = ((outs[0] - right).norm() / right.norm()).item()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gpu_kernels
 import torch
-from gpu_kernels import COPIES_BYTES, Kernels, measure
+from gpu_kernels import COPIES_BYTES, Kernels, measure, sorted_entries
 
 gpu_kernels.TEXTS["integer"] = ["halves.cuh", "integer.cu"]
 HALF, PAIR, GROUP, K2, K3, K4, K6 = range(7)
@@ -114,15 +114,6 @@ class Product:
         arrays = [*each(lambda w: w.codes), *each(lambda w: w.high), *each(lambda w: w.scales), *each(lambda w: w.over), *each(lambda w: w.bias)]
         to = [outs[i] if i < len(outs) else none for i in range(3)]
         self.kernels.launch("multiply", (self.blocks, self.tiles), 32 * self.warps, [*arrays, x if self.inline else self.prepared, none, ids, none if order is None else order, slots, *to], self.m)
-
-
-def sorted_entries(product, ids, experts):
-    order, table, first = torch.argsort(ids, stable=True).int(), [], 0
-    for expert, count in enumerate(torch.bincount(ids, minlength=experts).tolist()):
-        table += [(expert, first + at, min(product.grouped, count - at)) for at in range(0, count, product.grouped)]
-        first += count
-    table += [(0, 0, 0)] * (product.tiles - len(table))
-    return order, torch.tensor(table, dtype=torch.int32, device="cuda")
 
 
 def check():

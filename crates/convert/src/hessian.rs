@@ -1,7 +1,8 @@
 //! Second moments of a layer's inputs, `H = Σ xᵀ x / n`: what a unit of error in a weight costs at the
 //! layer's output. Matrices with the same calibration label see the same input and share one.
 
-use crate::matrix::{Matrix, add_gram, mirror};
+use crate::matrix::{Matrix, add_gram};
+use crate::metric;
 use marlin_tensor::{Backend, BackendError, Gram, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -172,9 +173,7 @@ impl Gathering {
             Self::Host(hessian) => Ok(hessian),
             Self::Device { gram, rows } => {
                 let algebra = backend.algebra().ok_or_else(other_backend)?;
-                let (sum, dropped) = algebra.download_gram(&gram)?;
-                let mut sum = Matrix::new(gram.columns, gram.columns, sum);
-                mirror(&mut sum);
+                let (sum, dropped) = metric::download(algebra, &gram)?;
                 Ok(Hessian { sum, rows: rows - dropped, borrowed: 0, dropped })
             }
         }

@@ -50,6 +50,14 @@ impl<'a> Metric<'a> {
     }
 }
 
+/// A whole sum of a device, and how many rows were left out of it.
+pub(crate) fn download(algebra: &dyn Algebra, gram: &Gram) -> Result<(Matrix, u64)> {
+    let (values, left_out) = algebra.download_gram(gram)?;
+    let mut sum = Matrix::new(gram.columns, gram.columns, values);
+    mirror(&mut sum);
+    Ok((sum, left_out))
+}
+
 /// `Σ xᵀ x`, where it is made.
 pub enum Sum<'a> {
     /// On a device.
@@ -100,12 +108,7 @@ impl<'a> Sum<'a> {
     /// When the device fails.
     pub fn finish(self) -> Result<Matrix> {
         match self {
-            Self::Device(algebra, gram) => {
-                let values = algebra.download_gram(&gram)?.0;
-                let mut sum = Matrix::new(gram.columns, gram.columns, values);
-                mirror(&mut sum);
-                Ok(sum)
-            }
+            Self::Device(algebra, gram) => Ok(download(algebra, &gram)?.0),
             Self::Host(sum) => Ok(sum),
         }
     }

@@ -445,21 +445,18 @@ impl Backend for GpuBackend {
         Ok(gate)
     }
 
-    fn feed_forward(
+    fn gated_linear(
         &self,
-        x: &Tensor,
-        linears: &GatedLinears,
+        gate: Tensor,
+        up: &Tensor,
         activation: Activation,
+        weight: &Linear,
     ) -> Result<Tensor> {
-        let mut projected = self.linear_many(x, &[&linears.gate, &linears.up])?;
-        let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
-            unreachable!("linear_many returns one tensor per matrix")
-        };
-        let down: &GpuLinear = open(&linears.down.handle)?;
+        let linear: &GpuLinear = open(&weight.handle)?;
         let inputs = Inputs { x: open(&gate.handle)?, gate: Some((activation, open(&up.handle)?)) };
-        match down.multiply_gated(&self.gpu, inputs, x.rows) {
-            Some(out) => Ok(tensor(x.rows, linears.down.out_features, out)),
-            None => self.linear(&self.gated(gate, &up, activation)?, &linears.down),
+        match linear.multiply_gated(&self.gpu, inputs, gate.rows) {
+            Some(out) => Ok(tensor(gate.rows, weight.out_features, out)),
+            None => self.linear(&self.gated(gate, up, activation)?, weight),
         }
     }
 

@@ -97,10 +97,18 @@ impl Stacks {
         Ok(Self { made_of, experts, inner, hidden, gate: next()?, up: next()?, down: next()? })
     }
 
-    /// Whether all of them are such matrices.
-    fn are_all(&self, such: impl Fn(&Matrix) -> bool) -> bool {
-        let mut all = self.gate.iter().chain(&self.up).chain(&self.down);
-        all.all(|stack| such(&stack.loaded.matrix))
+    /// Rows of a tile of sorted entries, at least and at most, as the kernel for all of its matrices has them.
+    fn tile(&self, gpu: &Gpu) -> (u32, u32) {
+        let mut all = self.gate.iter().chain(&self.up).chain(&self.down).map(|stack| match &stack
+            .loaded
+            .matrix
+        {
+            Matrix::Trellis(_) if gpu.tensor_cores => exl3::TILE,
+            Matrix::Rows(rows) if integer::takes(gpu, rows.format) => integer::TILE,
+            _ => TILE,
+        });
+        let first = all.next().unwrap_or(TILE);
+        if all.all(|tile| tile == first) { first } else { TILE }
     }
 
     /// Whether the shared expert is the last of them, and `rows` rows with `top_k` experts each are so few that it is best taken as one more.
@@ -119,17 +127,7 @@ impl Stacks {
         activation: Activation,
     ) -> Buffer {
         let count = rows * top_k;
-        let tile = match () {
-            () if gpu.tensor_cores && self.are_all(|m| matches!(m, Matrix::Trellis(_))) => {
-                exl3::TILE
-            }
-            () if self
-                .are_all(|m| matches!(m, Matrix::Rows(m) if integer::takes(gpu, m.format))) =>
-            {
-                integer::TILE
-            }
-            () => TILE,
-        };
+        let tile = self.tile(gpu);
         let grouped =
             (count > SINGLE).then(|| moe::group(gpu, &chosen.ids, count, self.experts, tile));
         let entries = Entries {

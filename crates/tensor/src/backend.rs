@@ -397,7 +397,18 @@ pub trait Backend: Send + Sync {
         let (Some(up), Some(gate)) = (projected.pop(), projected.pop()) else {
             unreachable!("linear_many returns one tensor per matrix")
         };
-        self.linear(&self.gated(gate, &up, activation)?, &linears.down)
+        self.gated_linear(gate, &up, activation, &linears.down)
+    }
+
+    /// `activation(gate) * up`, times a matrix.
+    fn gated_linear(
+        &self,
+        gate: Tensor,
+        up: &Tensor,
+        activation: Activation,
+        weight: &Linear,
+    ) -> Result<Tensor> {
+        self.linear(&self.gated(gate, up, activation)?, weight)
     }
 
     /// `x + y`.
