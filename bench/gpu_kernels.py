@@ -24,6 +24,7 @@ TEXTS = {
 }
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
 COPIES_BYTES = 400 << 20
+MOST_PAIRS, RESIDENT = 32, 2
 driver = ctypes.CDLL("libcuda.so.1")
 WORK = Path(tempfile.mkdtemp())
 
@@ -137,20 +138,29 @@ class Few:
         else:
             self.tile, sets, tiles = 8, 2, 2 if slim else 4
         self.tiles = min(m, entries + m // grouped) if grouped else -(-m // self.tile)
-        blocks, pairs, shares = matrices * matrix.n // 128, matrix.k // 32, tiles
-        units, together = blocks * pairs, self.tiles if grouped else m
-        wanted = blocks * shares * max(1, 12 * SMS // (blocks * shares * together)) if entries else 2 * shares * SMS
+        blocks, pairs, wide = matrices * matrix.n // 128, matrix.k // 32, tiles
+        together = self.tiles if grouped else m
+        # Blocks of columns beside each other: so many that few inputs are rotated by more than one block of threads.
+        beside = 1
+        while self.inline and not entries and beside < wide and blocks * pairs > MOST_PAIRS * RESIDENT * SMS * beside and (matrices == 1 or matrix.n // 128 % (2 * beside) == 0):
+            beside *= 2
+        shares, bands = wide // beside, -(-blocks // beside)
+        units = bands * pairs
+        wanted = blocks * shares * max(-(-pairs // 64) if self.inline else 1, 12 * SMS // (blocks * shares * together)) if entries else RESIDENT * shares * SMS
+        if self.inline and not entries:
+            wanted *= -(-units * shares // (48 * wanted))
         self.ranges = min(units, max(wanted, -(-units // max(1, pairs * 3 // 4))))
-        touched = (shares * -(-units // self.ranges) + pairs - 2) // pairs + 1
+        longest = shares * -(-units // self.ranges)
+        touched, groups = (longest + pairs - 2) // pairs + 1, (longest + 2) // 4 + 1
         self.blocks, self.groups = blocks, -(-self.ranges // shares)
-        wide = {f"{name}_{i}": value if i < matrices else 0 for i in range(3) for name, value in (("N_TILES", matrix.n // 16), ("OUTPUTS", matrix.outputs))}
-        self.kernels = Kernels("few", matrix.defines() | wide | {
+        widths = {f"{name}_{i}": value if i < matrices else 0 for i in range(3) for name, value in (("N_TILES", matrix.n // 16), ("OUTPUTS", matrix.outputs))}
+        self.kernels = Kernels("few", matrix.defines() | widths | {
             "MATRICES": matrices, "SETS": sets, "INLINE": int(self.inline), "ENTRIES": int(bool(entries)), "GROUPED": int(bool(grouped)), "SHARE": share,
-            "RANGES": self.ranges, "NT": tiles, "TOUCHED": touched, "RESIDENT": 2})
+            "RANGES": self.ranges, "NT": tiles, "BESIDE": beside, "TOUCHED": touched, "GROUPS": groups, "RESIDENT": RESIDENT})
         self.step = max(1, (6 << 20) // ((blocks + self.ranges) * self.tile * 128)) if grouped else 64 // self.tile
         self.prepared = torch.empty(matrices * m * matrix.k, dtype=torch.int32, device="cuda")
         self.partial = torch.empty(self.step * (blocks + self.ranges) * self.tile * 128, device="cuda")
-        self.left = torch.full((max(1, m) * (blocks + self.groups) * 128,), -1, dtype=torch.int32, device="cuda")
+        self.left = torch.full((max(1, m) * (bands + self.groups) * beside * 128,), -1, dtype=torch.int32, device="cuda")
 
     def __call__(self, matrix, x, ids, slots, out, by_expert=None):
         none = matrix.suh
@@ -162,7 +172,7 @@ class Few:
             self.kernels.launch("multiply", (self.groups, self.m), 256, [*tiles, x, none, *suh, *svh, *biases, ids, none, slots, self.left, *outs])
             return
         self.kernels.launch("prepare", (matrix.k // 128, self.matrices * self.m), 32, [x, none, *suh, ids, slots, self.prepared], self.m)
-        words = matrix.k // 2 + matrix.k // 128 if CODEBOOKS[matrix.codebook][0] else matrix.k
+        words = matrix.k // 2 + matrix.k // 32 + matrix.k // 128 if CODEBOOKS[matrix.codebook][0] else matrix.k
         order, table = by_expert or (none, none)
         for done in range(0, self.tiles, self.step):
             here = min(self.step, self.tiles - done)

@@ -64,6 +64,28 @@ __device__ __forceinline__ void states(const u32* w, u32 shift, u32* s) {
 #endif
 }
 
+#if MUL1
+// The eight states times the multiplier. With four bits the first's is left of the fifth's in a word, so that its product, taken off the word's, leaves the
+// fifth's: a mask less for the unit that shifts and masks, and one more instruction for the one that multiplies.
+__device__ __forceinline__ void products(const u32* w, u32 shift, u32* p) {
+#if TWICE_BITS == 8
+    // In a register, or it is an instruction of the first unit.
+    u32 left = 0xffff0000u;
+    asm volatile("" : "+r"(left));
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 pair = i == 3 ? w[1] : __funnelshift_r(w[1], w[0], 12 - 4 * i);
+        p[i] = (pair >> 16) * (u32)MULTIPLIER;
+        p[i + 4] = i == 0 ? p[i] * left + pair * (u32)MULTIPLIER : (pair & 0xffff) * (u32)MULTIPLIER;
+    }
+#else
+    states(w, shift, p);
+#pragma unroll
+    for (int i = 0; i < 8; i++) p[i] *= (u32)MULTIPLIER;
+#endif
+}
+#endif
+
 #if TWICE_BITS == 8
 // The other word that a lane's states lie in is its neighbour's.
 #define SOURCES 1
@@ -102,6 +124,17 @@ struct Lane {
         states(held, shift, s);
 #endif
     }
+
+#if MUL1
+    __device__ __forceinline__ void products_of(u32* p, const u32* held) const {
+#if TWICE_BITS == 8
+        const u32 w[2] = {__shfl_sync(~0u, held[0], lane + 31), held[0]};
+        products(w, shift, p);
+#else
+        products(held, shift, p);
+#endif
+    }
+#endif
 
     // The operand of a product of halves, exactly as the format defines the weights.
     __device__ __forceinline__ void operand(u32* to, const u32* held) const {

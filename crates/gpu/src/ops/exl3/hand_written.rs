@@ -30,6 +30,11 @@ const FEW_ROWS: usize = 8;
 const SMALL: usize = 8 << 20;
 /// Rows of one launch, which bounds the memory for partial sums.
 const MOST_ROWS: usize = 64;
+/// Pairs of tiles of inputs that a block of threads rotates for one row, from which on it takes more columns, and at most, of one matrix and of
+/// entries: what registers and shared memory have room for.
+const PAIRS_OF_BLOCK: usize = 32;
+const MOST_PAIRS_OF_BLOCK: usize = 48;
+const MOST_PAIRS_OF_ENTRIES: usize = 64;
 /// Words of partial sums of entries by their experts: what the cache of a device holds beside weights.
 const PARTIAL_WORDS: usize = 6 << 20;
 /// Entries of one launch.
@@ -56,10 +61,9 @@ struct Shape {
     grouped: bool,
     share: usize,
     bias: bool,
-    ranges: usize,
     /// Tiles side by side that a warp takes, of the eight of a block of columns.
     tiles: usize,
-    touched: usize,
+    cut: Cut,
     resident: u32,
     activation: u32,
 }
@@ -93,9 +97,11 @@ impl Defines for Shape {
             ("GROUPED", flag(self.grouped)),
             ("SHARE", self.share.to_string()),
             ("BIAS", flag(self.bias)),
-            ("RANGES", self.ranges.to_string()),
+            ("RANGES", self.cut.ranges.to_string()),
             ("NT", self.tiles.to_string()),
-            ("TOUCHED", self.touched.to_string()),
+            ("BESIDE", self.cut.beside.to_string()),
+            ("TOUCHED", self.cut.touched.to_string()),
+            ("GROUPS", self.cut.groups.to_string()),
             ("RESIDENT", self.resident.to_string()),
             ("ACTIVATION", self.activation.to_string()),
         ]
@@ -176,42 +182,85 @@ fn multiply_few(
     };
     let outputs: usize = matrices.iter().map(|(matrix, _)| matrix.padded_out).sum();
     let fits = gpu.tensor_cores && outputs <= LEFT / 2;
-    fits.then(|| launch(gpu, x, matrices, entries, rows.count()))
+    if fits { launch(gpu, x, matrices, entries, rows.count()) } else { None }
 }
 
-/// Ranges of `blocks` blocks of columns with `pairs` pairs of tiles each, and the blocks that those of a block of threads touch at most. Several
-/// experts `together` share the device: all ranges of a block of threads are then in one block of columns.
-fn ranges(
-    gpu: &Gpu,
-    blocks: usize,
-    pairs: usize,
+/// How matrices are cut for the warps of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Cut {
+    /// Blocks of columns that a block of threads takes side by side.
+    beside: usize,
+    /// Ranges of such a band's depth that a block of threads has, and all.
     shares: usize,
-    resident: u32,
-    together: Option<usize>,
-) -> (usize, usize) {
-    let (units, multiprocessors) = (blocks * pairs, gpu.multiprocessors());
-    let wanted = match together {
-        Some(count) => {
-            let whole = blocks * shares;
-            whole * (WARPS_OF_ENTRIES * multiprocessors / (whole * count)).max(1)
-        }
-        None => resident as usize * shares * multiprocessors,
-    };
-    // Short enough that few blocks are touched.
-    let few = units.div_ceil((pairs * 3 / 4).max(1));
-    let ranges = wanted.max(few).min(units);
-    let longest = shares * units.div_ceil(ranges);
-    (ranges, (longest + pairs - 2) / pairs + 1)
+    ranges: usize,
+    /// Bands, and runs of 128 inputs in them, that the ranges of a block of threads lie in at most.
+    touched: usize,
+    groups: usize,
 }
 
-/// At most [`MOST_ROWS`] rows where there are several matrices, but for entries.
+impl Cut {
+    /// Of `blocks` blocks of columns of each matrix, with `pairs` pairs of tiles each, for warps of which `abreast` share a block of threads' columns.
+    /// Several experts `together` share the device: all ranges of a block of threads are then in one block of columns.
+    fn new(
+        gpu: &Gpu,
+        blocks: &[usize],
+        pairs: usize,
+        abreast: usize,
+        resident: u32,
+        inline: bool,
+        together: Option<usize>,
+    ) -> Self {
+        let (all, multiprocessors) = (blocks.iter().sum::<usize>(), gpu.multiprocessors());
+        let at_once = resident as usize * multiprocessors;
+        // Side by side they need fewer inputs, each of which a block of threads rotates for itself. No band lies in two matrices.
+        let mut beside = 1;
+        while inline
+            && together.is_none()
+            && beside < abreast
+            && all * pairs > PAIRS_OF_BLOCK * at_once * beside
+            && blocks[..blocks.len() - 1].iter().all(|n| n % (2 * beside) == 0)
+        {
+            beside *= 2;
+        }
+        let shares = abreast / beside;
+        let units = all.div_ceil(beside) * pairs;
+        let wanted = match together {
+            Some(count) => {
+                let whole = all * shares;
+                let parts = WARPS_OF_ENTRIES * multiprocessors / (whole * count);
+                whole * parts.max(if inline { pairs.div_ceil(MOST_PAIRS_OF_ENTRIES) } else { 1 })
+            }
+            // What shared memory has no room for comes in turns.
+            None if inline => at_once * shares * units.div_ceil(MOST_PAIRS_OF_BLOCK * at_once),
+            None => at_once * shares,
+        };
+        // Short enough that few bands are touched.
+        let few = units.div_ceil((pairs * 3 / 4).max(1));
+        let ranges = wanted.max(few).min(units);
+        let longest = shares * units.div_ceil(ranges);
+        let (touched, groups) = ((longest + pairs - 2) / pairs + 1, (longest + 2) / 4 + 1);
+        Self { beside, shares, ranges, touched, groups }
+    }
+
+    /// Blocks of threads.
+    fn count(&self) -> usize {
+        self.ranges.div_ceil(self.shares)
+    }
+
+    /// Words of sums that these leave each other, of `blocks` blocks of columns.
+    fn left(&self, blocks: usize) -> usize {
+        (blocks.div_ceil(self.beside) + self.count()) * self.beside * 128
+    }
+}
+
+/// At most [`MOST_ROWS`] rows where there are several matrices, but for entries; `None` when there is no room for sums that blocks of threads leave.
 fn launch(
     gpu: &Gpu,
     x: Inputs<'_>,
     matrices: &[(&Trellis, Option<&Buffer>)],
     entries: Option<&Entries>,
     count: usize,
-) -> Vec<Buffer> {
+) -> Option<Vec<Buffer>> {
     let none = &gpu.none;
     let (first, first_bias) = matrices[0];
     let (multiplier, addend, mul1) = generator(first.codebook);
@@ -231,14 +280,18 @@ fn launch(
         (false, 0..=4) => (4, 1, if slim { 4 } else { 8 }),
         (false, _) => (8, 2, if slim { 2 } else { 4 }),
     };
-    let shares = WARPS as usize * tiles / 8;
+    let abreast = WARPS as usize * tiles / 8;
     let together = entries.map(|_| grouped.map_or(count, |g| g.count));
     let resident = match first.choices.every {
         // Sums depend on it; several matrices are parted as one, and entries share the device.
         Some(Variant::Resident { blocks }) if matrices.len() == 1 && entries.is_none() => blocks,
         _ => RESIDENT,
     };
-    let (ranges, touched) = ranges(gpu, blocks, k_tiles / 2, shares, resident, together);
+    let blocks_of: Vec<usize> = matrices.iter().map(|(m, _)| m.padded_out / 128).collect();
+    let cut = Cut::new(gpu, &blocks_of, k_tiles / 2, abreast, resident, inline, together);
+    if inline && cut.left(blocks) > LEFT {
+        return None;
+    }
     let shape = Shape {
         k_tiles,
         matrices: matrices.len(),
@@ -255,9 +308,8 @@ fn launch(
         grouped: grouped.is_some(),
         share: entries.map_or(1, |e| e.divisor),
         bias: first_bias.is_some(),
-        ranges,
         tiles,
-        touched,
+        cut,
         resident,
         activation: x.activation(),
     };
@@ -284,9 +336,9 @@ fn launch(
         })
     };
     let (ids, slots) = entries.map_or((none, none), |e| (&e.ids, &e.slots));
-    let groups = ranges.div_ceil(shares);
+    let groups = cut.count();
     if inline {
-        let step = count.min(MOST_ENTRIES).min(LEFT / ((blocks + groups) * 128));
+        let step = count.min(MOST_ENTRIES).min(LEFT / cut.left(blocks));
         for done in (0..count).step_by(step) {
             let here = step.min(count - done);
             let [o0, o1, o2] = &outs_after(done);
@@ -296,15 +348,16 @@ fn launch(
             ];
             run("multiply", 32 * WARPS, (groups, here), &arrays, done);
         }
-        return outs;
+        return Some(outs);
     }
-    // Bytes of a row and a scale for every 128, or two halves of every value.
-    let row_words = if mul1 { first.padded_in / 2 + k_tiles / 8 } else { first.padded_in };
+    // Bytes of a row with sums of every 32 and scales of every 128, or two halves of every value.
+    let row_words =
+        if mul1 { first.padded_in / 2 + k_tiles / 2 + k_tiles / 8 } else { first.padded_in };
     let prepared = gpu.empty(matrices.len() * count * row_words);
     let arrays = [x, up, i0, i1, i2, ids, slots, &prepared];
     run("prepare", PREPARE, (first.padded_in / 128, matrices.len() * count), &arrays, count);
     let total = grouped.map_or(count.div_ceil(tile), |g| g.count);
-    let tile_words = (blocks + ranges) * tile * 128;
+    let tile_words = (blocks + cut.ranges) * tile * 128;
     let step = match grouped {
         Some(_) => (PARTIAL_WORDS / tile_words).max(1),
         None => MOST_ROWS / tile,
@@ -332,5 +385,5 @@ fn launch(
         let arrays = [&partial, s0, s1, s2, b0, b1, b2, &table, order, slots, o0, o1, o2];
         run("finish", FINISH, (blocks, rows), &arrays, 0);
     }
-    outs
+    Some(outs)
 }
