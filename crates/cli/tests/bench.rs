@@ -120,7 +120,7 @@ fn operators_of_a_gpu_are_measured() {
     for name in ["linear q4_0", "linear q4_k", "linear exl3", "attention gqa", "attention gqa q8"] {
         assert!(count(name) > 0, "{name}");
     }
-    for name in ["attention mla", "route", "experts", "rms_norm", "rope", "add", "select"] {
+    for name in ["attention mla", "route", "experts", "rms_norm", "rope", "add", "draw greedy"] {
         assert!(count(name) > 0, "{name}");
     }
     assert_eq!(count("sample greedy"), 0, "the host's");

@@ -6,7 +6,8 @@ use crate::{
     BlockManager, CacheEvent, EngineError, LanguageModel, Limits, Sampled, Sampler, SequenceId,
     TokenLogprobs, ValidRequest,
 };
-use marlin_tensor::{Batch, Cache, CacheType, Selected, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, Draw, Drawn, Tensor};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Sizes of an [`Engine`].
@@ -49,21 +50,26 @@ impl Default for EngineOptions {
     }
 }
 
-/// Logits of a step: what the device found in their rows, and the rows themselves once they are needed.
+/// Logits of a step, and what is chosen from them.
 struct Logits {
     tensor: Tensor,
-    found: Vec<Option<Selected>>,
-    whole: Option<Vec<f32>>,
+    /// How every token is chosen, in order, and which one the device has drawn.
+    choices: std::vec::IntoIter<(Draw, Option<Drawn>)>,
+    /// Rows that were copied, and their values.
+    copied: Vec<u32>,
+    values: Vec<f32>,
 }
 
 impl Logits {
     fn row(&mut self, model: &dyn LanguageModel, row: usize) -> Result<&[f32], EngineError> {
-        let all = match &mut self.whole {
-            Some(all) => all,
-            none => none.insert(model.download(&self.tensor)?),
-        };
+        let known = self.copied.iter().position(|&r| r as usize == row);
+        let at = known.unwrap_or(self.copied.len());
+        if known.is_none() {
+            self.values.extend(model.download_rows(&self.tensor, &[row as u32])?);
+            self.copied.push(row as u32);
+        }
         let vocab = model.vocab_size();
-        Ok(&all[row * vocab..(row + 1) * vocab])
+        Ok(&self.values[at * vocab..(at + 1) * vocab])
     }
 }
 
@@ -327,17 +333,17 @@ impl Engine {
     /// Logits of the sequences in `plan` whose last token is in it, in order.
     fn forward(&mut self, plan: &Plan) -> Result<Logits, EngineError> {
         let mut batch = Batch::new(self.blocks.block_size());
-        let mut wanted = Some(Vec::new());
+        let mut draws = Vec::new();
+        // Rows that a constraint has to see.
+        let mut masked = Vec::new();
         for chunk in &plan.chunks {
             let s = self.scheduler.running_mut(chunk.id);
             let outputs = usize::from(chunk.tokens == s.uncached());
             if outputs > 0 {
-                // Forks differ in their seeds only.
-                let (context, sampling, constraint) = s.sampling();
-                let selection = sampling.selection(&context).filter(|_| constraint.is_none());
-                match (&mut wanted, selection) {
-                    (Some(all), Some(one)) => all.push(one),
-                    _ => wanted = None,
+                let row = batch.output_rows.len();
+                draws.extend(s.draws(row));
+                if s.request.constraint.is_some() {
+                    masked.push(row as u32);
                 }
             }
             let tokens = &s.tokens[s.cached..s.cached + chunk.tokens];
@@ -355,19 +361,41 @@ impl Engine {
             self.model.copy_blocks(&self.cache, &plan.copies)?;
         }
         let logits = self.model.forward(&batch, &self.cache)?;
-        if batch.output_rows.is_empty() {
-            return Ok(Logits { tensor: logits, found: Vec::new(), whole: None });
-        }
-        let found = match wanted {
-            Some(wanted) => self.model.select(&logits, &wanted)?,
-            None => None,
+        self.choices(logits, draws, masked)
+    }
+
+    /// What the device draws, and the rows that it does not draw from.
+    fn choices(
+        &self,
+        tensor: Tensor,
+        draws: Vec<Draw>,
+        masked: Vec<u32>,
+    ) -> Result<Logits, EngineError> {
+        let is_free = |draw: &&Draw| !masked.contains(&(draw.row as u32));
+        let free: Cow<'_, [Draw]> = match masked.is_empty() {
+            true => (&draws).into(),
+            false => draws.iter().filter(is_free).cloned().collect(),
         };
-        let whole = found.is_none().then(|| self.model.download(&logits)).transpose()?;
-        Ok(Logits { tensor: logits, found: found.unwrap_or_default(), whole })
+        let drawn = match free.is_empty() {
+            true => None,
+            false => self.model.draw(&tensor, &free)?,
+        };
+        let (copied, values) = match (&drawn, tensor.rows) {
+            (_, 0) => (Vec::new(), Vec::new()),
+            (None, rows) => ((0..rows as u32).collect(), self.model.download(&tensor)?),
+            (Some(_), _) if masked.is_empty() => (Vec::new(), Vec::new()),
+            (Some(_), _) => (masked.clone(), self.model.download_rows(&tensor, &masked)?),
+        };
+        let mut drawn = drawn.unwrap_or_default().into_iter();
+        let with = |draw: Draw| {
+            let found = if is_free(&&draw) { drawn.next().flatten() } else { None };
+            (draw, found)
+        };
+        let choices: Vec<_> = draws.into_iter().map(with).collect();
+        Ok(Logits { tensor, choices: choices.into_iter(), copied, values })
     }
 
     fn advance(&mut self, plan: &Plan, logits: &mut Logits, events: &mut Vec<Event>) {
-        let mut row = 0;
         for chunk in &plan.chunks {
             let s = self.scheduler.running_mut(chunk.id);
             s.cached += chunk.tokens;
@@ -377,22 +405,25 @@ impl Engine {
             }
             let forks = self.scheduler.split(chunk.id, &mut self.blocks);
             for id in std::iter::once(chunk.id).chain(forks) {
-                self.choose(id, logits, row, events);
+                self.choose(id, logits, events);
             }
-            row += 1;
         }
     }
 
     /// The next token of `id`, of which everything else has been computed.
-    fn choose(&mut self, id: SequenceId, logits: &mut Logits, row: usize, events: &mut Vec<Event>) {
+    fn choose(&mut self, id: SequenceId, logits: &mut Logits, events: &mut Vec<Event>) {
         let s = self.scheduler.running_mut(id);
-        let (context, sampling, constraint) = s.sampling();
-        let found = logits.found.get(row).and_then(Option::as_ref);
-        let sampled = match found.and_then(|f| self.sampler.sample_found(f, sampling, &context)) {
-            Some(sampled) => Ok(sampled),
-            None => logits.row(&*self.model, row).and_then(|logits| {
-                self.sampler.sample_within(logits, sampling, &context, constraint)
+        let sampled = match logits.choices.next() {
+            Some((_, Some(drawn))) => Ok(Sampled::from(drawn)),
+            Some((draw, None)) => logits.row(&*self.model, draw.row).and_then(|logits| {
+                let mut constraint = s.request.constraint.take();
+                let context = s.context();
+                let sampled =
+                    self.sampler.sample_within(logits, &draw, &context, constraint.as_mut());
+                s.request.constraint = constraint;
+                sampled
             }),
+            None => unreachable!("a draw for every token that is chosen"),
         };
         let Sampled { token, logprob } = match sampled {
             Ok(sampled) => sampled,

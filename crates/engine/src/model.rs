@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, CacheType, Selected, Selection, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, Draw, Drawn, Tensor};
 
 /// A decoder-only model on its device.
 pub trait LanguageModel: Send + Sync {
@@ -49,16 +49,26 @@ pub trait LanguageModel: Send + Sync {
     /// When the device fails.
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError>;
 
-    /// Finds the largest logits of rows on the device, as [`Backend::select`](marlin_tensor::Backend::select) says.
+    /// Copies rows of logits to the host.
     ///
     /// # Errors
     /// When the device fails.
-    fn select(
+    fn download_rows(&self, logits: &Tensor, rows: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let all = self.download(logits)?;
+        let row = |&row: &u32| &all[row as usize * logits.columns..][..logits.columns];
+        Ok(rows.iter().flat_map(row).copied().collect())
+    }
+
+    /// Draws tokens on the device, as [`Backend::draw`](marlin_tensor::Backend::draw) says.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn draw(
         &self,
         logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
-        let _ = (logits, wanted);
+        draws: &[Draw],
+    ) -> Result<Option<Vec<Option<Drawn>>>, EngineError> {
+        let _ = (logits, draws);
         Ok(None)
     }
 }
@@ -98,11 +108,15 @@ impl LanguageModel for Model {
         Ok(self.backend().download(logits)?)
     }
 
-    fn select(
+    fn download_rows(&self, logits: &Tensor, rows: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.download(&self.backend().gather_rows(logits, rows)?)
+    }
+
+    fn draw(
         &self,
         logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
-        Ok(self.backend().select(logits, wanted)?)
+        draws: &[Draw],
+    ) -> Result<Option<Vec<Option<Drawn>>>, EngineError> {
+        Ok(self.backend().draw(logits, draws)?)
     }
 }

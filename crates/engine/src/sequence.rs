@@ -1,8 +1,7 @@
 //! One request on its way through the engine.
 
-use crate::{
-    BlockManager, BlockTable, Constraint, SampleContext, SamplingParams, TokenCounts, ValidRequest,
-};
+use crate::{BlockManager, BlockTable, SampleContext, SamplingParams, TokenCounts, ValidRequest};
+use marlin_tensor::Draw;
 use std::fmt;
 
 /// Names a request; later requests have larger ids.
@@ -108,18 +107,21 @@ impl Sequence {
         self.request.stop_tokens.binary_search(&token).is_ok()
     }
 
-    /// What the sampler may know, how it is to choose, and what the answer has to look like.
-    pub fn sampling(&mut self) -> Sampling<'_> {
+    /// How the next token is chosen from row `row` of logits, first of this answer, then of those that begin here.
+    pub fn draws(&self, row: usize) -> impl Iterator<Item = Draw> {
+        let forks = self.forks.iter().map(|(_, sampling)| sampling);
+        let all = std::iter::once(&self.request.sampling).chain(forks);
+        all.map(move |sampling| sampling.draw(row, &self.context()))
+    }
+
+    /// What the sampler may know.
+    pub fn context(&self) -> SampleContext<'_> {
         let early = self.generated() < self.request.min_tokens;
-        let prompt_len = self.prompt_len();
-        let ValidRequest { sampling, stop_tokens, constraint, .. } = &mut self.request;
-        let banned = if early { &stop_tokens[..] } else { &[] };
-        let context =
-            SampleContext { tokens: &self.tokens, prompt_len, counts: &self.counts, banned };
-        (context, sampling, constraint.as_mut())
+        SampleContext {
+            tokens: &self.tokens,
+            prompt_len: self.prompt_len(),
+            counts: &self.counts,
+            banned: if early { &self.request.stop_tokens } else { &[] },
+        }
     }
 }
-
-/// Arguments of the sampler.
-pub(crate) type Sampling<'a> =
-    (SampleContext<'a>, &'a SamplingParams, Option<&'a mut Box<dyn Constraint>>);

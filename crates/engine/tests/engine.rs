@@ -4,8 +4,8 @@ mod common;
 
 use common::{HashModel, Outcome, answers, drain, engine, options};
 use marlin_engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request, SampleContext,
-    Sampler, SamplingOptions, SamplingParams, TokenCounts, Usage,
+    Dry, Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request,
+    SampleContext, Sampler, SamplingOptions, SamplingParams, TokenCounts, Usage, Xtc,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -66,26 +66,44 @@ fn expected(model: &HashModel, request: &Request) -> Vec<u32> {
 }
 
 #[test]
-fn a_device_that_finds_the_largest_logits_changes_no_answer() {
+fn a_device_that_draws_changes_no_answer() {
     let plain = SamplingOptions { seed: 5, ..SamplingOptions::default() };
     let few = SamplingOptions { top_k: Some(8), temperature: 0.7, ..plain.clone() };
     let nucleus = SamplingOptions { top_p: 0.6, ..plain.clone() };
+    let penalised = SamplingOptions {
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.4,
+        logit_bias: vec![(7, 3.0)],
+        dry: Some(Dry::default()),
+        xtc: Some(Xtc { probability: 0.5, threshold: 0.05 }),
+        ..plain.clone()
+    };
     let with =
         |o: &SamplingOptions| Request { sampling: params(o.clone()), ..greedy(prompt(9, 20), 30) };
-    let found = [greedy(prompt(3, 7), 30), with(&few), with(&nucleus)];
-    let read = [with(&plain), sampled(prompt(4, 11), 30, 2)];
-    for (requests, copies) in [(&found[..], false), (&[&found[..], &read].concat(), true)] {
-        let [host, device] = [false, true].map(|finds| {
-            let model = Arc::new(HashModel { finds, ..HashModel::default() });
-            let mut engine = Engine::new(model.clone(), &options(5, 16)).unwrap();
-            let answers = answers(&mut engine, requests);
-            assert_eq!(model.downloads.load(Ordering::Relaxed) > 0, copies || !finds);
-            answers
-        });
-        assert_eq!(host, device);
-    }
+    let requests = [
+        greedy(prompt(3, 7), 30),
+        with(&few),
+        with(&nucleus),
+        with(&plain),
+        with(&penalised),
+        Request { min_tokens: 25, eos_tokens: (0..20).collect(), ..with(&plain) },
+    ];
+    let [host, device] = [false, true].map(|draws| {
+        let model = Arc::new(HashModel { draws, ..HashModel::default() });
+        let mut engine = Engine::new(model.clone(), &options(6, 16)).unwrap();
+        let answers = answers(&mut engine, &requests);
+        assert_eq!(model.downloads.load(Ordering::Relaxed) > 0, !draws);
+        // Answers to one prompt begin with draws from one row.
+        let request = engine.limits().validate(with(&penalised)).unwrap();
+        let ids = engine.submit_many(request, 4);
+        let outcome = drain(&mut engine);
+        let forks: Vec<_> = ids.iter().map(|id| outcome.tokens[id].clone()).collect();
+        assert!(forks.windows(2).any(|w| w[0] != w[1]), "seeds of their own");
+        (answers, forks)
+    });
+    assert_eq!(host, device);
     // A NaN is found by who reads the whole row.
-    let model = HashModel { finds: true, nan_at: Some(9), ..HashModel::default() };
+    let model = HashModel { draws: true, nan_at: Some(9), ..HashModel::default() };
     let mut engine = engine(model, options(1, 16));
     engine.submit(engine.limits().validate(greedy(prompt(3, 7), 30)).unwrap());
     let ends: Vec<_> = drain(&mut engine).finished.into_values().collect();

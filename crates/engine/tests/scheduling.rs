@@ -193,22 +193,33 @@ impl Constraint for Exactly {
 #[test]
 fn a_constraint_is_kept_by_every_fork_and_ends_the_answer() {
     let text = vec![7, 3, 3, 11];
-    let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(text.clone(), 0)));
-    let request = Request { constraint, ..request(prompt(1, 9), 30, 1) };
-    let mut engine = engine(HashModel::default(), options(4, 64));
-    let ids = engine.submit_many(engine.limits().validate(request).unwrap(), 3);
-    let outcome = drain(&mut engine);
-    for id in ids {
-        assert_eq!(outcome.tokens[&id], text);
-        assert!(matches!(outcome.finished[&id], FinishReason::Complete));
+    let beside = request(prompt(2, 9), 30, 1);
+    let alone = answers(&mut engine(HashModel::default(), options(1, 64)), &[beside.clone()]);
+    // Where the device draws, rows under a constraint are copied and those beside them are not.
+    for draws in [false, true] {
+        let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(text.clone(), 0)));
+        let request = Request { constraint, ..request(prompt(1, 9), 30, 1) };
+        let mut engine = engine(HashModel { draws, ..HashModel::default() }, options(5, 64));
+        let limits = engine.limits();
+        let first = engine.submit(limits.validate(beside.clone()).unwrap());
+        let ids = engine.submit_many(limits.validate(request).unwrap(), 3);
+        let last = engine.submit(limits.validate(beside.clone()).unwrap());
+        let outcome = drain(&mut engine);
+        for id in ids {
+            assert_eq!(outcome.tokens[&id], text);
+            assert!(matches!(outcome.finished[&id], FinishReason::Complete));
+        }
+        for id in [first, last] {
+            assert_eq!(outcome.tokens[&id], alone[0]);
+        }
+        let none: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(vec![], 0)));
+        let request = Request { constraint: none, ..self::request(prompt(1, 9), 30, 1) };
+        let id = engine.submit(limits.validate(request).unwrap());
+        let outcome = drain(&mut engine);
+        let FinishReason::Error(error) = &outcome.finished[&id] else { panic!("it cannot go on") };
+        assert!(error.to_string().contains("nothing may follow"));
+        assert_eq!(engine.free_blocks(), 500);
     }
-    let none: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(vec![], 0)));
-    let request = Request { constraint: none, ..self::request(prompt(1, 9), 30, 1) };
-    let id = engine.submit(engine.limits().validate(request).unwrap());
-    let outcome = drain(&mut engine);
-    let FinishReason::Error(error) = &outcome.finished[&id] else { panic!("it cannot go on") };
-    assert!(error.to_string().contains("nothing may follow"));
-    assert_eq!(engine.free_blocks(), 400);
 }
 
 /// A prompt of 32 k tokens and a pool that holds little more: the others' first tokens, and the time between their tokens, wait

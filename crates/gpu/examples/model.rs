@@ -8,7 +8,7 @@
 use marlin_checkpoint::Checkpoint;
 use marlin_cpu::{Activations, CpuBackend, CpuOptions};
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, CacheType, Selected, Selection, Tensor};
+use marlin_tensor::{Batch, Cache, CacheType, Draw, Tensor};
 use marlin_testkit::Noise;
 use std::error::Error;
 use std::sync::Arc;
@@ -45,12 +45,11 @@ impl<'a> Session<'a> {
     /// The likeliest token after each sequence.
     fn next(&self, tokens: &[Vec<u32>], start: usize) -> Result<Vec<u32>> {
         let logits = self.run(tokens, start, 1)?;
-        let wanted = vec![Selection { count: 1, temperature: 1.0 }; tokens.len()];
-        let found = self.model.backend().select(&logits, &wanted)?;
-        let found = found.ok_or("a device that does not find the largest logits")?;
-        let token = |row: Option<Selected>| row.and_then(|row| Some(row.largest.first()?.0));
-        let tokens: Option<Vec<u32>> = found.into_iter().map(token).collect();
-        Ok(tokens.ok_or("logits that are not finite, or all the same")?)
+        let draws: Vec<Draw> = (0..tokens.len()).map(Draw::greedy).collect();
+        let found = self.model.backend().draw(&logits, &draws)?;
+        let found = found.ok_or("a device that does not draw tokens")?;
+        let tokens: Option<Vec<u32>> = found.into_iter().map(|d| Some(d?.token)).collect();
+        Ok(tokens.ok_or("logits that are not finite")?)
     }
 
     fn run(&self, tokens: &[Vec<u32>], start: usize, outputs: usize) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use crate::ops::cache::PagedCache;
 use crate::ops::moe::Chosen;
 use crate::ops::text::Inputs;
 use crate::ops::tiles::Rows;
-use crate::ops::{attention, columns, elementwise, exl3, latent, matrix, moe, norm, rope, select};
+use crate::ops::{attention, columns, draw, elementwise, exl3, latent, matrix, moe, norm, rope};
 use crate::recordings::{Key, Recording, Recordings};
 use crate::step::{Source, Step};
 use crate::tune::Tuned;
@@ -14,9 +14,9 @@ use crate::weights::{self, GpuLinear, Loaded, Matrix, has_kernel, kernel_name, p
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, Algebra, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec,
-    DeviceMemory, Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor, Linear,
-    LinearOptions, Opaque, Rope, RopeStyle, RopeTable, Router, Routing, Selected, Selection,
-    Tensor, Vector, Weight,
+    DeviceMemory, Draw, Drawn, Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor,
+    Linear, LinearOptions, Opaque, Rope, RopeStyle, RopeTable, Router, Routing, Tensor, Vector,
+    Weight,
 };
 use std::sync::{Arc, Mutex};
 
@@ -230,17 +230,10 @@ impl Backend for GpuBackend {
         Ok(bytes.as_chunks().0.iter().map(|&c| f32::from_le_bytes(c)).collect())
     }
 
-    fn select(
-        &self,
-        logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>> {
-        assert_eq!(wanted.len(), logits.rows, "one selection a row");
-        if wanted.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<Drawn>>>> {
+        assert!(draws.iter().all(|d| d.row < logits.rows), "draws are of rows that there are");
         let values = open(&logits.handle)?;
-        select::largest(&self.gpu, values, logits.columns, wanted).map(Some)
+        draw::draw(&self.gpu, values, logits.columns, draws).map(Some)
     }
 
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {

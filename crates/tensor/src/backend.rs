@@ -7,8 +7,8 @@
 //! compositions a backend may fuse.
 
 use crate::{
-    Activation, Algebra, AttentionParams, Batch, Cache, CacheSpec, Heads, HostTensor, Rope, Router,
-    TensorError, Weight,
+    Activation, Algebra, AttentionParams, Batch, Cache, CacheSpec, Draw, Drawn, Heads, HostTensor,
+    Rope, Router, TensorError, Weight,
 };
 use std::any::Any;
 use std::sync::Arc;
@@ -178,24 +178,6 @@ pub struct LinearOptions {
     pub float_activations: bool,
 }
 
-/// What is asked of a row of logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Selection {
-    /// How many of the largest logits are wanted; at least 1.
-    pub count: usize,
-    /// Divides logits in [`Selected::total`]; above 0.
-    pub temperature: f32,
-}
-
-/// What a device found in a row of logits.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Selected {
-    /// The largest logits and their tokens, best first, the lower token first among equals: as many as were asked for, or all.
-    pub largest: Vec<(u32, f32)>,
-    /// `Σ exp((logit - largest) / temperature)` over the whole row.
-    pub total: f64,
-}
-
 /// Memory of a device, as its allocator counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -266,14 +248,13 @@ pub trait Backend: Send + Sync {
     /// Copies activations back to the host.
     fn download(&self, x: &Tensor) -> Result<Vec<f32>>;
 
-    /// The largest of each row of `logits`, one [`Selection`] a row, without copying the rows. `None` where that gains nothing because the
-    /// host has them; `None` for a row that has to be read whole: one with a value that is not finite, or with many equals.
-    fn select(
-        &self,
-        logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>> {
-        let _ = (logits, wanted);
+    /// Draws tokens from rows of `logits` without copying them. `None` where that gains nothing because the host has them; `None` for a draw
+    /// whose row has to be read whole: one with a value that is not finite, with nothing left to draw, or with very many equals where it is cut.
+    ///
+    /// A token depends on its row and its draw alone. Sums may be f32: beside the token of exact sums, one may be drawn whose interval
+    /// of `uniform` begins or ends within a hundred-thousandth of it.
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<Drawn>>>> {
+        let _ = (logits, draws);
         Ok(None)
     }
 

@@ -4,8 +4,8 @@
 //! and approximate exponentials.
 
 mod attention;
+mod draws;
 mod fused;
-mod selection;
 
 pub use attention::{PLAIN, Row, attention, check_attention, check_decode};
 
@@ -18,7 +18,7 @@ use marlin_tensor::{
 pub type Check = fn(&dyn Backend);
 
 /// Every check of this module.
-pub const CHECKS: [(&str, Check); 18] = [
+pub const CHECKS: [(&str, Check); 21] = [
     ("elementwise_operators", elementwise_operators),
     (
         "activations_far_from_zero_neither_overflow_nor_vanish",
@@ -39,7 +39,10 @@ pub const CHECKS: [(&str, Check); 18] = [
     ("mixture_with_a_shared_expert", fused::mixture_with_a_shared_expert),
     ("heads_beside_others", fused::heads_beside_others),
     ("gated_feed_forwards", fused::gated_feed_forwards),
-    ("largest_logits", selection::largest_logits),
+    ("draws_of_rows", draws::draws_of_rows),
+    ("draws_follow_the_distribution", draws::draws_follow_the_distribution),
+    ("draws_of_unusual_rows", draws::draws_of_unusual_rows),
+    ("logits_of_draws", draws::logits_of_draws),
 ];
 
 /// Values within ±1, the same on every machine.

@@ -2,9 +2,9 @@
 //! backend must pass.
 
 pub mod conformance;
+pub mod draws;
 pub mod mutate;
 
-use marlin_tensor::{Selected, Selection};
 use std::path::{Path, PathBuf};
 
 /// Every tiny language model.
@@ -30,16 +30,6 @@ pub const FAMILIES: [&str; 15] = [
 /// safetensors, and `ref.safetensors` with reference results.
 pub fn tiny_model(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llm").join(family)
-}
-
-/// What a device has to find in a row of finite logits, by its definition.
-pub fn selected(row: &[f32], wanted: Selection) -> Selected {
-    let mut largest: Vec<(u32, f32)> = (0..).zip(row.iter().copied()).collect();
-    largest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let max = largest[0].1;
-    largest.truncate(wanted.count);
-    let share = |l: &f32| (f64::from(l - max) / f64::from(wanted.temperature)).exp();
-    Selected { largest, total: row.iter().map(share).sum() }
 }
 
 /// Calls `check` with every input that is kept for the fuzz target `target` in `fuzz/corpus-kept`: those that

@@ -17,8 +17,8 @@ pub use shape::Shape;
 
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, DeviceMemory,
-    Embedding, Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable,
-    Router, Routing, Selected, Selection, Tensor, Vector, Weight,
+    Draw, Drawn, Embedding, Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope,
+    RopeTable, Router, Routing, Tensor, Vector, Weight,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -264,12 +264,8 @@ impl Backend for Profiler {
         self.time("download", Work::rows(x), || self.inner.download(x))
     }
 
-    fn select(
-        &self,
-        logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>> {
-        self.time("select", Work::rows(logits), || self.inner.select(logits, wanted))
+    fn draw(&self, logits: &Tensor, draws: &[Draw]) -> Result<Option<Vec<Option<Drawn>>>> {
+        self.time("draw", Work::rows(logits), || self.inner.draw(logits, draws))
     }
 
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {

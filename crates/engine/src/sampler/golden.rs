@@ -56,7 +56,8 @@ fn penalties_and_truncation_equal_transformers_and_llama_cpp() {
         let context =
             SampleContext { tokens: &all, prompt_len: prompt.len(), counts: &counts, banned: &[] };
         let mut logits = floats(&fixture["logits"]);
-        penalty::apply(&mut logits, params.options(), &context);
+        let draw = params.draw(0, &context);
+        penalty::apply(&mut logits, &draw.adjustments);
         if let Some(expected) = case.get("logits") {
             for (token, (found, expected)) in logits.iter().zip(floats(expected)).enumerate() {
                 assert!(
@@ -68,7 +69,7 @@ fn penalties_and_truncation_equal_transformers_and_llama_cpp() {
         }
         let mut kept = Vec::new();
         let max = logits[argmax(&logits)];
-        select::truncate(&logits, max, params.options(), &mut Vec::new(), &mut kept);
+        select::truncate(&logits, max, &draw, &mut Vec::new(), &mut kept);
         if let Some(xtc) = &params.options().xtc {
             select::exclude_top_choices(&mut kept, xtc.threshold);
         }

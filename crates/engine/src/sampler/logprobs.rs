@@ -2,7 +2,7 @@
 //! truncation, so that they mean the same whatever the sampling parameters are.
 
 use super::select::Candidate;
-use marlin_tensor::Selected;
+use marlin_tensor::DrawnLogits;
 
 /// Log-probability of a token and of the likeliest ones.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,12 +19,9 @@ impl TokenLogprobs {
         Self::of(log_sum_exp(logits), logits[token as usize], top)
     }
 
-    /// Of a token that is among what was found at temperature 1.
-    pub(super) fn of_found(found: &Selected, token: u32, top: usize) -> Self {
-        let largest = &found.largest;
-        let norm = largest.first().map_or(0.0, |&(_, max)| f64::from(max)) + found.total.ln();
-        let own = largest.iter().find(|(t, _)| *t == token).map_or(f32::NEG_INFINITY, |&(_, l)| l);
-        Self::of(norm, own, largest.iter().copied().take(top))
+    /// From what a device has found.
+    pub(super) fn of_drawn(logits: &DrawnLogits) -> Self {
+        Self::of(logits.norm, logits.own, logits.largest.iter().copied())
     }
 
     fn of(norm: f64, own: f32, top: impl Iterator<Item = (u32, f32)>) -> Self {

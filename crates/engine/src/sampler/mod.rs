@@ -14,14 +14,16 @@
 //! 6. `top_k`: the k largest. 7. `top_p`: of those, the fewest whose share reaches p. 8. `min_p`:
 //!    of those, the ones with at least p times the probability of the best (6-8 as transformers
 //!    and vLLM order them, after the temperature; llama.cpp applies the temperature last).
-//! 9. XTC, see [`Xtc`]. 10. One draw from what is left.
+//! 9. XTC, see [`Xtc`]. 10. One draw from what is left, whose probabilities are walked by token.
 //!
 //! The draw is a counter-based random number of `(seed, position)`, so a token depends on nothing
-//! but its own sequence. Nothing sorts the vocabulary: candidates are selected in linear passes and
+//! but its own sequence. All that decides a token is written down as a [`Draw`], which a device that has the logits carries out itself; this
+//! sampler does it where the host has them, and where a [`Constraint`] has its say. Nothing sorts the vocabulary: candidates are selected in linear passes and
 //! only what `top_k` keeps, and the tokens at the edge of `top_p`, are put in order. Sums of
 //! probabilities are f64.
 
-mod found;
+#[cfg(test)]
+mod device;
 #[cfg(test)]
 mod golden;
 mod lanes;
@@ -38,6 +40,7 @@ pub use params::{Dry, SamplingOptions, SamplingParams, Xtc};
 pub use penalty::TokenCounts;
 
 use crate::EngineError;
+use marlin_tensor::{Draw, Drawn};
 use select::Candidate;
 use std::fmt;
 
@@ -55,6 +58,7 @@ pub struct SampleContext<'a> {
 }
 
 impl SampleContext<'_> {
+    /// Tokens of the answer so far.
     fn step(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
@@ -96,6 +100,33 @@ pub struct Sampled {
     pub logprob: Option<TokenLogprobs>,
 }
 
+impl From<Drawn> for Sampled {
+    fn from(drawn: Drawn) -> Self {
+        let logprob = drawn.logits.as_ref().map(TokenLogprobs::of_drawn);
+        Self { token: drawn.token, logprob }
+    }
+}
+
+impl SamplingParams {
+    /// How the token after `context.tokens` is chosen from row `row` of logits.
+    pub(crate) fn draw(&self, row: usize, context: &SampleContext<'_>) -> Draw {
+        let options = self.options();
+        let [uniform, gate] = random::uniform(options.seed, context.tokens.len() as u64);
+        let xtc = options.xtc.filter(|xtc| gate < f64::from(xtc.probability));
+        Draw {
+            row,
+            adjustments: penalty::adjustments(options, context),
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            min_p: options.min_p,
+            exclude: xtc.map(|xtc| xtc.threshold),
+            uniform,
+            logprobs: options.logprobs,
+        }
+    }
+}
+
 /// Reusable buffers; keeps no state between calls.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -125,17 +156,17 @@ impl Sampler {
         params: &SamplingParams,
         context: &SampleContext<'_>,
     ) -> Result<Sampled, EngineError> {
-        self.sample_within(logits, params, context, None)
+        self.sample_within(logits, &params.draw(0, context), context, None)
     }
 
-    /// [`sample`](Self::sample) of what `constraint` allows; does not tell it what was chosen.
+    /// Carries out `draw` of what `constraint` allows; does not tell it what was chosen.
     ///
     /// # Errors
     /// Those of [`sample`](Self::sample), and when the constraint fails.
-    pub fn sample_within(
+    pub(crate) fn sample_within(
         &mut self,
         logits: &[f32],
-        params: &SamplingParams,
+        draw: &Draw,
         context: &SampleContext<'_>,
         constraint: Option<&mut Box<dyn Constraint>>,
     ) -> Result<Sampled, EngineError> {
@@ -144,22 +175,20 @@ impl Sampler {
             let position = context.tokens.len();
             return Err(EngineError::Logits { step, position, token, value: logits[token] });
         }
-        let options = params.options();
-        let adjusts = options.adjusts_logits() || !context.banned.is_empty();
-        let chosen = if adjusts || constraint.is_some() {
+        let chosen = if draw.adjustments.is_empty() && constraint.is_none() {
+            self.buffers.choose(logits, draw)
+        } else {
             self.adjusted.clear();
             self.adjusted.extend_from_slice(logits);
-            penalty::apply(&mut self.adjusted, options, context);
+            penalty::apply(&mut self.adjusted, &draw.adjustments);
             if let Some(constraint) = constraint {
                 let masked = constraint.mask(&mut self.adjusted);
                 masked.map_err(|reason| EngineError::Constraint { step, reason })?;
             }
-            self.buffers.choose(&self.adjusted, options, context.tokens.len() as u64)
-        } else {
-            self.buffers.choose(logits, options, context.tokens.len() as u64)
+            self.buffers.choose(&self.adjusted, draw)
         };
         let token = chosen.ok_or(EngineError::NothingToSample { step })?;
-        let logprob = options.logprobs.map(|top| {
+        let logprob = draw.logprobs.map(|top| {
             let candidates = &mut self.buffers.candidates;
             select::largest(logits, top, candidates);
             TokenLogprobs::new(logits, token, candidates)
@@ -170,44 +199,24 @@ impl Sampler {
 
 impl Buffers {
     /// Steps 5 to 10; `None` when every logit is negative infinity.
-    fn choose(&mut self, logits: &[f32], options: &SamplingOptions, position: u64) -> Option<u32> {
+    fn choose(&mut self, logits: &[f32], draw: &Draw) -> Option<u32> {
         let best = argmax(logits);
         let max = logits[best];
         if max == f32::NEG_INFINITY {
             return None;
         }
-        if options.temperature == 0.0 {
+        if draw.temperature == 0.0 {
             return Some(best as u32);
         }
         let Self { weights, candidates } = self;
-        let luck = Luck::new(options, position);
-        if !options.truncates() && luck.xtc.is_none() {
-            lanes::weigh(logits, max, options.temperature, weights);
-            return Some(select::pick_from_all(weights, luck.draw));
+        if !select::truncates(draw) && draw.exclude.is_none() {
+            lanes::weigh(logits, max, draw.temperature, weights);
+            return Some(select::pick_from_all(weights, draw.uniform));
         }
-        select::truncate(logits, max, options, weights, candidates);
-        Some(luck.pick(candidates))
-    }
-}
-
-/// What chance decides at a position.
-struct Luck {
-    draw: f64,
-    /// The rule, where it is followed.
-    xtc: Option<Xtc>,
-}
-
-impl Luck {
-    fn new(options: &SamplingOptions, position: u64) -> Self {
-        let [draw, gate] = random::uniform(options.seed, position);
-        Self { draw, xtc: options.xtc.filter(|xtc| gate < f64::from(xtc.probability)) }
-    }
-
-    /// Steps 9 and 10, of what truncation has kept.
-    fn pick(&self, candidates: &mut Vec<Candidate>) -> u32 {
-        if let Some(xtc) = self.xtc {
-            select::exclude_top_choices(candidates, xtc.threshold);
+        select::truncate(logits, max, draw, weights, candidates);
+        if let Some(threshold) = draw.exclude {
+            select::exclude_top_choices(candidates, threshold);
         }
-        select::pick(candidates, self.draw)
+        Some(select::pick(candidates, draw.uniform))
     }
 }

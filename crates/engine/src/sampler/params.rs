@@ -63,14 +63,6 @@ impl SamplingOptions {
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
     }
-
-    pub(super) fn truncates(&self) -> bool {
-        self.top_k.is_some() || self.top_p < 1.0 || self.min_p > 0.0
-    }
-
-    pub(super) fn adjusts_logits(&self) -> bool {
-        self.counts_tokens() || self.dry.is_some() || !self.logit_bias.is_empty()
-    }
 }
 
 /// "Don't repeat yourself" (P. E. Weidmann, text-generation-webui pull request 5677): a token that

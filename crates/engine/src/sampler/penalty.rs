@@ -1,14 +1,15 @@
-//! Steps 1 to 4 of the sampler: what earlier tokens and the user add to or take from logits.
+//! Steps 1 to 4 of the sampler: what earlier tokens and the user add to or take from logits, as a list of the tokens that are concerned.
 
 use super::{Dry, SampleContext, SamplingOptions, SamplingParams};
+use marlin_tensor::Adjustment;
 use std::collections::HashMap;
 
 /// How often a sequence has used each token; empty unless a penalty needs it.
 #[derive(Debug, Clone, Default)]
 pub struct TokenCounts {
     active: bool,
-    /// Occurrences in the answer; a token of the prompt alone has 0.
-    answer: HashMap<u32, u32>,
+    /// Tokens in ascending order, and their occurrences in the answer: 0 for one of the prompt alone.
+    answer: Vec<(u32, u32)>,
 }
 
 impl TokenCounts {
@@ -16,47 +17,70 @@ impl TokenCounts {
     pub fn new(prompt: &[u32], params: &SamplingParams) -> Self {
         let active = params.options().counts_tokens();
         let seen = if active { prompt } else { &[] };
-        Self { active, answer: seen.iter().map(|&token| (token, 0)).collect() }
+        let mut answer: Vec<_> = seen.iter().map(|&token| (token, 0)).collect();
+        answer.sort_unstable();
+        answer.dedup();
+        Self { active, answer }
     }
 
     /// Adds a token of the answer.
     pub fn push(&mut self, token: u32) {
         if self.active {
-            *self.answer.entry(token).or_insert(0) += 1;
+            match self.answer.binary_search_by_key(&token, |&(token, _)| token) {
+                Ok(at) => self.answer[at].1 += 1,
+                Err(at) => self.answer.insert(at, (token, 1)),
+            }
         }
     }
 }
 
-/// Applies all of them to `logits` in place.
-pub fn apply(logits: &mut [f32], options: &SamplingOptions, context: &SampleContext<'_>) {
-    for (&token, &count) in &context.counts.answer {
-        let logit = &mut logits[token as usize];
-        let penalty = options.repetition_penalty;
-        let penalised = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-        *logit = penalised.clamp(f32::MIN, f32::MAX);
-        if count > 0 {
-            *logit -= count as f32 * options.frequency_penalty + options.presence_penalty;
-        }
-    }
+/// All changes, by ascending token, each at most once.
+pub fn adjustments(options: &SamplingOptions, context: &SampleContext<'_>) -> Vec<Adjustment> {
+    let penalty = options.repetition_penalty;
+    let taken = |count| match count {
+        0 => 0.0,
+        count => count as f32 * options.frequency_penalty + options.presence_penalty,
+    };
+    let seen = context.counts.answer.iter();
+    let seen = seen.map(|&(token, count)| Adjustment { token, penalty, add: -taken(count) });
+    let mut all: Vec<_> = seen.filter(|a| a.penalty != 1.0 || a.add != 0.0).collect();
+    let seen = all.len();
+    let mut add = |token, add| all.push(Adjustment { token, penalty: 1.0, add });
     if let Some(dry) = &options.dry {
         let start = dry.range.map_or(0, |r| context.tokens.len().saturating_sub(r));
         for (token, length) in repetitions(&context.tokens[start..], &dry.sequence_breakers) {
             if length >= dry.allowed_length {
-                let exponent = (length - dry.allowed_length) as f32;
-                logits[token as usize] -= penalty(dry, exponent);
+                add(token, -penalty_of(dry, (length - dry.allowed_length) as f32));
             }
         }
     }
-    for &(token, bias) in &options.logit_bias {
-        logits[token as usize] += bias;
+    options.logit_bias.iter().for_each(|&(token, bias)| add(token, bias));
+    context.banned.iter().for_each(|&token| add(token, f32::NEG_INFINITY));
+    if all.len() > seen {
+        // Stable, so that a token's changes are summed in the order of the steps.
+        all.sort_by_key(|a| a.token);
+        all.dedup_by(|next, first| {
+            let same = next.token == first.token;
+            if same {
+                first.add += next.add;
+            }
+            same
+        });
     }
-    for &token in context.banned {
-        logits[token as usize] = f32::NEG_INFINITY;
+    all
+}
+
+/// Changes `logits` in place.
+pub fn apply(logits: &mut [f32], adjustments: &[Adjustment]) {
+    for &Adjustment { token, penalty, add } in adjustments {
+        let logit = &mut logits[token as usize];
+        let penalised = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        *logit = penalised.clamp(f32::MIN, f32::MAX) + add;
     }
 }
 
 /// Capped far above any logit and far below infinity, which would not be a number times zero.
-fn penalty(dry: &Dry, exponent: f32) -> f32 {
+fn penalty_of(dry: &Dry, exponent: f32) -> f32 {
     (dry.multiplier * dry.base.powf(exponent).min(1e30)).min(1e30)
 }
 
@@ -110,7 +134,7 @@ mod tests {
             banned: &[],
         };
         let mut logits = vec![1.0, -1.0, 2.0, -2.0, 0.5, 0.0];
-        apply(&mut logits, params.options(), &context);
+        apply(&mut logits, &adjustments(params.options(), &context));
         logits
     }
 

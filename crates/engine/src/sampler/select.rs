@@ -1,7 +1,7 @@
 //! Truncation and the draw, without sorting the vocabulary.
 
-use super::SamplingOptions;
 use super::lanes::{exp, sum, weigh};
+use marlin_tensor::Draw;
 use std::cmp::Ordering;
 
 /// A token that may be chosen. `weight` is a logit while selecting and then proportional to its
@@ -46,78 +46,42 @@ pub fn largest(logits: &[f32], count: usize, out: &mut Vec<Candidate>) {
     out.sort_unstable_by(best_first);
 }
 
-/// Temperature, top-k, top-p and min-p: fills `out` with what they keep, at least the best token.
+/// Whether any token is to be cut.
+pub fn truncates(draw: &Draw) -> bool {
+    draw.top_k.is_some() || draw.top_p < 1.0 || draw.min_p > 0.0
+}
+
+/// Temperature, top-k, top-p and min-p: fills `out` with what they keep, at least the best token, by token.
 /// `weights` is a buffer.
 pub fn truncate(
     logits: &[f32],
     max: f32,
-    options: &SamplingOptions,
+    draw: &Draw,
     weights: &mut Vec<f32>,
     out: &mut Vec<Candidate>,
 ) {
-    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
-    if let Some(k) = options.top_k.filter(|&k| k < logits.len()) {
+    let &Draw { temperature, top_p, min_p, .. } = draw;
+    if let Some(k) = draw.top_k.filter(|&k| k < logits.len()) {
         largest(logits, k, out);
-        return truncate_largest(max, options, out);
-    }
-    weigh(logits, max, temperature, weights);
-    if top_p < 1.0 {
-        nucleus(weights, top_p, out);
-        out.retain(|c| enough(c.weight, min_p));
-    } else {
-        out.clear();
-        let kept = (0..).zip(weights.iter()).filter(|&(_, &weight)| enough(weight, min_p));
-        out.extend(kept.map(|(token, &weight)| Candidate { token, weight }));
-    }
-}
-
-/// The same of what top-k has kept: candidates with their logits, best first.
-pub fn truncate_largest(max: f32, options: &SamplingOptions, out: &mut Vec<Candidate>) {
-    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
-    out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
-    if top_p < 1.0 {
-        let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
-        keep_share(out, 0, 0.0, f64::from(top_p) * total);
-    }
-    out.retain(|c| enough(c.weight, min_p));
-}
-
-/// Whether min-p keeps a token. One that underflows has no weight and is cut, too.
-fn enough(weight: f32, min_p: f32) -> bool {
-    weight >= min_p && weight > 0.0
-}
-
-/// The same without top-k, of candidates with their logits, best first, where `total` is the weight of all tokens, these and the
-/// others. False when others may have to be kept.
-pub fn truncate_found(
-    max: f32,
-    total: f64,
-    options: &SamplingOptions,
-    out: &mut Vec<Candidate>,
-) -> bool {
-    let &SamplingOptions { temperature, top_p, min_p, .. } = options;
-    out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
-    if top_p < 1.0 {
-        let wanted = f64::from(top_p) * total;
-        let mut sum = 0.0;
-        let reaches = |c: &Candidate| {
-            sum += f64::from(c.weight);
-            sum >= wanted
-        };
-        let Some(last) = out.iter().position(reaches) else { return false };
-        out.truncate(last + 1);
-        // As `nucleus` leaves them.
-        let edge = bucket(out[last].weight);
-        let whole = out.partition_point(|c| bucket(c.weight) < edge);
-        out[..whole].sort_unstable_by_key(|c| c.token);
-    } else {
-        if out.last().is_some_and(|c| enough(c.weight, min_p)) {
-            return false;
+        out.iter_mut().for_each(|c| c.weight = exp((c.weight - max) / temperature));
+        if top_p < 1.0 {
+            let total: f64 = out.iter().map(|c| f64::from(c.weight)).sum();
+            keep_share(out, 0, 0.0, f64::from(top_p) * total);
         }
-        out.sort_unstable_by_key(|c| c.token);
+    } else {
+        weigh(logits, max, temperature, weights);
+        if top_p < 1.0 {
+            nucleus(weights, top_p, out);
+        } else {
+            out.clear();
+            let all = (0..).zip(weights.iter());
+            out.extend(all.map(|(token, &weight)| Candidate { token, weight }));
+        }
     }
-    out.retain(|c| enough(c.weight, min_p));
-    true
+    // One that underflows has no weight and is cut, too.
+    out.retain(|c| c.weight >= min_p && c.weight > 0.0);
+    // Nearly in order: a nucleus is but for its edge.
+    out.sort_by_key(|c| c.token);
 }
 
 const BUCKET_SHIFT: u32 = 19;
@@ -128,7 +92,7 @@ fn bucket(weight: f32) -> usize {
     ((ONE - weight.to_bits()) >> BUCKET_SHIFT) as usize
 }
 
-/// Top-p: the fewest candidates whose weights reach the share, in no particular but a fixed order.
+/// Top-p: the fewest candidates whose weights reach the share, those of the edge last.
 ///
 /// Weights fall into buckets, which are in order. Those before the one in which the share is reached are kept whole, and
 /// only that one is sorted.
@@ -249,10 +213,10 @@ mod tests {
             min_p in prop::sample::select(vec![0.0f32, 0.02, 0.5, 1.0]),
             temperature in prop::sample::select(vec![0.3f32, 1.0, 3.0]),
         ) {
-            let options = SamplingOptions { top_k, top_p, min_p, temperature, ..Default::default() };
+            let draw = Draw { top_k, top_p, min_p, temperature, ..Draw::greedy(0) };
             let max = logits[argmax(&logits)];
             let mut out = Vec::new();
-            truncate(&logits, max, &options, &mut Vec::new(), &mut out);
+            truncate(&logits, max, &draw, &mut Vec::new(), &mut out);
             prop_assert_eq!(out.is_empty(), false);
 
             let mut all: Vec<_> = logits.iter().enumerate()
@@ -271,7 +235,7 @@ mod tests {
                 all.truncate(kept);
             }
             all.retain(|c| c.weight >= min_p);
-            out.sort_by(best_first);
+            all.sort_by_key(|c| c.token);
             prop_assert_eq!(out, all);
         }
 

@@ -10,7 +10,7 @@ use marlin_engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, LanguageModel, Request, SequenceId,
 };
 use marlin_tensor::{
-    Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, CacheType, Selected, Selection, Tensor,
+    Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec, CacheType, Draw, Drawn, Tensor,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,8 +31,8 @@ pub struct HashModel {
     pub passes: AtomicUsize,
     /// Rows of the largest batch.
     pub widest: AtomicUsize,
-    /// Whether it finds the largest logits of rows, as a device does.
-    pub finds: bool,
+    /// Whether it draws tokens itself, as a device does.
+    pub draws: bool,
     /// Times that logits were copied.
     pub downloads: AtomicUsize,
 }
@@ -47,7 +47,7 @@ impl Default for HashModel {
             fail_at: None,
             passes: AtomicUsize::new(0),
             widest: AtomicUsize::new(0),
-            finds: false,
+            draws: false,
             downloads: AtomicUsize::new(0),
         }
     }
@@ -148,21 +148,17 @@ impl LanguageModel for HashModel {
         Ok(Tensor { rows: batch.rows(), decode_rows: 0, columns: 2, handle })
     }
 
-    fn select(
+    fn draw(
         &self,
         logits: &Tensor,
-        wanted: &[Selection],
-    ) -> Result<Option<Vec<Option<Selected>>>, EngineError> {
-        if !self.finds {
+        draws: &[Draw],
+    ) -> Result<Option<Vec<Option<Drawn>>>, EngineError> {
+        if !self.draws {
             return Ok(None);
         }
-        assert_eq!(logits.rows, wanted.len());
         let values = logits.handle.downcast_ref::<Vec<f32>>().unwrap();
-        let rows = values.chunks(self.vocab_size).zip(wanted);
-        let found = rows.map(|(row, wanted)| {
-            row.iter().all(|l| l.is_finite()).then(|| marlin_testkit::selected(row, *wanted))
-        });
-        Ok(Some(found.collect()))
+        let row = |draw: &Draw| &values[draw.row * self.vocab_size..][..self.vocab_size];
+        Ok(Some(draws.iter().map(|draw| marlin_testkit::draws::drawn(row(draw), draw)).collect()))
     }
 
     fn download(&self, logits: &Tensor) -> Result<Vec<f32>, EngineError> {

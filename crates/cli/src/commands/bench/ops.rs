@@ -1,6 +1,7 @@
 //! `marlin bench ops`: every operator by itself, beside what the machine can do.
 
 mod cases;
+mod draws;
 mod gpu;
 mod host;
 mod processor;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use marlin_engine::profile::Profiler;
 use marlin_models::Model;
-use marlin_tensor::{Batch, Cache, CacheType, Selection};
+use marlin_tensor::{Batch, Cache, CacheType, Draw};
 use std::time::Instant;
 
 const BLOCK_SIZE: usize = 16;
@@ -144,10 +144,10 @@ impl Test<'_> {
             }
         }
         let logits = self.model.forward(&batch, cache)?;
-        // A device that finds the best token need not copy all logits.
-        let wanted = vec![Selection { count: 1, temperature: 1.0 }; logits.rows];
+        // A device that draws tokens need not copy all logits.
+        let draws: Vec<Draw> = (0..logits.rows).map(Draw::greedy).collect();
         let backend = self.model.backend();
-        if backend.select(&logits, &wanted)?.is_none() {
+        if backend.draw(&logits, &draws)?.is_none() {
             backend.download(&logits)?;
         }
         Ok(())

@@ -1,15 +1,15 @@
 //! What `marlin bench ops` measures.
 
-use super::host;
 use super::weights::{self, Random};
+use super::{draws, host};
 use crate::console;
 use crate::glob::glob;
 use anyhow::Result;
 use marlin_quant::{WeightFormat, formats};
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, CacheLayerSpec, CacheSpec,
-    CacheType, Experts, Heads, Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Selection,
-    Tensor, Weight,
+    CacheType, Experts, Heads, Linear, LinearOptions, Rope, RopeStyle, Router, Scoring, Tensor,
+    Weight,
 };
 
 const BLOCK_SIZE: usize = 16;
@@ -157,7 +157,7 @@ const ATTENTION: [(&str, CacheType, bool); 4] = [
     ("attention mla", CacheType::F16, true),
 ];
 
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 9] = [
     "head_linear",
     "route",
     "experts",
@@ -167,7 +167,6 @@ const OTHERS: [&str; 10] = [
     "add",
     "slice_heads",
     "concat_heads",
-    SELECT,
 ];
 
 impl<'a> Table<'a> {
@@ -186,7 +185,7 @@ impl<'a> Table<'a> {
         let linears = formats().iter().map(|format| format!("linear {}", format.id()));
         let embeds = tables().map(|format| format!("embed {}", format.id()));
         let attention = ATTENTION.iter().map(|(name, ..)| *name);
-        let others = attention.chain(OTHERS).map(str::to_owned);
+        let others = attention.chain(OTHERS).chain(draws::names()).map(str::to_owned);
         let host = if self.is_processor { host::names() } else { Vec::new() };
         linears.chain(embeds).chain(others).chain(host).collect()
     }
@@ -214,9 +213,10 @@ impl<'a> Table<'a> {
         }
         told(self.mixture(&mut random, visit))?;
         told(self.elementwise(&mut random, visit))?;
-        told(self.selection(&mut random, visit))?;
+        let wants = |name: &str| self.wants(name);
+        told(draws::each(self.backend, &wants, self.sizes.vocab, &mut random, visit))?;
         if self.is_processor {
-            host::each(&|name| self.wants(name), self.sizes.vocab, &mut random, visit)?;
+            host::each(&wants, self.sizes.vocab, &mut random, visit)?;
         }
         Ok(())
     }
@@ -523,30 +523,7 @@ impl<'a> Table<'a> {
         }
         Ok(())
     }
-
-    /// The best token, where the device finds it itself.
-    fn selection(&self, random: &mut Random, visit: &mut Visit<'_>) -> Result<()> {
-        if !self.wants(SELECT) {
-            return Ok(());
-        }
-        let wanted = [Selection { count: 1, temperature: 1.0 }];
-        for &vocab in self.sizes.vocab {
-            let logits = self.upload(1, vocab, random)?;
-            if self.backend.select(&logits, &wanted)?.is_none() {
-                return Ok(());
-            }
-            let case = Case::new(SELECT, format!("[{vocab}]"), 4 * vocab, 0, |_| {
-                self.backend.select(&logits, &wanted)?;
-                Ok(())
-            });
-            visit(Case { waits: true, ..case })?;
-        }
-        Ok(())
-    }
 }
-
-/// Name of what finds the best token on a device, its copy to the host included.
-const SELECT: &str = "select";
 
 /// One kind of attention.
 struct AttentionKind {
