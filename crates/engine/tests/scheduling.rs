@@ -194,7 +194,8 @@ impl Constraint for Exactly {
 fn a_constraint_is_kept_by_every_fork_and_ends_the_answer() {
     let text = vec![7, 3, 3, 11];
     let beside = request(prompt(2, 9), 30, 1);
-    let alone = answers(&mut engine(HashModel::default(), options(1, 64)), &[beside.clone()]);
+    let alone =
+        answers(&mut engine(HashModel::default(), options(1, 64)), std::slice::from_ref(&beside));
     // Where the device draws, rows under a constraint are copied and those beside them are not.
     for draws in [false, true] {
         let constraint: Option<Box<dyn Constraint>> = Some(Box::new(Exactly(text.clone(), 0)));
