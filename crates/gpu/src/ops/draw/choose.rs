@@ -3,7 +3,8 @@
 #![allow(clippy::too_many_arguments)]
 
 use super::row::{
-    Row, activate, best, bound, cube_before, cube_max, cube_sum, key, logit, mass, value, weight,
+    Row, activate, best, bound, cube_before, cube_max, cube_sum, first_of, key, key_of_weight,
+    logit, mass, value, weight,
 };
 use super::{
     ASKED, EXCLUDE, INVERSE, LEAST, MIN_P, NONE, NUCLEUS, PLACE, RANKED, ROW, Shape, TOP_K, TOP_P,
@@ -17,7 +18,7 @@ struct Scratch {
     /// Parts that are looked at, in order, and a number for each.
     active: Shared<[u32]>,
     sums: Shared<[f32]>,
-    /// Tokens that are ranked, by token: their keys, and how much each counts.
+    /// Tokens that are ranked, their keys, and how much each counts.
     keys: Shared<[u32]>,
     tokens: Shared<[u32]>,
     terms: Shared<[f32]>,
@@ -40,6 +41,12 @@ struct Kept {
 #[cube]
 fn is_within(key: u32, token: u32, edge: u32, edge_token: u32) -> bool {
     key > edge || (key == edge && token <= edge_token)
+}
+
+/// Whether a token reaches `low` but not `high`, and is not after the edge.
+#[cube]
+fn is_between(key: u32, token: u32, low: u32, high: u32, kept: &Kept) -> bool {
+    key >= low && key < high && is_within(key, token, kept.edge, kept.edge_token)
 }
 
 /// The weight of a token that is kept, or zero.
@@ -97,7 +104,7 @@ fn own_sums(count: u32, sums: &[f32], #[comptime] shape: Shape) -> f32 {
     own
 }
 
-/// Puts the tokens of the active parts that reach `low` but not `high`, none after the edge, beside each other, by token.
+/// Puts the tokens of the active parts that are between `low` and `high` beside each other, always in the same order.
 #[cube]
 fn gather(
     low: u32,
@@ -120,9 +127,7 @@ fn gather(
         for j in 0..comptime!(shape.own()) {
             let token = start + comptime!(j * shape.plane);
             let k = key(logit(token, logits, adjusted, row, shape));
-            if k >= low && k < high && is_within(k, token, kept.edge, kept.edge_token) {
-                own += 1;
-            }
+            own += select(is_between(k, token, low, high, kept), 1u32, 0u32);
         }
         let all = plane_sum(own);
         if UNIT_POS_X == 0 {
@@ -142,25 +147,30 @@ fn gather(
         }
     }
     sync_cube();
+    let mut values = Array::<f32>::new(comptime!(shape.own() as usize));
     let mut a = UNIT_POS_Y;
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-        let mut to = u32::cast_from(scratch.sums[a as usize]);
+        let mut own = 0u32.runtime();
         #[unroll]
         for j in 0..comptime!(shape.own()) {
             let token = start + comptime!(j * shape.plane);
             let v = logit(token, logits, adjusted, row, shape);
-            let k = key(v);
-            let is_found = k >= low && k < high && is_within(k, token, kept.edge, kept.edge_token);
-            let flag = select(is_found, 1u32, 0u32);
-            let own = (to + plane_exclusive_sum(flag)) as usize;
-            if is_found {
-                scratch.keys[own] = k;
-                scratch.tokens[own] = token;
-                scratch.terms[own] =
+            own += select(is_between(key(v), token, low, high, kept), 1u32, 0u32);
+            values[comptime!(j as usize)] = v;
+        }
+        let mut to = u32::cast_from(scratch.sums[a as usize]) + plane_exclusive_sum(own);
+        #[unroll]
+        for j in 0..comptime!(shape.own()) {
+            let token = start + comptime!(j * shape.plane);
+            let v = values[comptime!(j as usize)];
+            if is_between(key(v), token, low, high, kept) {
+                scratch.keys[to as usize] = key(v);
+                scratch.tokens[to as usize] = token;
+                scratch.terms[to as usize] =
                     select(by_weight, weight(v, row.top, row.inverse), f32::new(1.0));
+                to += 1;
             }
-            to += plane_sum(flag);
         }
         a += comptime!(shape.planes());
     }
@@ -177,36 +187,40 @@ fn rank(
     scratch: &mut Scratch,
     #[comptime] shape: Shape,
 ) -> (u32, u32, f32) {
+    let each = comptime!(RANKED / shape.units);
+    let mut befores = Array::<f32>::new(comptime!(each as usize));
     let mut last = 0u32.runtime();
     let mut mass = f32::new(0.0);
-    let mut i = UNIT_POS;
-    while i < found {
-        let k = scratch.keys[i as usize];
-        let mut before = above;
-        for j in 0..found {
-            let other = scratch.keys[j as usize];
-            if other > k || (other == k && j < i) {
-                before += scratch.terms[j as usize];
+    #[unroll]
+    for j in 0..each {
+        let i = comptime!(j * shape.units) + UNIT_POS;
+        let mut before = target;
+        if i < found {
+            let k = scratch.keys[i as usize];
+            let token = scratch.tokens[i as usize];
+            before = above;
+            for other in 0..found {
+                let other_key = scratch.keys[other as usize];
+                if other_key > k || (other_key == k && scratch.tokens[other as usize] < token) {
+                    before += scratch.terms[other as usize];
+                }
+            }
+            if before < target {
+                last = max(last, !k);
+                mass += weight(value(k), row.top, row.inverse);
             }
         }
-        if before < target {
-            last = max(last, !k);
-            mass += weight(value(k), row.top, row.inverse);
-        } else {
-            scratch.tokens[i as usize] = NONE;
-        }
-        i += comptime!(shape.units);
+        befores[comptime!(j as usize)] = before;
     }
     let mass = cube_sum(mass, &mut scratch.floats, shape);
     let edge = !cube_max(last, &mut scratch.words, shape);
     let mut last = 0u32.runtime();
-    let mut i = UNIT_POS;
-    while i < found {
-        let token = scratch.tokens[i as usize];
-        if token != NONE && scratch.keys[i as usize] == edge {
-            last = max(last, token);
+    #[unroll]
+    for j in 0..each {
+        let i = comptime!(j * shape.units) + UNIT_POS;
+        if befores[comptime!(j as usize)] < target && scratch.keys[i as usize] == edge {
+            last = max(last, scratch.tokens[i as usize]);
         }
-        i += comptime!(shape.units);
     }
     (edge, cube_max(last, &mut scratch.words, shape), mass)
 }
@@ -339,44 +353,6 @@ fn locate(
     found - 1
 }
 
-/// The first of the tokens that have the largest logit.
-#[cube]
-fn first_of(
-    best: u32,
-    logits: &[f32],
-    adjusted: &[f32],
-    stats: &[f32],
-    row: &Row,
-    scratch: &mut Scratch,
-    #[comptime] shape: Shape,
-) -> u32 {
-    let mut own = 0u32.runtime();
-    for j in 0..comptime!(shape.each()) {
-        let part = UNIT_POS * comptime!(shape.each()) + j;
-        if part < comptime!(shape.parts) {
-            if key(stats[(row.first + part * 4) as usize]) == best {
-                own = max(own, !part);
-            }
-        }
-    }
-    let part = !cube_max(own, &mut scratch.words, shape);
-    let token = part * comptime!(shape.part) + UNIT_POS;
-    let mut own = 0u32.runtime();
-    if UNIT_POS < comptime!(shape.part) {
-        if key(logit(token, logits, adjusted, row, shape)) == best {
-            own = !token;
-        }
-    }
-    !cube_max(own, &mut scratch.words, shape)
-}
-
-/// The key of the logit that has a weight, or of one a little lower.
-#[cube]
-fn key_of_weight(weight: f32, row: &Row) -> u32 {
-    let logit = row.top + max(weight * 0.999, f32::new(1.0e-37)).ln() / row.inverse;
-    max(key(max(logit, f32::new(LEAST))), key(f32::new(LEAST)) + 1)
-}
-
 #[cube(launch_unchecked)]
 pub(super) fn choose_kernel(
     logits: &[f32],
@@ -391,11 +367,6 @@ pub(super) fn choose_kernel(
     let at = draw * ASKED;
     let first = draw * comptime!(shape.parts) * 4;
     let top_k = asked[(at + TOP_K) as usize];
-    let top_p = f32::reinterpret(asked[(at + TOP_P) as usize]);
-    let min_p = f32::reinterpret(asked[(at + MIN_P) as usize]);
-    let exclude = f32::reinterpret(asked[(at + EXCLUDE) as usize]);
-    let share_high = f32::reinterpret(asked[(at + UNIFORM) as usize]);
-    let share_low = f32::reinterpret(asked[(at + UNIFORM + 1) as usize]);
     let mut scratch = Scratch {
         active: Shared::<[u32]>::new_slice(comptime!(shape.parts as usize)),
         sums: Shared::<[f32]>::new_slice(comptime!(shape.parts as usize)),
@@ -417,7 +388,7 @@ pub(super) fn choose_kernel(
     let mut token = NONE.runtime();
     if best != NONE && best >= least {
         if top_k == 1 {
-            token = first_of(best, logits, adjusted, stats, &row, &mut scratch, shape);
+            token = first_of(best, logits, adjusted, stats, &row, &mut scratch.words, shape);
         } else {
             // All parts, and the sum of their weights.
             let mut own = f32::new(0.0);
@@ -439,6 +410,7 @@ pub(super) fn choose_kernel(
             let mut decided = true.runtime();
             for round in 0..2u32 {
                 let by_weight = round == 1;
+                let top_p = f32::reinterpret(asked[(at + TOP_P) as usize]);
                 let is_asked = select(by_weight, top_p < 1.0, top_k < comptime!(shape.vocab));
                 if is_asked && decided {
                     let kept = Kept {
@@ -533,6 +505,8 @@ pub(super) fn choose_kernel(
                 }
             }
             if decided {
+                let min_p = f32::reinterpret(asked[(at + MIN_P) as usize]);
+                let exclude = f32::reinterpret(asked[(at + EXCLUDE) as usize]);
                 let is_cut = edge > 0 || min_p > 0.0;
                 let excludes = exclude <= 1.0;
                 let mut from = NONE.runtime();
@@ -570,6 +544,8 @@ pub(super) fn choose_kernel(
                     left -= 1;
                 }
                 let kept = Kept { from, from_token, edge, edge_token, least: min_p };
+                let share_high = f32::reinterpret(asked[(at + UNIFORM) as usize]);
+                let share_low = f32::reinterpret(asked[(at + UNIFORM + 1) as usize]);
                 token = locate(
                     share_high,
                     share_low,

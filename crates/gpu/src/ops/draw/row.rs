@@ -203,3 +203,41 @@ pub(super) fn activate(
     sync_cube();
     u32::cast_from(total)
 }
+
+/// The first of the tokens that have the largest logit.
+#[cube]
+pub(super) fn first_of(
+    best: u32,
+    logits: &[f32],
+    adjusted: &[f32],
+    stats: &[f32],
+    row: &Row,
+    scratch: &mut [u32],
+    #[comptime] shape: Shape,
+) -> u32 {
+    let mut own = 0u32.runtime();
+    for j in 0..comptime!(shape.each()) {
+        let part = UNIT_POS * comptime!(shape.each()) + j;
+        if part < comptime!(shape.parts) {
+            if key(stats[(row.first + part * 4) as usize]) == best {
+                own = max(own, !part);
+            }
+        }
+    }
+    let part = !cube_max(own, scratch, shape);
+    let token = part * comptime!(shape.part) + UNIT_POS;
+    let mut own = 0u32.runtime();
+    if UNIT_POS < comptime!(shape.part) {
+        if key(logit(token, logits, adjusted, row, shape)) == best {
+            own = !token;
+        }
+    }
+    !cube_max(own, scratch, shape)
+}
+
+/// The key of the logit that has a weight, or of one a little lower.
+#[cube]
+pub(super) fn key_of_weight(weight: f32, row: &Row) -> u32 {
+    let logit = row.top + max(weight * 0.999, f32::new(1.0e-37)).ln() / row.inverse;
+    max(key(max(logit, f32::new(LEAST))), key(f32::new(LEAST)) + 1)
+}
