@@ -80,8 +80,41 @@ impl Isa for Avx2 {
         };
     }
 
+    const WORDS: bool = true;
+
+    #[inline(always)]
+    fn together(bits: u32) -> usize {
+        match bits {
+            ..=4 => 8,
+            5 => 4,
+            6 => 2,
+            _ => 1,
+        }
+    }
+
     /// `vpmaddubsw` adds two products into 16 bits; as many of its results as cannot overflow
     /// are added there before they are widened.
+    #[inline(always)]
+    unsafe fn add_column(
+        self,
+        bits: u32,
+        sums: __m256i,
+        weights: __m256i,
+        activations: *const i8,
+    ) -> __m256i {
+        // SAFETY: `self` proves the features; the caller vouches for four bytes.
+        unsafe {
+            let a = _mm256_set1_epi32(activations.cast::<i32>().read_unaligned());
+            let products = if bits == 8 {
+                let w = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+            } else {
+                _mm256_maddubs_epi16(weights, a)
+            };
+            _mm256_add_epi16(sums, products)
+        }
+    }
+
     #[inline(always)]
     unsafe fn dot(
         self,
@@ -90,31 +123,17 @@ impl Isa for Avx2 {
         weights: &[__m256i],
         activations: *const i8,
     ) -> __m256i {
-        let together = match bits {
-            ..=4 => 8,
-            5 => 4,
-            6 => 2,
-            _ => 1,
-        };
-        // SAFETY: `self` proves the features; the caller vouches for `4 * weights.len()` bytes.
-        unsafe {
-            let mut words = _mm256_setzero_si256();
+        let together = Self::together(bits);
+        for (i, weights) in weights.chunks(together).enumerate() {
+            let mut words = self.splat_i32(0);
             for (j, &w) in weights.iter().enumerate() {
-                let a = activations.cast::<i32>().add(j).read_unaligned();
-                let a = _mm256_set1_epi32(a);
-                let products = if bits == 8 {
-                    let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-                } else {
-                    _mm256_maddubs_epi16(w, a)
-                };
-                words =
-                    if j % together == 0 { products } else { _mm256_add_epi16(words, products) };
-                if j % together == together - 1 || j + 1 == weights.len() {
-                    let sums = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
-                    acc = _mm256_add_epi32(acc, sums);
+                // SAFETY: the caller vouches for `4 * weights.len()` bytes.
+                unsafe {
+                    words =
+                        self.add_column(bits, words, w, activations.add(4 * (i * together + j)));
                 }
             }
+            acc = self.add_i32(acc, self.widen(words));
         }
         acc
     }
@@ -136,6 +155,7 @@ impl Isa for Avx2 {
         };
         fn shuffle(v: __m256i, bytes: &[u8; 4]) -> __m256i =
             _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(in_lanes(bytes)));
+        fn widen(sums: __m256i) -> __m256i = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
         fn to_f32(v: __m256i) -> __m256 = _mm256_cvtepi32_ps(v);
         fn byte_to_f32(v: __m256i, b: i32) -> __m256 = {
             let low = _mm256_srl_epi32(v, _mm_cvtsi32_si128(8 * b));

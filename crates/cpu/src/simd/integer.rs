@@ -9,6 +9,7 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
+mod pair;
 mod sums;
 
 use super::isa::{IntegerIsa, Isa, Job};
@@ -16,6 +17,8 @@ use super::panel::write_band;
 use super::quantized::{Quantized, Record, Seconds};
 use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
+use pair::{Columns, PAIR, Pair};
+use std::array;
 use std::ops::Range;
 use sums::Sums;
 
@@ -25,8 +28,6 @@ const CHUNK: usize = 20;
 const CACHED_ROW_BYTES: usize = 768 << 10;
 /// Fewest rows of them, so that unpacking a band stays a small part of the work.
 const FEWEST_ROWS: usize = 64;
-/// Bands multiplied together.
-const PAIR: usize = 2;
 
 /// Rows up to which unpacking in registers, once for eight of them, beats unpacking into cache.
 const FEW_ROWS: usize = 8;
@@ -196,7 +197,7 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
         // SAFETY: the caller vouches for all ranges.
         unsafe {
             let sums = sums.from(0, part * S::LANES);
-            let mut seconds = Seconds::<SUBS, R>::new(x, row, first);
+            let seconds = Seconds::<SUBS, R>::new(x, row);
             let mut acc = [s.zero(); R];
             let mut records = [Record::<SUBS>(std::ptr::null()); R];
             for r in 0..R {
@@ -207,8 +208,15 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
                 source.fetch_ahead(group);
                 let q = source.quants(s, group, part);
                 add_group(s, source, group, part, &q, &records, &mut acc);
-                if let Some(seconds) = seconds.of(first + group) {
-                    add_group(s, source, group, part, &q, &seconds, &mut acc);
+                let flags = seconds.flags(first + group);
+                if !flags.none() {
+                    for r in 0..R {
+                        if flags.has(r) {
+                            let second = [seconds.record(flags, r)];
+                            let acc = array::from_mut(&mut acc[r]);
+                            add_group(s, source, group, part, &q, &second, acc);
+                        }
+                    }
                 }
                 for r in 0..R {
                     records[r] = records[r].next();
@@ -362,34 +370,22 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Job
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
         let (x, first, groups, rows) = (self.x, self.groups.start, self.groups.len(), self.rows);
-        // SAFETY: `multiply_chunks` checked the ranges, its caller vouches for the sums; rows `row .. row + R`
-        // are below the end.
+        let chunks = [Some(self.first), self.second];
+        // SAFETY: `multiply_chunks` checked the ranges, its caller vouches for the sums.
         unsafe {
-            let Some(second) = self.second else {
-                return one_band(s, self.first, first, groups, x, rows, self.sums);
-            };
-            if S::LANES < BAND {
-                one_band(s, self.first, first, groups, x, rows.clone(), self.sums);
-                return one_band(s, second, first, groups, x, rows, self.sums.from(0, BAND));
+            if let (Some(second), true) = (self.second, S::PAIRS && S::LANES == BAND) {
+                let pair = Pair { sources: [self.first, second], parts: [0, 0] };
+                return pair.all_rows::<S, SUBS>(s, first, groups, x, rows, self.sums);
             }
-            let chunks = [self.first, second];
-            let mut row = rows.start;
-            while row < rows.end {
-                let sums = self.sums.from(row - rows.start, 0);
-                row += match rows.end - row {
-                    6.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 6>(
-                        s, chunks, first, groups, x, row, sums,
-                    ),
-                    4.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 4>(
-                        s, chunks, first, groups, x, row, sums,
-                    ),
-                    2.. => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 2>(
-                        s, chunks, first, groups, x, row, sums,
-                    ),
-                    _ => two_bands::<S, SUBS, OFFSET, QUANT_BITS, 1>(
-                        s, chunks, first, groups, x, row, sums,
-                    ),
-                };
+            for (i, chunk) in chunks.into_iter().flatten().enumerate() {
+                let sums = self.sums.from(0, i * BAND);
+                match S::PAIRS && S::LANES < BAND {
+                    true => {
+                        let pair = Pair { sources: [chunk; PAIR], parts: [0, 1] };
+                        pair.all_rows::<S, SUBS>(s, first, groups, x, rows.clone(), sums);
+                    }
+                    false => one_band(s, chunk, first, groups, x, rows.clone(), sums),
+                }
             }
         }
     }
@@ -423,123 +419,9 @@ unsafe fn one_band<S: Isa, const SUBS: usize, const OFFSET: bool, const QUANT_BI
     }
 }
 
-/// The inner loop for two bands in registers of a whole band each; returns `R`.
-///
-/// # Safety
-/// As [`few_rows`] for either band, whose sums lie side by side.
-#[inline(always)]
-unsafe fn two_bands<
-    S: Isa,
-    const SUBS: usize,
-    const OFFSET: bool,
-    const QUANT_BITS: u32,
-    const R: usize,
->(
-    s: S,
-    sources: [Chunk<'_, SUBS, OFFSET, QUANT_BITS>; PAIR],
-    first: usize,
-    groups: usize,
-    x: &Quantized,
-    row: usize,
-    sums: Sums,
-) -> usize {
-    // SAFETY: the caller vouches for all ranges.
-    unsafe {
-        let mut seconds = Seconds::<SUBS, R>::new(x, row, first);
-        let mut acc = [[s.zero(); PAIR]; R];
-        let mut records = [Record::<SUBS>(std::ptr::null()); R];
-        for r in 0..R {
-            for b in 0..PAIR {
-                acc[r][b] = sums.from(0, b * BAND).begin(s, r);
-            }
-            records[r] = Record(x.at(row + r, first));
-        }
-        for group in 0..groups {
-            add_group_of_two(s, sources, group, &records, &mut acc);
-            if let Some(seconds) = seconds.of(first + group) {
-                add_group_of_two(s, sources, group, &seconds, &mut acc);
-            }
-            for r in 0..R {
-                records[r] = records[r].next();
-            }
-        }
-        for r in 0..R {
-            for b in 0..PAIR {
-                sums.from(0, b * BAND).end(s, r, acc[r][b]);
-            }
-        }
-    }
-    R
-}
-
-/// [`add_group`] for two bands.
-///
-/// # Safety
-/// As [`two_bands`].
-#[inline(always)]
-unsafe fn add_group_of_two<
-    S: Isa,
-    const SUBS: usize,
-    const OFFSET: bool,
-    const QUANT_BITS: u32,
-    const R: usize,
->(
-    s: S,
-    sources: [Chunk<'_, SUBS, OFFSET, QUANT_BITS>; PAIR],
-    group: usize,
-    records: &[Record<SUBS>; R],
-    acc: &mut [[S::F; PAIR]; R],
-) {
-    let l = Chunk::<SUBS, OFFSET, QUANT_BITS>::LAYOUT;
-    let columns = 8 / SUBS;
-    // SAFETY: the caller's.
-    unsafe {
-        for sub in 0..SUBS {
-            let mut dots = [[s.splat_i32(0); PAIR]; R];
-            for r in 0..R {
-                dots[r] = [s.splat_i32(records[r].start(sub)); PAIR];
-            }
-            for j in 0..columns {
-                let w = sources.map(|source| source.column(s, group, sub * columns + j));
-                for r in 0..R {
-                    let x = records[r].quants(sub).add(4 * j);
-                    for b in 0..PAIR {
-                        dots[r][b] = s.dot(l.quant_bits, dots[r][b], &w[b..b + 1], x);
-                    }
-                }
-            }
-            let scales = sources.map(|source| source.scales(s, group, sub, 0));
-            for r in 0..R {
-                let (scale, sum) = (s.splat(records[r].scale()), s.splat(records[r].sum(sub)));
-                for b in 0..PAIR {
-                    let scale = s.mul(scales[b].0, scale);
-                    acc[r][b] = s.fma(s.to_f32(dots[r][b]), scale, acc[r][b]);
-                    if l.has_offset() {
-                        acc[r][b] = s.fma(scales[b].1, sum, acc[r][b]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// [`Unpacked`] as a [`Source`] of any format with these properties.
 #[derive(Clone, Copy)]
 struct Chunk<'a, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>(&'a Unpacked);
-
-impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>
-    Chunk<'_, SUBS, OFFSET, QUANT_BITS>
-{
-    /// Column `j` of group `group`, in a register that holds all of it.
-    ///
-    /// # Safety
-    /// `group` must be below [`CHUNK`] and `j` below 8.
-    #[inline(always)]
-    unsafe fn column<S: Isa>(self, s: S, group: usize, j: usize) -> S::I {
-        // SAFETY: the caller's.
-        unsafe { s.load(self.0.quants.as_ptr().add(group).cast::<u8>().add(64 * j)) }
-    }
-}
 
 impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
     for Chunk<'_, SUBS, OFFSET, QUANT_BITS>
@@ -577,6 +459,19 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
             let pair = self.0.scales.as_ptr().add(group).cast::<f32>().add(sub * 2 * BAND);
             let scale = pair.add(part * S::LANES);
             (s.load_f32(scale), s.load_f32(scale.add(BAND)))
+        }
+    }
+}
+
+impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Columns
+    for Chunk<'_, SUBS, OFFSET, QUANT_BITS>
+{
+    #[inline(always)]
+    unsafe fn column<S: Isa>(self, s: S, group: usize, part: usize, column: usize) -> S::I {
+        // SAFETY: the caller keeps `group` below `CHUNK` and `column` below 8.
+        unsafe {
+            let base = self.0.quants.as_ptr().add(group).cast::<u8>();
+            s.load(base.add(part * S::LANES * 4 + 64 * column))
         }
     }
 }

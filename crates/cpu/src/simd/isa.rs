@@ -127,6 +127,10 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Whether [`dot`](Self::dot) multiplies 8-bit quants as signed numbers (stored byte - 128).
     const SIGNED_BYTES: bool;
+    /// Whether two registers of columns are multiplied with every activation that is loaded.
+    const PAIRS: bool = true;
+    /// Whether products of bytes are first added in 16 bits.
+    const WORDS: bool = false;
     /// Integer register.
     type I: Copy;
     /// Float register.
@@ -177,6 +181,28 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         weights: &[Self::I],
         activations: *const i8,
     ) -> Self::I;
+    /// Columns of quants of `bits` bits whose products may be added before they are [`widen`](Self::widen)ed.
+    #[inline(always)]
+    fn together(_bits: u32) -> usize {
+        8
+    }
+    /// [`dot`](Self::dot) of one column, added to `sums`: of 16 bits if there are [`WORDS`](Self::WORDS).
+    #[inline(always)]
+    unsafe fn add_column(
+        self,
+        bits: u32,
+        sums: Self::I,
+        weights: Self::I,
+        activations: *const i8,
+    ) -> Self::I {
+        // SAFETY: the caller's.
+        unsafe { self.dot(bits, sums, &[weights], activations) }
+    }
+    /// 16-bit sums added in pairs, where there are any.
+    #[inline(always)]
+    fn widen(self, sums: Self::I) -> Self::I {
+        sums
+    }
     /// 32-bit integers to f32.
     fn to_f32(self, v: Self::I) -> Self::F;
     /// Byte `b` of every 32-bit lane, unsigned, to f32.

@@ -218,6 +218,7 @@ where
 {
     const LANES: usize = 8;
     const SIGNED_BYTES: bool = true;
+    const PAIRS: bool = false;
     type I = I;
     type F = F;
 

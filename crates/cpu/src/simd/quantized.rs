@@ -11,11 +11,12 @@
 //! Most of a row's error comes from a few groups with outliers, which have the largest steps. A group of whose
 //! row's squares one input holds more than a ninth therefore has a second record: what rounding took off, rounded
 //! again. That depends on the row alone, and there can be no more than eight of them. They follow the row's other
-//! records, each behind the number of its group.
+//! records; a table says of every group which rows have one, so that it costs a group without any one load.
 
 use super::isa::{IntegerIsa, Isa, Job};
 use super::tile::{GROUP, Layout};
 use crate::Pool;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Word of the scale in a record.
 const SCALE: usize = 8;
@@ -26,14 +27,15 @@ const ROWS_PER_TASK: usize = 16;
 const OUTLIER: f32 = 1.0 / 9.0;
 /// Second records of a row: fewer than nine inputs can hold a ninth each.
 const SECONDS: usize = 8;
-/// The number of a group behind the last.
-const NO_GROUP: u32 = u32::MAX;
 /// A second record of a group that has none.
 static NOTHING: [u32; record(2)] = [0; record(2)];
 
 /// Rows of quantized activations, `subs` sums a group.
 pub(crate) struct Quantized {
     words: Vec<u32>,
+    /// `[groups, rows]`: which of a row's second records a group has, from 1; 0 if none. Then eight more bytes.
+    table: Vec<AtomicU8>,
+    rows: usize,
     groups: usize,
     row_words: usize,
     subs: usize,
@@ -64,13 +66,18 @@ impl Quantized {
     ) -> Self {
         let (subs, zero) = (layout.subs(), zero(isa, layout));
         let groups = columns / GROUP;
-        let row_words = groups * record(subs) + SECONDS * (1 + record(subs)) + 1;
-        let mut words = vec![0; x.len() / columns * row_words];
+        let row_words = (groups + SECONDS) * record(subs);
+        let rows = x.len() / columns;
+        let mut words = vec![0; rows * row_words];
+        let mut table = Vec::new();
+        table.resize_with(groups * rows + SECONDS, AtomicU8::default);
         pool.run_chunks(&mut words, ROWS_PER_TASK * row_words, |i, piece| {
-            let x = &x[i * ROWS_PER_TASK * columns..][..piece.len() / row_words * columns];
-            isa.enter(Quantize { x, groups, zero, subs, out: piece });
+            let first = i * ROWS_PER_TASK;
+            let x = &x[first * columns..][..piece.len() / row_words * columns];
+            let table = (&table[first..], rows);
+            isa.enter(Quantize { x, groups, zero, subs, table, out: piece });
         });
-        Self { words, groups, row_words, subs, zero }
+        Self { words, table, rows, groups, row_words, subs, zero }
     }
 
     /// Whether these are rows of `columns` for weights of `layout`.
@@ -90,13 +97,7 @@ impl Quantized {
 
     /// Rows.
     pub(crate) fn rows(&self) -> usize {
-        self.words.len() / self.row_words
-    }
-
-    /// The first second record of `row`.
-    #[inline(always)]
-    fn seconds<const SUBS: usize>(&self, row: usize) -> Second<SUBS> {
-        Second(self.at(row, self.groups))
+        self.rows
     }
 
     /// The record of group `group` of `row`.
@@ -148,80 +149,71 @@ impl<const SUBS: usize> Record<SUBS> {
     }
 }
 
-/// A second record, or the end of them.
+/// The second records of `R` rows, at most eight.
+pub(crate) struct Seconds<'a, const SUBS: usize, const R: usize> {
+    x: &'a Quantized,
+    row: usize,
+}
+
+/// Which of `R` rows have a second record of a group: a byte each.
 #[derive(Clone, Copy)]
-struct Second<const SUBS: usize>(*const u32);
+pub(crate) struct Flags<const R: usize>(u64);
 
-impl<const SUBS: usize> Second<SUBS> {
-    /// Its group, [`NO_GROUP`] at the end.
+impl<const R: usize> Flags<R> {
+    /// Whether none has.
     #[inline(always)]
-    unsafe fn group(self) -> u32 {
-        // SAFETY: the caller is not past the end.
-        unsafe { self.0.read() }
+    pub(crate) fn none(self) -> bool {
+        self.0 == 0
     }
 
-    /// The one behind it.
+    /// Whether more than half have.
     #[inline(always)]
-    unsafe fn next(self) -> Self {
-        // SAFETY: the caller is not at the end.
-        Self(unsafe { self.0.add(1 + record(SUBS)) })
+    pub(crate) fn most(self) -> bool {
+        let any = self.0 | self.0 >> 1 | self.0 >> 2 | self.0 >> 3;
+        2 * (any & 0x0101_0101_0101_0101).count_ones() as usize > R
+    }
+
+    #[inline(always)]
+    fn number(self, r: usize) -> usize {
+        (self.0 >> (8 * r) & 255) as usize
+    }
+
+    /// Whether row `r` has.
+    #[inline(always)]
+    pub(crate) fn has(self, r: usize) -> bool {
+        self.number(r) != 0
     }
 }
 
-/// The second records of `R` rows, read group by group.
-pub(crate) struct Seconds<const SUBS: usize, const R: usize> {
-    rows: [Second<SUBS>; R],
-    /// The next group of which any row has one, [`NO_GROUP`] if there is none.
-    group: u32,
-}
+impl<'a, const SUBS: usize, const R: usize> Seconds<'a, SUBS, R> {
+    /// Those of rows `row .. row + R`, with `SUBS` sums a group.
+    #[inline(always)]
+    pub(crate) fn new(x: &'a Quantized, row: usize) -> Self {
+        Self { x, row }
+    }
 
-impl<const SUBS: usize, const R: usize> Seconds<SUBS, R> {
-    /// Those of rows `row .. row + R` from group `first` on.
+    /// Which rows have one of `group`.
     ///
     /// # Safety
-    /// The rows must exist, with `SUBS` sums a group.
+    /// Rows and group must exist.
     #[inline(always)]
-    pub(crate) unsafe fn new(x: &Quantized, row: usize, first: usize) -> Self {
-        let mut seconds = Self { rows: std::array::from_fn(|r| x.seconds(row + r)), group: 0 };
-        for second in &mut seconds.rows {
-            // SAFETY: the caller's; `NO_GROUP` is no smaller than any number.
-            unsafe {
-                while second.group() < first as u32 {
-                    *second = second.next();
-                }
-            }
-        }
-        seconds.find();
-        seconds
+    pub(crate) unsafe fn flags(&self, group: usize) -> Flags<R> {
+        let at = group * self.x.rows + self.row;
+        // SAFETY: the table has eight bytes from there; nobody writes it any more.
+        let flags = unsafe { self.x.table.as_ptr().add(at).cast::<u64>().read_unaligned() };
+        Flags(u64::from_le(flags) & (u64::MAX >> (64 - 8 * R)))
     }
 
-    /// Finds the next group.
+    /// The record of row `row + r` that is in `flags`; zeros if it has none.
+    ///
+    /// # Safety
+    /// `flags` must be of these rows.
     #[inline(always)]
-    fn find(&mut self) {
-        // SAFETY: no row is past its end.
-        let groups = self.rows.map(|second| unsafe { second.group() });
-        self.group = groups.into_iter().fold(NO_GROUP, u32::min);
-    }
-
-    /// The records of `group`, of zeros for rows that have none; `None` if no row has one. Groups must be asked
-    /// for in their order.
-    #[inline(always)]
-    pub(crate) fn of(&mut self, group: usize) -> Option<[Record<SUBS>; R]> {
-        if group as u32 != self.group {
-            return None;
+    pub(crate) unsafe fn record(&self, flags: Flags<R>, r: usize) -> Record<SUBS> {
+        match flags.number(r) {
+            0 => Record(NOTHING.as_ptr()),
+            number => Record(self.x.at(self.row + r, self.x.groups + number - 1)),
         }
-        let mut records = [Record(NOTHING.as_ptr()); R];
-        for (record, second) in records.iter_mut().zip(&mut self.rows) {
-            // SAFETY: no row is past its end, and this one is not at it.
-            unsafe {
-                if second.group() == self.group {
-                    *record = Record(second.0.add(1));
-                    *second = second.next();
-                }
-            }
-        }
-        self.find();
-        Some(records)
     }
 }
 
@@ -230,6 +222,8 @@ struct Quantize<'a> {
     groups: usize,
     zero: i32,
     subs: usize,
+    /// From the first of these rows on, and how many rows it has.
+    table: (&'a [AtomicU8], usize),
     out: &'a mut [u32],
 }
 
@@ -239,29 +233,26 @@ impl Job for Quantize<'_> {
     #[inline(always)]
     fn run<S: Isa>(self, s: S) {
         let Self { groups, zero, subs, .. } = self;
-        let words = groups * record(subs) + SECONDS * (1 + record(subs)) + 1;
-        for (x, out) in self.x.chunks_exact(groups * GROUP).zip(self.out.chunks_exact_mut(words)) {
+        let (table, rows) = self.table;
+        let words = (groups + SECONDS) * record(subs);
+        let x = self.x.chunks_exact(groups * GROUP);
+        for (row, (x, out)) in x.zip(self.out.chunks_exact_mut(words)).enumerate() {
             let (records, seconds) = out.split_at_mut(groups * record(subs));
             let mut squares = s.zero();
             for (x, out) in x.chunks_exact(GROUP).zip(records.chunks_exact_mut(record(subs))) {
                 squares = quantize(s, x, zero, subs, squares, out);
             }
             let largest = (OUTLIER * s.sum(squares)).sqrt() / 127.0;
-            let mut seconds = seconds.chunks_mut(1 + record(subs)).take(SECONDS + 1);
-            let mut put = |group| {
-                let second = seconds.next().expect("an end behind all others");
-                second[0] = group;
-                &mut second[1..]
-            };
             let outliers = records
                 .chunks_exact(record(subs))
                 .enumerate()
                 .filter(|(_, first)| f32::from_bits(first[SCALE]) > largest);
-            for (group, first) in outliers.take(SECONDS) {
+            let seconds = seconds.chunks_exact_mut(record(subs));
+            for (number, ((group, first), second)) in outliers.zip(seconds).enumerate() {
                 let rest = rest(&x[group * GROUP..][..GROUP], first);
-                quantize(s, &rest, zero, subs, s.zero(), put(group as u32));
+                quantize(s, &rest, zero, subs, s.zero(), second);
+                table[group * rows + row].store(number as u8 + 1, Ordering::Relaxed);
             }
-            put(NO_GROUP);
         }
     }
 }
