@@ -132,6 +132,13 @@ impl Checkpoint {
         }
     }
 
+    /// The tensors whose names begin with `prefix`, sorted by name.
+    pub fn under(&self, prefix: &str) -> &[StoredTensor] {
+        let first = self.tensors.partition_point(|t| t.name.as_str() < prefix);
+        let rest = &self.tensors[first..];
+        &rest[..rest.partition_point(|t| t.name.starts_with(prefix))]
+    }
+
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&StoredTensor> {
         let found = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name));

@@ -66,6 +66,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code(error))
 }
 
+/// What a sequence ended with, with the code of its kind.
+pub fn of_engine(error: &EngineError) -> anyhow::Error {
+    coded(engine(error).unwrap_or(FAILED), error.to_string())
+}
+
 fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(known).unwrap_or(FAILED)
 }

@@ -1,8 +1,8 @@
 //! One answer: tokens in, text out as it comes, with its timings.
 
-use crate::interrupt;
 use crate::loaded::Session;
-use anyhow::{Result, anyhow};
+use crate::{exit, interrupt};
+use anyhow::Result;
 use marlin_engine::{Event, FinishReason, Request, SamplingParams};
 use marlin_text::{Specials, StreamOptions, TemplateInputs};
 use serde_json::{Value, json};
@@ -188,7 +188,7 @@ impl Session {
                             FinishReason::Stop(_) | FinishReason::Complete => Ending::Stop,
                             FinishReason::Length => Ending::Length,
                             FinishReason::Cancelled => Ending::Interrupted,
-                            FinishReason::Error(error) => return Err(anyhow!(error.to_string())),
+                            FinishReason::Error(error) => return Err(exit::of_engine(&error)),
                         };
                         if !stopped {
                             answer.completion_tokens = usage.completion_tokens;

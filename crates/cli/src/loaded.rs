@@ -1,15 +1,16 @@
 //! A model ready to talk: weights on a backend, tokenizer, chat template, the publisher's defaults.
 
 use crate::args::{ActivationsArg, ContextArgs, DeviceArgs, SamplingArgs};
-use crate::{console, device, exit, locate};
+use crate::fit::{Need, Room, Use};
+use crate::{console, device, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, Container};
 use marlin_engine::evaluate::DeclaredPooling;
 use marlin_engine::{
     Dry, Engine, EngineOptions, GenerationConfig, SamplingOptions, SamplingParams, Xtc,
 };
-use marlin_models::Model;
-use marlin_tensor::{Backend, DeviceMemory};
+use marlin_models::{Model, ModelSpec};
+use marlin_tensor::Backend;
 use marlin_text::{ChatTemplate, Tokenizer};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -18,15 +19,21 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// laptop.
 pub const DEFAULT_CONTEXT: usize = 8192;
 
-/// Loads the weights of `checkpoint` with a bar.
-pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model> {
+/// Loads the weights of `checkpoint`, which `spec` describes, with a bar. What it needs is refused before the first is placed when there is no
+/// room for it.
+pub fn load(
+    checkpoint: &Checkpoint,
+    spec: ModelSpec,
+    backend: Arc<dyn Backend>,
+    need: &Need,
+) -> Result<Model> {
     let start = Instant::now();
-    let spec = marlin_models::spec(checkpoint)?;
     for (field, value) in &spec.unread {
         console::note(&format!("note: {field} = {} has no effect here", console::short(value)));
     }
-    if let Some(memory) = backend.memory() {
-        fits(checkpoint.tensor_bytes(), memory, &backend.name())?;
+    let room = fits(checkpoint, backend.as_ref(), need)?;
+    if let Some(note) = room.and_then(|room| need.slow(&room)) {
+        console::note(&note);
     }
     let bar = console::bar(checkpoint.tensor_bytes(), "loading", true);
     let model = Model::load(checkpoint, spec, backend, &mut |bytes| bar.inc(bytes));
@@ -41,21 +48,13 @@ pub fn load(checkpoint: &Checkpoint, backend: Arc<dyn Backend>) -> Result<Model>
     Ok(model)
 }
 
-/// Refuses weights for which a device has no room, before the first is placed. Caches and what a pass needs come on top, and are refused with
-/// their own numbers when they are made.
-fn fits(weight_bytes: u64, memory: DeviceMemory, device: &str) -> Result<()> {
-    let Some(total) = memory.total_bytes else { return Ok(()) };
-    let free = total.saturating_sub(memory.used_bytes);
-    if weight_bytes <= free {
-        return Ok(());
+/// Refuses what has no room, and says what room there is.
+fn fits(checkpoint: &Checkpoint, backend: &dyn Backend, need: &Need) -> Result<Option<Room>> {
+    let room = Room::of(backend);
+    if let Some(room) = &room {
+        need.check(&checkpoint.path.display().to_string(), room)?;
     }
-    let message = format!(
-        "the weights need {} and {device} has {} free of {}; use fewer bits, a smaller model or --device cpu",
-        console::bytes(weight_bytes),
-        console::bytes(free),
-        console::bytes(total)
-    );
-    Err(exit::coded(exit::DOES_NOT_FIT, message))
+    Ok(room)
 }
 
 /// A model and what belongs to it.
@@ -77,11 +76,17 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Opens `model` and loads it onto `backend`.
-    pub fn open(model: Option<&str>, backend: Arc<dyn Backend>) -> Result<Self> {
-        let checkpoint = locate::open(model)?;
-        let tokenizer = Tokenizer::open(&checkpoint)?;
-        let template = ChatTemplate::open(&checkpoint, &tokenizer)?;
+    /// Loads `checkpoint`, which `spec` describes, onto `backend`.
+    pub fn open(
+        checkpoint: &Checkpoint,
+        spec: ModelSpec,
+        backend: Arc<dyn Backend>,
+        need: &Need,
+    ) -> Result<Self> {
+        // A vocabulary takes memory too, for which nobody would have to be told.
+        fits(checkpoint, backend.as_ref(), need)?;
+        let tokenizer = Tokenizer::open(checkpoint)?;
+        let template = ChatTemplate::open(checkpoint, &tokenizer)?;
         let defaults = match &checkpoint.container {
             Container::HuggingFace { generation_config: Some(json), .. } => {
                 GenerationConfig::from_json(json)
@@ -92,13 +97,13 @@ impl Parts {
         for field in &defaults.ignored {
             console::detail(&format!("generation_config.json: {field} has no effect"));
         }
-        let model = load(&checkpoint, backend)?;
+        let model = load(checkpoint, spec, backend, need)?;
         let mut end_ids = tokenizer.end_ids().to_vec();
         end_ids.extend(&model.spec().eos_token_ids);
         end_ids.sort_unstable();
         end_ids.dedup();
         let device = model.backend().name();
-        let pooling = DeclaredPooling::of(&checkpoint);
+        let pooling = DeclaredPooling::of(checkpoint);
         Ok(Self { model, tokenizer, template, defaults, end_ids, device, pooling })
     }
 }
@@ -124,16 +129,21 @@ pub struct Session {
 impl Session {
     /// Opens and loads `model`.
     pub fn open(model: Option<&str>, context: &ContextArgs, args: &DeviceArgs) -> Result<Self> {
-        let parts = Parts::open(model, device::backend(args, ActivationsArg::Auto)?)?;
-        let Parts { model, tokenizer, template, defaults, end_ids, device, .. } = parts;
-        let activations = device::activations_name(model.backend().as_ref());
-        let limit = model.spec().max_position_embeddings;
+        let checkpoint = locate::open(model)?;
+        let spec = marlin_models::spec(&checkpoint)?;
+        let limit = spec.max_position_embeddings;
         let max_context = context.context.unwrap_or(limit.min(DEFAULT_CONTEXT));
         let options = EngineOptions {
             max_context: Some(max_context),
             cache_type: context.cache_type.into(),
             ..EngineOptions::default()
         };
+        let backend = device::backend(args, ActivationsArg::Auto)?;
+        let usage = Use::engine(&options, &spec)?;
+        let need = Need::of(&checkpoint, &spec, backend.as_ref(), &usage)?;
+        let parts = Parts::open(&checkpoint, spec, backend, &need)?;
+        let Parts { model, tokenizer, template, defaults, end_ids, device, .. } = parts;
+        let activations = device::activations_name(model.backend().as_ref());
         let engine = Engine::new(Arc::new(model), &options)?;
         Ok(Self { engine, tokenizer, template, defaults, end_ids, device, activations })
     }
@@ -173,21 +183,4 @@ impl Session {
 fn random_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     (now.as_nanos() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(std::process::id())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    #[test]
-    fn weights_without_room_are_refused_with_the_numbers() {
-        let memory = |total_bytes| DeviceMemory {
-            total_bytes,
-            used_bytes: 3_000_000_000,
-            reserved_bytes: 4_000_000_000,
-        };
-        let error = fits(5_000_000_001, memory(Some(8_000_000_000)), "gpu").unwrap_err();
-        assert!(error.to_string().contains("5.00 GB free of 8.00 GB"), "{error}");
-        assert!(fits(5_000_000_000, memory(Some(8_000_000_000)), "gpu").is_ok());
-        assert!(fits(u64::MAX, memory(None), "gpu").is_ok());
-    }
 }

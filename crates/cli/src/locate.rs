@@ -1,8 +1,8 @@
 //! From what the user wrote after `-m` to an opened checkpoint.
 
 use crate::hub::{Cache, MAIN, ModelName, Repository};
-use crate::{embedded, exit};
-use anyhow::{Context, Result};
+use crate::{embedded, exit, fit};
+use anyhow::Result;
 use marlin_checkpoint::Checkpoint;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ pub fn open(model: Option<&str>) -> Result<Checkpoint> {
             return Err(exit::coded(exit::NOT_FOUND, message));
         }
     };
-    Checkpoint::open(&path).context("cannot open the model")
+    Checkpoint::open(&path).map_err(fit::unopened)
 }
 
 /// Where the hub cache has the model.

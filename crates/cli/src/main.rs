@@ -7,6 +7,7 @@ mod console;
 mod device;
 mod embedded;
 mod exit;
+mod fit;
 mod generate;
 mod glob;
 mod http;

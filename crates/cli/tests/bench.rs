@@ -139,6 +139,7 @@ fn memory_of_a_gpu_is_the_device_s() {
     assert!(number("loaded_bytes") >= number("start_bytes") + number("weight_bytes"), "{report}");
     assert!(number("peak_bytes") >= number("loaded_bytes"), "{report}");
     assert!(report["scratch"]["prompt_bytes"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["need"]["weight_bytes"], report["weight_bytes"]);
     assert!(text(&run(&["memory", "--device", device]).stdout).contains("on the device at most"));
 }
 
@@ -203,6 +204,11 @@ fn memory_is_told_by_part() {
         assert!(number("/peak_bytes") >= number("/loaded_bytes"), "{report}");
         assert!(number("/scratch/prompt_bytes") >= number("/scratch/decode_bytes"), "{report}");
     }
+    // What was counted on before.
+    let weights = number("/need/weight_bytes") + number("/need/in_place_bytes");
+    assert_eq!(weights, number("/weight_bytes"), "{report}");
+    assert_eq!(number("/need/cache_bytes"), per_token * 48, "{report}");
+    assert!(number("/need/scratch_bytes") >= number("/scratch/prompt_bytes"), "{report}");
     let wide = json(&["memory", "-p", "32", "--cache-type", "f32"]);
     assert_eq!(wide["cache_bytes_per_token"].as_u64(), Some(2 * per_token));
     assert!(text(&run(&["memory", "-p", "8"]).stdout).contains("weights on the device"));

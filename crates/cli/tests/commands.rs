@@ -112,7 +112,7 @@ fn exit_codes_say_what_happened() {
         (vec!["tokenize", "-m", model, "Hi"], 3, "tokenizer.json is missing"),
         (vec!["eval", "perplexity", "--text", "no-such-file.txt"], 3, "no-such-file.txt"),
         (vec!["eval", "perplexity", "--text", page, "--window", "0"], 2, "window"),
-        (vec!["bench", "-p", "2048", "--batch", "4000000", "--json"], 4, "are available"),
+        (vec!["bench", "-p", "2048", "--batch", "4000000", "--json"], 4, "does not fit: it needs"),
         (vec!["bench", "-p", "0", "-n", "0"], 2, "nothing to measure"),
         (vec!["bench", "--batch", "0"], 2, "--batch"),
         (vec!["bench", "-p", "100000000"], 2, "pp100000000: 100000000 tokens do not fit"),

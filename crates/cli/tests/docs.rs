@@ -37,6 +37,14 @@ fn page() -> String {
          Verbs, options and the fields of `--json` are a contract: scripts may rely on them. Results go\n\
          to stdout, messages and bars to stderr. Exit codes: 0 done, 1 failed, 2 wrong arguments,\n\
          3 not found, 4 does not fit, 5 no network, 6 corrupt file, 130 interrupted.\n\n\
+         Before any of a model is loaded, what it needs is held to what is free, and what does not fit ends\n\
+         with code 4 and these numbers. Needed are the weights in the form that the device holds them, the\n\
+         cache, and at most so much for a forward pass; `marlin bench memory` prints them beside what was\n\
+         measured. Free on a GPU is what no program holds, as CUDA says, or what its driver says it has, less\n\
+         what this process took; Vulkan says neither. On a processor it is memory and swap space, what the\n\
+         control groups of the process leave, and `ulimit -v` and `-d`; on a Mac, where others' memory is\n\
+         compressed and swapped, all of it. Weights that a processor reads in place, from the mapped file,\n\
+         need none: a model larger than memory runs, slowly, and a note says so.\n\n\
          `MARLIN_CPU` forces an instruction set, one of those that `marlin doctor` lists; `NO_COLOR`\n\
          turns colours off.\n",
     );

@@ -9,8 +9,8 @@ use crate::hessian::{Gathering, Hessians};
 use marlin_models::LinearSpec;
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
-    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope, RopeTable, Router,
-    Routing, Tensor, Vector, Weight,
+    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Placed, Role, Rope, RopeTable,
+    Router, Routing, Tensor, Vector, Weight,
 };
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,6 +87,10 @@ impl Backend for Capture {
 
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
         self.inner.kernel(format, options)
+    }
+
+    fn placed(&self, weight: &Weight, role: Role) -> Placed {
+        self.inner.placed(weight, role)
     }
 
     fn load_linear(

@@ -3,16 +3,16 @@
 use crate::cache::PagedCache;
 use crate::embedding::{self, Rows};
 use crate::frequencies::Frequencies;
-use crate::kernel::{Decoded, Inputs, Prepared, RowKind};
-use crate::memory::{Arena, Buffer};
+use crate::kernel::{Decoded, Inputs, LoadedLinear, Prepared, RowKind};
+use crate::memory::{Arena, Buffer, catch};
 use crate::moe::Moe;
-use crate::order::{FEW_ROWS, Next, Order};
+use crate::order::{FEW_ROWS, Order};
 use crate::simd::{Attention, Matrix};
-use crate::{Kernel, Level, Pool, reference, simd};
+use crate::{Level, Pool, reference, simd};
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, Embedding,
-    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Rope, RopeTable, Router,
-    Routing, Tensor, Vector, Weight,
+    Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Opaque, Placed, Role, Rope,
+    RopeTable, Router, Routing, Tensor, Vector, Weight,
 };
 use std::sync::{Arc, OnceLock};
 
@@ -61,14 +61,6 @@ const SERIAL: usize = 1 << 15;
 
 /// Result of a backend call.
 type Result<T> = std::result::Result<T, BackendError>;
-
-/// A loaded matrix.
-pub(crate) struct LoadedLinear {
-    pub(crate) kernel: Box<dyn Kernel>,
-    pub(crate) bias: Option<Vec<f32>>,
-    /// Weights that were read after these.
-    pub(crate) next: Arc<Next>,
-}
 
 /// Ids and weights of a [`Routing`], each `[rows, top_k]`.
 pub(crate) struct Chosen {
@@ -227,43 +219,6 @@ impl CpuBackend {
     }
 }
 
-impl LoadedLinear {
-    /// `out = x Wᵀ + bias`, the first `decode_rows` rows as those of answers.
-    ///
-    /// # Errors
-    /// When the weights do not decode.
-    pub(crate) fn apply(
-        &self,
-        x: &[f32],
-        rows: usize,
-        decode_rows: usize,
-        out: &mut [f32],
-        pool: &Pool,
-    ) -> Result<()> {
-        let at = decode_rows * self.kernel.in_features();
-        let (x_parts, outs) =
-            ([&x[..at], &x[at..]], out.split_at_mut(decode_rows * self.kernel.out_features()));
-        if decode_rows > 0 {
-            self.kernel.matmul(x_parts[0], decode_rows, RowKind::Decode, outs.0, pool);
-        }
-        if decode_rows < rows {
-            self.kernel.matmul(x_parts[1], rows - decode_rows, RowKind::Prompt, outs.1, pool);
-        }
-        self.finish(out)
-    }
-
-    /// Reports what went wrong in the product, and adds the bias.
-    fn finish(&self, out: &mut [f32]) -> Result<()> {
-        if let Some(reason) = self.kernel.failure() {
-            return Err(BackendError::Decode { what: self.kernel.name(), reason });
-        }
-        if let Some(bias) = &self.bias {
-            out.chunks_exact_mut(bias.len()).for_each(|row| reference::add(row, bias));
-        }
-        Ok(())
-    }
-}
-
 impl Backend for CpuBackend {
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.options.level, self.pool.threads())
@@ -278,6 +233,15 @@ impl Backend for CpuBackend {
             .unwrap_or_else(|| Decoded::name_of(format))
     }
 
+    fn placed(&self, weight: &Weight, role: Role) -> Placed {
+        let made = match role {
+            Role::Linear(_) => simd::bytes(weight, self.options.level),
+            Role::Embedding => None,
+            Role::Heads => Some(size_of::<f32>() * weight.out_features * weight.in_features),
+        };
+        Placed { bytes: made.unwrap_or(0) as u64, keeps_parts: made.is_none() }
+    }
+
     fn load_linear(
         &self,
         weight: &Weight,
@@ -285,10 +249,12 @@ impl Backend for CpuBackend {
         options: LinearOptions,
     ) -> Result<Linear> {
         let float = self.float_activations(options);
-        let kernel = match simd::load(weight, self.options.level, float) {
-            Some(kernel) => kernel,
-            None => Box::new(Decoded::new(weight, self.options.level)?),
-        };
+        let kernel = catch(|| {
+            Ok(match simd::load(weight, self.options.level, float) {
+                Some(kernel) => kernel,
+                None => Box::new(Decoded::new(weight, self.options.level)?),
+            })
+        })?;
         let bias = bias.map(HostTensor::to_f32).transpose()?;
         if let Some(bias) = &bias
             && bias.len() != weight.out_features
@@ -357,6 +323,16 @@ impl Backend for CpuBackend {
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
         let chosen: &Chosen = open(&routing.handle)?;
         Ok((chosen.ids.clone(), chosen.weights.clone()))
+    }
+
+    fn run_pass(
+        &self,
+        _: u64,
+        _: &Batch,
+        _: &Cache,
+        pass: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        catch(pass)
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Result<Tensor> {

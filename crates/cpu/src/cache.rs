@@ -8,7 +8,7 @@
 mod rows;
 
 use crate::Level;
-use crate::memory::system::available_bytes;
+use crate::memory::system::free;
 use crate::memory::zeroed;
 use crate::simd::{narrow_f16, transpose_f16, widen_bf16, widen_f16};
 use half::{bf16, f16};
@@ -248,7 +248,7 @@ impl PagedCache {
     /// When there is no room.
     pub(crate) fn new(spec: &CacheSpec) -> Result<Self, BackendError> {
         // Pages are mapped as the context grows: without this the process would be killed then.
-        Self::within(available_bytes(), spec)
+        Self::within(free().map(|free| free.bytes), spec)
     }
 
     /// Allocates `spec` unless it takes more than `available` bytes, where that is known.

@@ -1,8 +1,9 @@
 //! A loaded matrix that multiplies, and the fallback that serves every format.
 
+use crate::order::Next;
 use crate::simd::amx::{Amx, Panels};
 use crate::simd::{Matrix, products};
-use crate::{ColumnBand, Level, Pool};
+use crate::{ColumnBand, Level, Pool, reference};
 use marlin_quant::{WeightFormat, format};
 use marlin_tensor::{BackendError, Weight};
 use std::any::Any;
@@ -89,6 +90,51 @@ pub trait Kernel: Send + Sync {
     /// Why an earlier [`matmul`](Self::matmul) could not decode its weights, if it could not.
     fn failure(&self) -> Option<String> {
         None
+    }
+}
+
+/// A loaded matrix.
+pub(crate) struct LoadedLinear {
+    pub(crate) kernel: Box<dyn Kernel>,
+    pub(crate) bias: Option<Vec<f32>>,
+    /// Weights that were read after these.
+    pub(crate) next: Arc<Next>,
+}
+
+impl LoadedLinear {
+    /// `out = x Wᵀ + bias`, the first `decode_rows` rows as those of answers.
+    ///
+    /// # Errors
+    /// When the weights do not decode.
+    pub(crate) fn apply(
+        &self,
+        x: &[f32],
+        rows: usize,
+        decode_rows: usize,
+        out: &mut [f32],
+        pool: &Pool,
+    ) -> Result<(), BackendError> {
+        let at = decode_rows * self.kernel.in_features();
+        let (x_parts, outs) =
+            ([&x[..at], &x[at..]], out.split_at_mut(decode_rows * self.kernel.out_features()));
+        if decode_rows > 0 {
+            self.kernel.matmul(x_parts[0], decode_rows, RowKind::Decode, outs.0, pool);
+        }
+        if decode_rows < rows {
+            self.kernel.matmul(x_parts[1], rows - decode_rows, RowKind::Prompt, outs.1, pool);
+        }
+        self.finish(out)
+    }
+
+    /// Reports what went wrong in the product, and adds the bias.
+    pub(crate) fn finish(&self, out: &mut [f32]) -> Result<(), BackendError> {
+        if let Some(reason) = self.kernel.failure() {
+            return Err(BackendError::Decode { what: self.kernel.name(), reason });
+        }
+        if let Some(bias) = &self.bias {
+            out.chunks_exact_mut(bias.len()).for_each(|row| reference::add(row, bias));
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,16 @@
 //! Activation buffers: f32, aligned to a cache line, recycled so that a decode step allocates
 //! nothing once the first one has run. And zeroed arrays for caches, whose pages the system maps
 //! when they are first written.
+//!
+//! An allocation that finds no room unwinds to the operator that wanted it ([`no_room`], [`catch`]), which fails: a server goes on, and a
+//! program says what it lacked. Small ones, of a few rows or names, end the process, as they do everywhere in Rust.
 
 pub mod system;
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use marlin_tensor::BackendError;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +20,37 @@ const ALIGNMENT: usize = 64;
 const KEEP: usize = 64;
 /// Blocks of more than `2^LARGEST_KEPT` elements go back to the system (64 MiB).
 const LARGEST_KEPT: usize = 24;
+
+/// An allocation that found no room, on its way to [`catch`].
+struct NoRoom {
+    what: &'static str,
+    bytes: usize,
+}
+
+/// Ends the operator that needs `bytes` for `what`.
+pub(crate) fn no_room(what: &'static str, bytes: usize) -> ! {
+    // Unlike a panic it says nothing by itself: it is no bug.
+    resume_unwind(Box::new(NoRoom { what, bytes }))
+}
+
+/// What `work` comes to, with an allocation that found no room as an error.
+///
+/// # Errors
+/// As `work`, and when there was no room.
+pub(crate) fn catch<T>(work: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
+    let cause = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => return done,
+        Err(cause) => cause,
+    };
+    match cause.downcast::<NoRoom>() {
+        Ok(no_room) => Err(BackendError::OutOfMemory {
+            what: no_room.what.to_owned(),
+            needed_bytes: no_room.bytes as u64,
+            available_bytes: system::free().map_or(0, |free| free.bytes),
+        }),
+        Err(bug) => resume_unwind(bug),
+    }
+}
 
 /// An aligned allocation of `capacity` f32, all initialised.
 struct Block {
@@ -38,7 +74,7 @@ impl Block {
         let layout = Self::layout(capacity);
         // SAFETY: capacities are powers of two, so the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) }.cast::<f32>();
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        let Some(start) = NonNull::new(start) else { no_room("a forward pass", layout.size()) };
         Self { start, capacity }
     }
 }
@@ -130,6 +166,10 @@ impl Drop for Buffer {
 /// The first `len` elements of a buffer that is kept between calls; it grows when it has to, by `value`.
 pub(crate) fn grown<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T) -> &mut [T] {
     if buffer.len() < len {
+        let more = len - buffer.len();
+        if buffer.try_reserve(more).is_err() {
+            no_room("a forward pass", more * size_of::<T>());
+        }
         buffer.resize(len, value);
     }
     &mut buffer[..len]
@@ -182,6 +222,22 @@ mod tests {
         assert!(zeroed::<u16>(1001).unwrap().iter().all(|&v| v == 0));
         assert!(zeroed::<f32>(0).unwrap().is_empty());
         assert!(zeroed::<f32>(usize::MAX / 4).is_none());
+    }
+
+    #[test]
+    fn what_finds_no_room_is_an_error_and_a_bug_stays_a_panic() {
+        let error = catch(|| {
+            Arena::default().take(1 << 58);
+            Ok(())
+        });
+        let Err(BackendError::OutOfMemory { needed_bytes, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(needed_bytes, 4 << 58);
+        let mut few = vec![0u8; 3];
+        let error = catch(|| Ok(grown(&mut few, 1 << 62, 0).len()));
+        assert!(matches!(error, Err(BackendError::OutOfMemory { .. })), "{error:?}");
+        assert!(catch_unwind(|| catch::<()>(|| resume_unwind(Box::new("a bug")))).is_err());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! are read once for all its rows. With at least as many chosen experts as threads an expert is
 //! one task from gate to down, the fullest first; otherwise every matrix is split over threads.
 
-use crate::backend::{Chosen, LoadedLinear, open};
+use crate::backend::{Chosen, open};
+use crate::kernel::LoadedLinear;
 use crate::memory::{Arena, Buffer};
 use crate::{Level, Pool, simd};
 use marlin_tensor::{Activation, BackendError, Experts, Linear};

@@ -2,7 +2,7 @@
 //! multiplied, threads that wait fetch the next.
 
 use crate::Pool;
-use crate::backend::LoadedLinear;
+use crate::kernel::LoadedLinear;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows up to which reading the weights, and the start of a parallel region, are what takes the time.

@@ -50,6 +50,41 @@ impl Default for EngineOptions {
     }
 }
 
+impl EngineOptions {
+    /// Most tokens of a sequence, and blocks of the pool, with a model whose context is `most` tokens.
+    ///
+    /// # Errors
+    /// When a size is zero, the context is longer than the model's, or the pool cannot hold one sequence of it.
+    pub fn sizes(&self, most: usize) -> Result<(usize, usize), EngineError> {
+        for (field, value) in [
+            ("block_size", self.block_size),
+            ("prefill_chunk", self.prefill_chunk),
+            ("mixed_chunk", self.mixed_chunk),
+            ("max_batch", self.max_batch),
+        ] {
+            crate::error::check(field, value, value > 0, "at least 1")?;
+        }
+        let max_context = self.max_context.unwrap_or(most);
+        if max_context < 2 || max_context > most {
+            return Err(EngineError::Parameter {
+                field: "max_context",
+                expected: "2 to the model's context",
+                found: format!("{max_context} with a model of {most}"),
+            });
+        }
+        let one_sequence = max_context.div_ceil(self.block_size);
+        let num_blocks = self.num_blocks.unwrap_or(one_sequence);
+        if num_blocks < one_sequence || num_blocks > u32::MAX as usize / self.block_size {
+            return Err(EngineError::Parameter {
+                field: "num_blocks",
+                expected: "room for one sequence of max_context tokens, and slots that fit 32 bits",
+                found: format!("{num_blocks} where one sequence takes {one_sequence}"),
+            });
+        }
+        Ok((max_context, num_blocks))
+    }
+}
+
 /// Logits of a step, and what is chosen from them.
 struct Logits {
     tensor: Tensor,
@@ -174,31 +209,7 @@ impl Engine {
         model: Arc<dyn LanguageModel>,
         options: &EngineOptions,
     ) -> Result<Self, EngineError> {
-        for (field, value) in [
-            ("block_size", options.block_size),
-            ("prefill_chunk", options.prefill_chunk),
-            ("mixed_chunk", options.mixed_chunk),
-            ("max_batch", options.max_batch),
-        ] {
-            crate::error::check(field, value, value > 0, "at least 1")?;
-        }
-        let max_context = options.max_context.unwrap_or(model.max_context());
-        if max_context < 2 || max_context > model.max_context() {
-            return Err(EngineError::Parameter {
-                field: "max_context",
-                expected: "2 to the model's context",
-                found: format!("{max_context} with a model of {}", model.max_context()),
-            });
-        }
-        let one_sequence = max_context.div_ceil(options.block_size);
-        let num_blocks = options.num_blocks.unwrap_or(one_sequence);
-        if num_blocks < one_sequence || num_blocks > u32::MAX as usize / options.block_size {
-            return Err(EngineError::Parameter {
-                field: "num_blocks",
-                expected: "room for one sequence of max_context tokens, and slots that fit 32 bits",
-                found: format!("{num_blocks} where one sequence takes {one_sequence}"),
-            });
-        }
+        let (max_context, num_blocks) = options.sizes(model.max_context())?;
         let cache = model.create_cache(num_blocks, options.block_size, options.cache_type)?;
         let blocks = BlockManager::new(num_blocks, options.block_size);
         let blocks = if options.prefix_cache { blocks } else { blocks.without_reuse() };

@@ -6,10 +6,11 @@ use common::{Outcome, answers, drain};
 use marlin_checkpoint::{Checkpoint, read_safetensors};
 use marlin_cpu::{Activations, CpuBackend, CpuOptions, Level};
 use marlin_engine::evaluate::{Choice, ChoiceRow, PerplexityOptions, choices, logits, perplexity};
+use marlin_engine::profile::Profiler;
 use marlin_engine::{
     Engine, EngineOptions, FinishReason, LanguageModel, Request, SamplingOptions, SamplingParams,
 };
-use marlin_models::Model;
+use marlin_models::{Model, weight_memory};
 use marlin_tensor::CacheType;
 use marlin_testkit::{FAMILIES, tiny_model};
 use std::sync::Arc;
@@ -33,6 +34,23 @@ fn load_on(family: &str, options: CpuOptions) -> (Arc<Model>, Vec<u32>, Vec<f32>
     };
     let tokens = find("input_ids").to_i64().unwrap().into_iter().map(|t| t as u32).collect();
     (Arc::new(model), tokens, find("logits").to_f32().unwrap())
+}
+
+/// What a backend says of each kind of matrix adds up to what loading all of them counts, on every level.
+#[test]
+fn weights_take_what_was_counted_on() {
+    for family in FAMILIES {
+        let checkpoint = Checkpoint::open(&tiny_model(family)).unwrap();
+        let spec = marlin_models::spec(&checkpoint).unwrap();
+        for level in Level::ALL.into_iter().filter(|level| level.is_supported()) {
+            let options = CpuOptions { threads: 1, level, ..CpuOptions::default() };
+            let counted = Arc::new(Profiler::new(Arc::new(CpuBackend::new(options).unwrap())));
+            let need = weight_memory(&checkpoint, &spec, counted.as_ref()).unwrap();
+            Model::load(&checkpoint, spec.clone(), counted.clone(), &mut |_| {}).unwrap();
+            let planned = need.bytes + need.in_place_bytes;
+            assert_eq!(planned, counted.loaded_bytes(), "{family} {level}: {need:?}");
+        }
+    }
 }
 
 fn engine(model: &Arc<Model>, max_batch: usize, num_blocks: usize, chunk: usize) -> Engine {

@@ -8,15 +8,17 @@ use crate::ops::text::Inputs;
 use crate::ops::tiles::Rows;
 use crate::ops::{attention, columns, draw, elementwise, exl3, latent, matrix, moe, norm, rope};
 use crate::recordings::{Key, Recording, Recordings};
+use crate::runtime::found::free_bytes;
 use crate::step::{Source, Step};
 use crate::tune::Tuned;
 use crate::weights::{self, GpuLinear, Loaded, Matrix, has_kernel, kernel_name, place};
+use crate::{GpuDevice, Runtime};
 use cubecl::prelude::Client;
 use marlin_tensor::{
     Activation, Algebra, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec,
     DeviceMemory, Draw, Drawn, Embedding, Experts, GatedLinears, HeadLinear, Heads, HostTensor,
-    Linear, LinearOptions, Opaque, Rope, RopeStyle, RopeTable, Router, Routing, Tensor, Vector,
-    Weight,
+    Linear, LinearOptions, Opaque, Placed, Role, Rope, RopeStyle, RopeTable, Router, Routing,
+    Tensor, Vector, Weight,
 };
 use std::sync::{Arc, Mutex};
 
@@ -28,9 +30,7 @@ const MOST_GROUPS: usize = 64;
 /// A GPU as a device.
 pub(crate) struct GpuBackend {
     pub(crate) gpu: Gpu,
-    /// `"cuda"`, `"vulkan"` or `"metal"`.
-    runtime: &'static str,
-    device: String,
+    device: GpuDevice,
     /// The batch whose operators are being called.
     current: Mutex<Option<(Batch, Arc<Step>)>>,
     recordings: Mutex<Recordings>,
@@ -57,11 +57,16 @@ pub(crate) fn tensor(rows: usize, columns: usize, buffer: Buffer) -> Tensor {
     Tensor { rows, decode_rows: 0, columns, handle: Arc::new(buffer) }
 }
 
+/// Whether a table is looked up on the device; one whose columns stand in another order is on the host.
+fn is_read_by_rows(table: &Weight) -> bool {
+    has_kernel(table.format) && table.part("order").is_none()
+}
+
 impl GpuBackend {
-    pub(crate) fn new(client: Client, runtime: &'static str, device: String, tuned: Tuned) -> Self {
-        let mut gpu = Gpu::new(client, runtime == "cuda");
+    pub(crate) fn new(client: Client, device: GpuDevice, tuned: Tuned) -> Self {
+        let mut gpu = Gpu::new(client, device.runtime == Runtime::Cuda);
         gpu.tuned = tuned;
-        Self { gpu, runtime, device, current: Mutex::default(), recordings: Mutex::default() }
+        Self { gpu, device, current: Mutex::default(), recordings: Mutex::default() }
     }
 
     /// The array of `x` to change in place, or a copy when others refer to it.
@@ -123,15 +128,25 @@ impl GpuBackend {
 
 impl Backend for GpuBackend {
     fn name(&self) -> String {
-        format!("{} ({})", self.runtime, self.device)
+        format!("{} ({})", self.device.runtime.name(), self.device.name)
     }
 
     fn memory(&self) -> Option<DeviceMemory> {
-        Some(self.gpu.memory())
+        Some(DeviceMemory { free_bytes: free_bytes(&self.device), ..self.gpu.memory() })
     }
 
     fn kernel(&self, format: &str, _: LinearOptions) -> String {
-        kernel_name(format, self.runtime)
+        kernel_name(format, self.device.runtime.name())
+    }
+
+    fn placed(&self, weight: &Weight, role: Role) -> Placed {
+        let bytes = match role {
+            Role::Linear(_) => weights::bytes(weight),
+            Role::Embedding if is_read_by_rows(weight) => weights::bytes(weight),
+            Role::Embedding => return Placed { bytes: 0, keeps_parts: true },
+            Role::Heads => weights::head_bytes(weight),
+        };
+        Placed { bytes, keeps_parts: false }
     }
 
     fn load_linear(
@@ -158,7 +173,7 @@ impl Backend for GpuBackend {
             out_features,
             in_features,
             bytes,
-            kernel: kernel_name(weight.format, self.runtime),
+            kernel: self.kernel(weight.format, LinearOptions::default()),
             handle: Arc::new(GpuLinear::new(loaded, reservation)),
         })
     }
@@ -182,9 +197,7 @@ impl Backend for GpuBackend {
     }
 
     fn load_embedding(&self, weight: &Weight) -> Result<Embedding> {
-        // Rows whose columns stand in another order are looked up on the host.
-        let in_order = weight.part("order").is_none();
-        let (table, bytes) = match has_kernel(weight.format) && in_order {
+        let (table, bytes) = match is_read_by_rows(weight) {
             true => {
                 let (matrix, bytes, reservation) = place(&self.gpu, weight)?;
                 let table = match matrix {
@@ -468,7 +481,7 @@ impl Backend for GpuBackend {
     fn route(&self, logits: &Tensor, bias: Option<&Vector>, router: &Router) -> Result<Routing> {
         if router.num_groups > MOST_GROUPS {
             return Err(BackendError::Unsupported {
-                backend: self.runtime.to_owned(),
+                backend: self.device.runtime.name().to_owned(),
                 what: format!("a router of {} groups (at most {MOST_GROUPS})", router.num_groups),
             });
         }

@@ -190,6 +190,7 @@ impl Gpu {
         let usage = self.client.memory_report(MemoryScope::Device).usage();
         DeviceMemory {
             total_bytes: self.client.properties().memory.max_memory(),
+            free_bytes: None,
             used_bytes: usage.bytes_in_use,
             reserved_bytes: usage.bytes_reserved,
         }

@@ -82,6 +82,44 @@ pub(crate) fn decode_error(weight: &Weight, reason: impl ToString) -> BackendErr
     BackendError::Decode { what: weight.format.to_owned(), reason: reason.to_string() }
 }
 
+/// Bytes that [`place`] would take for `weight`; those stored, where its parts contradict each other.
+pub(crate) fn bytes(weight: &Weight) -> u64 {
+    let (n, k) = (weight.out_features, weight.in_features);
+    if weight.format == "exl3" {
+        let parts = Exl3Parts::of(weight).map(|parts| trellis_bytes(&parts));
+        return parts.unwrap_or(weight.bytes());
+    }
+    let Some(format) = Format::from_id(weight.format) else {
+        return HALF * (n * k.next_multiple_of(UNIT)) as u64;
+    };
+    let order = weight.part("order").map_or(0, |order| order.bytes().len() as u64);
+    let first = |rows: usize| {
+        let rows = marlin_quant::slice_rows(weight, 0..rows).ok()?;
+        Some(format.split(&rows).bytes())
+    };
+    // Rows are laid out one like the other, beside what belongs to all: two stretches of them tell both. Sixteen rows of any format are whole
+    // words.
+    let few = marlin_quant::format(weight.format).row_granularity().next_multiple_of(16);
+    let all = match n <= 2 * few {
+        true => first(n),
+        false => first(few).zip(first(2 * few)).map(|(one, two)| {
+            let rest = (two - one) * (n - few) as u64;
+            one + rest.div_ceil(few as u64).next_multiple_of(WORD as u64)
+        }),
+    };
+    all.map_or(weight.bytes(), |rows| rows + order)
+}
+
+/// Bytes of the matrices of heads that are decoded from `weight`: floats are stored as they are, what else there is has all their bits.
+pub(crate) fn head_bytes(weight: &Weight) -> u64 {
+    let each = if matches!(weight.format, "bf16" | "f16") { HALF } else { WORD as u64 };
+    each * (weight.out_features * weight.in_features) as u64
+}
+
+fn trellis_bytes(parts: &Exl3Parts) -> u64 {
+    (parts.trellis.len() + WORD * (parts.suh.len() + parts.svh.len())) as u64
+}
+
 /// Places a matrix.
 ///
 /// # Errors
@@ -94,7 +132,7 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
     };
     if weight.format == "exl3" {
         let parts = Exl3Parts::of(weight).map_err(|e| decode_error(weight, e))?;
-        let bytes = (parts.trellis.len() + WORD * (parts.suh.len() + parts.svh.len())) as u64;
+        let bytes = trellis_bytes(&parts);
         let reservation = gpu.reserve("a matrix", bytes)?;
         let trellis = Trellis {
             tiles: gpu.bytes(&parts.trellis),
@@ -121,11 +159,10 @@ pub(crate) fn place(gpu: &Gpu, weight: &Weight) -> Result<(Matrix, u64, Reservat
         }
         None => (Format::F16, Format::F16.split(&halves(weight)?)),
     };
-    let arrays = [parts.codes, parts.high, parts.scales, parts.supers];
-    let words = arrays.iter().map(Vec::len).sum::<usize>() + order.map_or(0, |o| o.elements());
-    let bytes = (WORD * words) as u64;
+    let bytes = parts.bytes() + order.map_or(0, |order| order.bytes().len() as u64);
     let reservation = gpu.reserve("a matrix", bytes)?;
-    let parts = arrays.map(|words| gpu.words(&words));
+    let parts =
+        [parts.codes, parts.high, parts.scales, parts.supers].map(|words| gpu.words(&words));
     let order = order.map(|order| gpu.bytes(order.bytes()));
     let rows = RowMatrix { format, parts, out_features: n, units: format.units(k), order, choices };
     Ok((Matrix::Rows(rows), bytes, reservation))
@@ -150,6 +187,8 @@ pub(crate) fn narrowest(out_features: usize, in_features: usize, values: &[f32])
     Weight { format, out_features, in_features, parts: vec![("weight", tensor)] }
 }
 
+/// Bytes of a half.
+const HALF: u64 = 2;
 /// Rows decoded at a time.
 const BAND: usize = 128;
 

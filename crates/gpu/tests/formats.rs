@@ -10,7 +10,7 @@ use marlin_gpu::tune::is_integer;
 use marlin_quant::{decode, formats};
 use marlin_tensor::{
     Activation, Backend, Batch, DType, Experts, GatedLinears, HostTensor, Linear, LinearOptions,
-    Router, Scoring, Weight,
+    Role, Router, Scoring, Weight,
 };
 use std::sync::Arc;
 
@@ -49,6 +49,8 @@ fn check_linear(b: &dyn Backend, weight: &Weight, rows: &[usize], tolerance: f64
     let (n, k) = (weight.out_features, weight.in_features);
     let bias = HostTensor::from_f32(vec![n], &values(n, 3));
     let linear = b.load_linear(weight, Some(&bias), LinearOptions::default()).unwrap();
+    let planned = b.placed(weight, Role::Linear(LinearOptions::default())).bytes;
+    assert_eq!(linear.bytes, planned + 4 * n as u64, "{what}: bytes known before it is placed");
     let mut first: Option<Vec<f32>> = None;
     let more: &[usize] = if few(b, weight.format) < usize::MAX { &[33, 70, 200] } else { &[] };
     for &rows in rows.iter().chain(more) {

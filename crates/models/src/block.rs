@@ -102,7 +102,7 @@ impl Mtp {
     /// # Errors
     /// As [`Block::load`].
     pub fn load(loader: &mut Loader, spec: &ModelSpec) -> Result<Option<Self>> {
-        let Some(mtp) = spec.mtp.as_ref().filter(|m| loader.source.has(&m.projection.key)) else {
+        let Some(mtp) = spec.mtp.as_ref().filter(|_| loader.source.has_mtp(spec)) else {
             return Ok(None);
         };
         Ok(Some(Self {

@@ -4,6 +4,7 @@
 //!   weight ([`spec`]); one file per architecture under `architecture/`.
 //! * [`Model`]: the weights of a specification placed on a backend, and the forward pass, composed
 //!   of the shared layers under `layers/`.
+//! * [`weight_memory`], [`scratch_bytes`]: what that will take.
 
 mod architecture;
 mod block;
@@ -11,6 +12,7 @@ mod config;
 mod error;
 mod gguf;
 mod layers;
+mod memory;
 mod model;
 mod rope;
 mod source;
@@ -21,6 +23,7 @@ pub use block::{Block, Mtp};
 pub use error::ModelError;
 pub use gguf::ARCHITECTURES as GGUF_ARCHITECTURES;
 pub use layers::{Loader, Norm, Step};
+pub use memory::{WeightMemory, scratch_bytes, weight_memory};
 pub use model::Model;
 pub use source::Source;
 pub use spec::{

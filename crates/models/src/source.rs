@@ -4,8 +4,8 @@
 
 use crate::error::ModelError;
 use crate::gguf;
-use crate::spec::{LinearSpec, NormSpec};
-use marlin_checkpoint::{Checkpoint, Container};
+use crate::spec::{FusedRows, LinearSpec, ModelSpec, NormSpec};
+use marlin_checkpoint::{Checkpoint, Container, StoredTensor};
 use marlin_quant::QuantError;
 use marlin_tensor::{HostTensor, Weight};
 use std::collections::BTreeSet;
@@ -166,24 +166,40 @@ impl<'a> Source<'a> {
         self.find(key).is_some()
     }
 
+    /// Whether the multi-token-prediction layer of `spec` is stored, if it has one.
+    pub fn has_mtp(&self, spec: &ModelSpec) -> bool {
+        spec.mtp.as_ref().is_some_and(|mtp| self.has(&mtp.projection.key))
+    }
+
     /// Loads the matrix of `spec`, cutting it out of a fused or stacked one where needed.
     ///
     /// # Errors
     /// When it is missing, shaped otherwise, or in no known format.
     pub fn linear(&self, spec: &LinearSpec) -> Result<Weight> {
         let (rows, columns) = (spec.out_features, spec.in_features);
+        let (name, fused) = self.stored_as(spec);
+        let Some(fused) = fused else { return self.matrix(&name, rows, columns) };
+        let whole = self.matrix(&name, fused.total, columns)?;
+        let part = marlin_quant::slice_rows(&whole, fused.start..fused.start + rows);
+        part.map_err(|source| self.weight_error(&name, source))
+    }
+
+    /// The name under which the matrix of `spec` is stored, and its rows where that is a larger one.
+    fn stored_as<'s>(&self, spec: &'s LinearSpec) -> (String, Option<&'s FusedRows>) {
         if let Some(name) = self.find(&spec.key).filter(|name| !self.is_fused(name, spec)) {
-            return self.matrix(&name, rows, columns);
+            return (name, None);
         }
         if let Some(fused) = &spec.fused
             && let Some(name) = self.find(&fused.key)
         {
-            let whole = self.matrix(&name, fused.total, columns)?;
-            let part = marlin_quant::slice_rows(&whole, fused.start..fused.start + rows);
-            return part.map_err(|source| self.weight_error(&name, source));
+            return (name, Some(fused));
         }
-        let name = self.candidates(&spec.key).swap_remove(0);
-        self.matrix(&name, rows, columns)
+        (self.candidates(&spec.key).swap_remove(0), None)
+    }
+
+    /// The tensors that [`linear`](Self::linear) makes the matrix of `spec` from.
+    pub fn tensors_of(&self, spec: &LinearSpec) -> &'a [StoredTensor] {
+        self.checkpoint.under(&format!("{}.", self.stored_as(spec).0))
     }
 
     /// Whether `name` holds more than the matrix of `spec`: GGUF calls Phi's gate and up together

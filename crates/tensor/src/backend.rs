@@ -178,15 +178,47 @@ pub struct LinearOptions {
     pub float_activations: bool,
 }
 
+/// What a matrix is placed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// [`Backend::load_linear`].
+    Linear(LinearOptions),
+    /// [`Backend::load_embedding`].
+    Embedding,
+    /// [`Backend::load_head_linear`], twice, with the values of its halves.
+    Heads,
+}
+
+/// Memory that a placed matrix takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placed {
+    /// Bytes made for it.
+    pub bytes: u64,
+    /// Whether the parts it was loaded from are still read, where they are.
+    pub keeps_parts: bool,
+}
+
 /// Memory of a device, as its allocator counts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
     /// All that the device has for programs, where it says.
     pub total_bytes: Option<u64>,
+    /// What no program holds now, where the driver says.
+    pub free_bytes: Option<u64>,
     /// Bytes of what is alive.
     pub used_bytes: u64,
     /// Bytes taken from the device, among them what is kept for the next allocation: the most that was ever needed.
     pub reserved_bytes: u64,
+}
+
+impl DeviceMemory {
+    /// Bytes that can still be allocated, where the device says: what no program holds, and what the allocator keeps for the next one.
+    pub fn available_bytes(&self) -> Option<u64> {
+        let own = self.total_bytes.map(|total| total.saturating_sub(self.used_bytes));
+        let kept = self.reserved_bytes.saturating_sub(self.used_bytes);
+        let all = self.free_bytes.map(|free| free.saturating_add(kept));
+        [own, all].into_iter().flatten().min()
+    }
 }
 
 /// Result of a backend call.
@@ -209,6 +241,9 @@ pub trait Backend: Send + Sync {
 
     /// Kernel path that [`load_linear`](Self::load_linear) would choose for `format`, without loading.
     fn kernel(&self, format: &str, options: LinearOptions) -> String;
+
+    /// Memory that placing `weight` for `role` would take, without placing it.
+    fn placed(&self, weight: &Weight, role: Role) -> Placed;
 
     /// Places a matrix; `bias` has `out_features` elements.
     fn load_linear(

@@ -23,7 +23,7 @@ mod weight;
 pub use algebra::{Algebra, Factored, Gram};
 pub use backend::{
     Backend, BackendError, DeviceMemory, Embedding, Experts, GatedLinears, HeadLinear, Linear,
-    LinearOptions, Opaque, RopeTable, Routing, Tensor, Vector,
+    LinearOptions, Opaque, Placed, Role, RopeTable, Routing, Tensor, Vector,
 };
 pub use batch::{Batch, BatchSequence, Cache, CacheLayerSpec, CacheSpec};
 pub use cache_type::{CACHE_GROUP, CacheType};

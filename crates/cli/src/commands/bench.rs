@@ -10,10 +10,11 @@ mod test;
 
 use crate::args::bench::{Bench, Output, Speed, What};
 use crate::args::{ActivationsArg, Device, DeviceArgs};
+use crate::fit::{Need, Use};
 use crate::{console, device, exit, loaded, locate};
 use anyhow::Result;
 use marlin_engine::profile::Profiler;
-use marlin_tensor::Backend;
+use marlin_tensor::{Backend, CacheType};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,7 +58,9 @@ pub fn run(args: &Bench) -> Result<ExitCode> {
 /// Runs every test on every device and prints a table.
 fn speed(args: &Speed) -> Result<()> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
-    let tests = tests(args, marlin_models::spec(&checkpoint)?.max_position_embeddings)?;
+    let spec = marlin_models::spec(&checkpoint)?;
+    let tests = tests(args, spec.max_position_embeddings)?;
+    let usage = usage(&tests, args.cache_type.into());
     let devices = args.devices();
     // What is not there is told before anything is loaded.
     let backends = devices.iter().map(|device| open(args, device)).collect::<Result<Vec<_>>>()?;
@@ -75,7 +78,8 @@ fn speed(args: &Speed) -> Result<()> {
             Some(profiler) => profiler.clone() as Arc<dyn Backend>,
             None => backend,
         };
-        let model = loaded::load(&checkpoint, backend)?;
+        let need = Need::of(&checkpoint, &spec, backend.as_ref(), &usage)?;
+        let model = loaded::load(&checkpoint, spec.clone(), backend, &need)?;
         for &(tokens, batch) in &tests {
             let test = Test {
                 model: &model,
@@ -158,6 +162,17 @@ fn tests(args: &Speed, limit: usize) -> Result<Vec<(Tokens, usize)>> {
             tokens.all()
         ))),
         None => Ok(tests),
+    }
+}
+
+/// What the largest of the tests takes.
+fn usage(tests: &[(Tokens, usize)], cache_type: CacheType) -> Use {
+    let most = |of: fn(&Tokens) -> usize| tests.iter().map(|(t, batch)| of(t) * batch).max();
+    Use {
+        tokens: most(Tokens::room).unwrap_or(0),
+        cache_type,
+        rows: most(Tokens::rows).unwrap_or(0),
+        outputs: most(|_| 1).unwrap_or(0),
     }
 }
 

@@ -3,13 +3,16 @@
 mod compare;
 
 use crate::args::{ActivationsArg, DeviceArgs, Eval, TextArgs};
+use crate::fit::{Need, Use};
 use crate::{console, device, exit, loaded, locate};
 use anyhow::{Context, Result, anyhow};
+use marlin_checkpoint::Checkpoint;
 use marlin_engine::LanguageModel;
 use marlin_engine::evaluate::{
     Choice, ChoiceRow, PerplexityOptions, choices, for_each_logits, perplexity,
 };
 use marlin_models::Model;
+use marlin_tensor::CacheType;
 use marlin_text::{Specials, Tokenizer};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -36,11 +39,24 @@ pub fn run(args: &Eval) -> Result<ExitCode> {
     .map(|()| ExitCode::SUCCESS)
 }
 
-fn open(model: Option<&str>, device: &DeviceArgs) -> Result<(Model, Tokenizer)> {
+fn open(model: Option<&str>) -> Result<(Checkpoint, Tokenizer)> {
     let checkpoint = locate::open(model)?;
     let tokenizer = Tokenizer::open(&checkpoint)?;
+    Ok((checkpoint, tokenizer))
+}
+
+/// Loads `checkpoint` to read texts of up to `tokens` tokens.
+fn load(
+    checkpoint: &Checkpoint,
+    device: &DeviceArgs,
+    tokens: usize,
+    cache_type: CacheType,
+) -> Result<Model> {
+    let spec = marlin_models::spec(checkpoint)?;
+    let usage = Use::reading(tokens, cache_type, &spec);
     let backend = device::backend(device, ActivationsArg::Float)?;
-    Ok((loaded::load(&checkpoint, backend)?, tokenizer))
+    let need = Need::of(checkpoint, &spec, backend.as_ref(), &usage)?;
+    loaded::load(checkpoint, spec, backend, &need)
 }
 
 /// The text, its name in results, and which of its tokens are scored.
@@ -73,16 +89,18 @@ fn run_perplexity(
     device: &DeviceArgs,
 ) -> Result<()> {
     let (content, file, options) = open_text(text)?;
-    let (model, tokenizer) = open(name, device)?;
+    let (checkpoint, tokenizer) = open(name)?;
     let tokens = tokenizer.encode(&content, Specials::NONE)?;
     let total = options.windows_of(tokens.len()).with_context(|| file.clone())?;
+    let load = |checkpoint| load(checkpoint, device, options.window, options.cache_type);
+    let model = load(&checkpoint)?;
     let other = match reference {
         Some(path) => {
-            let (other, tokenizer) = open(Some(path), device)?;
+            let (other, tokenizer) = open(Some(path))?;
             if tokenizer.encode(&content, Specials::NONE)? != tokens {
                 return Err(different_tokens(locate::name(name), path));
             }
-            Some(other)
+            Some(load(&other)?)
         }
         None => None,
     };
@@ -142,7 +160,7 @@ fn run_logits(
     device: &DeviceArgs,
 ) -> Result<()> {
     let checkpoint = locate::open(name)?;
-    let model = loaded::load(&checkpoint, device::backend(device, ActivationsArg::Float)?)?;
+    let model = load(&checkpoint, device, tokens.len(), CacheType::F32)?;
     let vocab = model.spec().vocab_size;
     let mut values = Vec::with_capacity(tokens.len() * vocab);
     for_each_logits(&model, tokens, &mut |rows| {
@@ -194,7 +212,7 @@ fn run_choices(
 ) -> Result<()> {
     let file = task.display().to_string();
     let content = std::fs::read_to_string(task).with_context(|| file.clone())?;
-    let (model, tokenizer) = open(name, device)?;
+    let (checkpoint, tokenizer) = open(name)?;
     let rows = content
         .lines()
         .enumerate()
@@ -204,6 +222,11 @@ fn run_choices(
             choice_row(line, &tokenizer).with_context(|| format!("{file}, line {}", i + 1))
         })
         .collect::<Result<Vec<_>>>()?;
+    let longest = |row: &ChoiceRow| {
+        row.context.len() + row.choices.iter().map(|c| c.tokens.len()).sum::<usize>()
+    };
+    let tokens = rows.iter().map(longest).max().unwrap_or(0);
+    let model = load(&checkpoint, device, tokens, CacheType::F32)?;
     let bar = console::bar(rows.len() as u64, "choices", false);
     let report = choices(&model, &rows, &mut |report| bar.set_position(report.rows as u64));
     bar.finish_and_clear();

@@ -155,7 +155,7 @@ fn report(checkpoint: &Checkpoint, spec: &ModelSpec, backend: &dyn Backend) -> R
                 tensors.push(matrix(&source, linear, backend, "")?);
             }
         }
-        mtp = spec.mtp.as_ref().is_some_and(|m| source.has(&m.projection.key));
+        mtp = source.has_mtp(spec);
         if let Some(m) = spec.mtp.as_ref().filter(|_| mtp) {
             tensors.push(matrix(&source, &m.projection, backend, "")?);
             for linear in m.block.linears() {

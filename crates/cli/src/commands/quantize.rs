@@ -8,7 +8,8 @@ mod text;
 
 use crate::args::quantize::{Format, Quantize};
 use crate::args::{ActivationsArg, DeviceArgs};
-use crate::{console, device, exit, interrupt, locate};
+use crate::fit::{Need, Use};
+use crate::{console, device, exit, interrupt, loaded, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::{Checkpoint, CheckpointError};
 use marlin_convert::allocate::Sensitivity;
@@ -267,17 +268,19 @@ impl Work<'_> {
             ));
             return Ok(None);
         }
-        let load = |checkpoint: &Checkpoint| -> Result<Model> {
-            let spec = marlin_models::spec(checkpoint)?;
-            Ok(Model::load(checkpoint, spec, self.backend.clone(), &mut |_| {})?)
-        };
-        let (source, made) = (load(self.checkpoint)?, load(&made)?);
         let options = PerplexityOptions {
             window,
             score_from: window / 2,
             windows: None,
             ..PerplexityOptions::default()
         };
+        let load = |checkpoint: &Checkpoint| -> Result<Model> {
+            let spec = marlin_models::spec(checkpoint)?;
+            let usage = Use::reading(window, options.cache_type, &spec);
+            let need = Need::of(checkpoint, &spec, self.backend.as_ref(), &usage)?;
+            loaded::load(checkpoint, spec, self.backend.clone(), &need)
+        };
+        let (source, made) = (load(self.checkpoint)?, load(&made)?);
         let source = NamedModel { name: &self.args.model, model: &source };
         let output = self.args.output.to_string_lossy();
         let made = NamedModel { name: &output, model: &made };

@@ -1,5 +1,8 @@
-//! What the operating system says of the machine's memory and of this process: Linux in `/proc`, macOS by `sysctl` and
-//! `proc_pid_rusage`. Nothing is known elsewhere.
+//! What the operating system says of the machine's memory and of this process: Linux in `/proc` and `/sys/fs/cgroup`, macOS by
+//! `sysctl` and `proc_pid_rusage`. Nothing is known elsewhere.
+
+#[cfg(any(target_os = "linux", test))]
+mod linux;
 
 /// Memory of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -12,7 +15,34 @@ pub struct Resident {
     pub own_bytes: u64,
 }
 
-/// Bytes the system says it can still give out; `None` where it does not say.
+/// What bounds the memory that a process can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The machine's memory and swap space.
+    Machine,
+    /// That of a control group: a container's, a service's.
+    Group,
+    /// Addresses (`ulimit -v`), of which mapped files take their share.
+    Addresses,
+    /// Private writable memory (`ulimit -d`).
+    Data,
+}
+
+/// Memory that this process can still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Bytes, swap space included.
+    pub bytes: u64,
+    /// What they are bounded by.
+    pub limit: Limit,
+}
+
+/// The most that this process can still take, if need be by swapping; `None` where the system does not say.
+pub fn free() -> Option<Free> {
+    platform::free()
+}
+
+/// Bytes that the system, or the control group that this process is in, can still give out without swapping; `None` where it does not say.
 pub fn available_bytes() -> Option<u64> {
     platform::available_bytes()
 }
@@ -29,37 +59,36 @@ pub fn resident() -> Option<Resident> {
 
 #[cfg(target_os = "linux")]
 mod platform {
-    use super::Resident;
+    use super::linux::System;
+    use super::{Free, Resident};
+
+    const SYSTEM: System<'static> = System { read: &|path| std::fs::read_to_string(path).ok() };
 
     pub fn available_bytes() -> Option<u64> {
-        field("/proc/meminfo", "MemAvailable:")
+        SYSTEM.available_bytes()
+    }
+
+    pub fn free() -> Option<Free> {
+        SYSTEM.free()
     }
 
     pub fn physical_bytes() -> Option<u64> {
-        field("/proc/meminfo", "MemTotal:")
+        SYSTEM.field("/proc/meminfo", "MemTotal:")
     }
 
     pub fn resident() -> Option<Resident> {
-        let status = |name| field("/proc/self/status", name);
+        let status = |name| SYSTEM.field("/proc/self/status", name);
         Some(Resident {
             bytes: status("VmRSS:")?,
             most_bytes: status("VmHWM:")?,
             own_bytes: status("RssAnon:")?,
         })
     }
-
-    /// Bytes of a line of kibibytes.
-    fn field(file: &str, name: &str) -> Option<u64> {
-        let text = std::fs::read_to_string(file).ok()?;
-        let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kibibytes: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(kibibytes * 1024)
-    }
 }
 
 #[cfg(target_os = "macos")]
 mod platform {
-    use super::Resident;
+    use super::{Free, Limit, Resident};
     use std::ffi::CStr;
     use std::mem::MaybeUninit;
 
@@ -69,6 +98,12 @@ mod platform {
             [c"vm.page_free_count", c"vm.page_purgeable_count", c"vm.page_pageable_external_count"];
         let pages: u64 = pages.into_iter().map(sysctl).sum::<Option<u64>>()?;
         Some(pages * sysctl(c"hw.pagesize")?)
+    }
+
+    /// What others hold is compressed and swapped as it is needed, so all memory but this process's.
+    pub fn free() -> Option<Free> {
+        let own = resident()?.own_bytes;
+        Some(Free { bytes: physical_bytes()?.saturating_sub(own), limit: Limit::Machine })
     }
 
     pub fn physical_bytes() -> Option<u64> {
@@ -117,9 +152,13 @@ mod platform {
 
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 mod platform {
-    use super::Resident;
+    use super::{Free, Resident};
 
     pub fn available_bytes() -> Option<u64> {
+        None
+    }
+
+    pub fn free() -> Option<Free> {
         None
     }
 
@@ -141,6 +180,7 @@ mod tests {
     fn the_system_says() {
         let (all, free) = (physical_bytes().unwrap(), available_bytes().unwrap());
         assert!(0 < free && free <= all, "{free} of {all}");
+        assert!(super::free().unwrap().bytes > 0);
         let held = std::hint::black_box(vec![1u8; 64 << 20]);
         let now = resident().unwrap();
         assert!(now.own_bytes >= 60 << 20 && now.bytes >= 60 << 20, "{now:?}");

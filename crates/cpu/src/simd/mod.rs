@@ -101,6 +101,8 @@ struct Entry {
     format: &'static str,
     load: fn(&Weight, Level, bool) -> Option<Box<dyn Kernel>>,
     name: fn(Level, bool) -> String,
+    /// Bytes that it makes of a weight; `None` where it reads the weight's own.
+    bytes: fn(&Weight) -> Option<usize>,
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -111,6 +113,7 @@ fn tiled<F: tile::Format>() -> Entry {
             Some(Box::new(kernels::Tiled::<F>::new(weight, level, float)?))
         },
         name: kernels::Tiled::<F>::name_of,
+        bytes: |w| Some(F::LAYOUT.bytes(w.out_features, w.in_features)),
     }
 }
 
@@ -122,6 +125,7 @@ fn ordered<F: tile::Format>(format: &'static str) -> Entry {
             Some(Box::new(ordered::Ordered::<F>::new(weight, level, float)?))
         },
         name: ordered::Ordered::<F>::name_of,
+        bytes: |w| Some(F::LAYOUT.bytes(w.out_features, w.in_features) + 4 * w.in_features),
     }
 }
 
@@ -133,6 +137,7 @@ fn scaled<F: tile::Format>(format: &'static str) -> Entry {
             Some(Box::new(scaled::Scaled::<F>::new(weight, level, float)?))
         },
         name: scaled::Scaled::<F>::name_of,
+        bytes: |w| Some(F::LAYOUT.bytes(w.out_features, w.in_features) + 4 * w.out_features),
     }
 }
 
@@ -144,6 +149,7 @@ fn plain<E: float::Element>() -> Entry {
             Some(Box::new(kernels::Plain::<E>::new(weight, level, float)?))
         },
         name: kernels::Plain::<E>::name_of,
+        bytes: |_| None,
     }
 }
 
@@ -192,7 +198,7 @@ fn entries() -> [Entry; 42] {
         ordered::<block::Int4<32>>("int4_g32_ordered"),
         ordered::<block::Int8<128>>("int8_g128_ordered"),
         ordered::<block::Int8<32>>("int8_g32_ordered"),
-        Entry { format: "exl3", load: exl3::load, name: exl3::name },
+        Entry { format: "exl3", load: exl3::load, name: exl3::name, bytes: exl3::bytes },
     ]
 }
 
@@ -207,6 +213,18 @@ pub fn load(weight: &Weight, level: Level, float_activations: bool) -> Option<Bo
         };
     }
     let _ = (weight, level, float_activations);
+    None
+}
+
+/// Bytes that [`load`] would make of `weight`, beside the parts that it goes on reading; `None` where it makes none.
+pub(crate) fn bytes(weight: &Weight, level: Level) -> Option<usize> {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if level > Level::Scalar && level.is_supported() {
+        let entries = entries();
+        let entry = entries.iter().find(|e| e.format == weight.format)?;
+        return (entry.bytes)(weight);
+    }
+    let _ = (weight, level);
     None
 }
 

@@ -2,7 +2,8 @@
 //! pages, since a decode step walks through all weights and would otherwise miss the address
 //! translation buffers every 4 kB.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use crate::memory::no_room;
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -26,19 +27,18 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn new(bytes: usize) -> Self {
+    /// At least `bytes` in one piece; `None` when there is no room.
+    fn new(bytes: usize) -> Option<Self> {
         let layout = Layout::from_size_align(bytes.next_multiple_of(HUGE_PAGE), HUGE_PAGE)
             .expect("a matrix fits the address space");
         // SAFETY: the layout is not empty.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
-            handle_alloc_error(layout)
-        };
+        let start = NonNull::new(unsafe { alloc(layout) })?;
         #[cfg(target_os = "linux")]
         // SAFETY: the range is this allocation. Advice only: a system that refuses it is as right.
         unsafe {
             libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE);
         }
-        Self { start, layout }
+        Some(Self { start, layout })
     }
 }
 
@@ -72,7 +72,11 @@ impl Piece {
             let mut current = CURRENT.lock().unwrap_or_else(|e| e.into_inner());
             let (region, used) = match current.0.upgrade() {
                 Some(region) if region.layout.size() - current.1 >= bytes => (region, current.1),
-                _ => (Arc::new(Region::new(bytes.max(REGION))), 0),
+                _ => {
+                    // Where addresses are few, a piece by itself.
+                    let region = Region::new(bytes.max(REGION)).or_else(|| Region::new(bytes));
+                    (Arc::new(region.unwrap_or_else(|| no_room("a matrix", bytes))), 0)
+                }
             };
             *current = (Arc::downgrade(&region), used + bytes);
             (region, used)

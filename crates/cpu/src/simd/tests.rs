@@ -258,6 +258,9 @@ fn kernels_are_the_product_with_the_decoded_matrix() {
                     for float in [true, false] {
                         let kernel = load(&weight, level, float).expect(format.format);
                         assert_eq!(Some(kernel.name()), kernel_name(format.format, level, float));
+                        let planned =
+                            super::bytes(&weight, level).map_or(weight.bytes(), |b| b as u64);
+                        assert_eq!(kernel.bytes(), planned, "{}", kernel.name());
                         for rows in [1, 2, 3, 5, 8, 9, 16, ROWS] {
                             KINDS.iter().for_each(|kind| check(&*kernel, &x, rows, *kind, &e));
                         }

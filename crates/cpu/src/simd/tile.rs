@@ -91,6 +91,17 @@ impl Layout {
         matches!(self.scales, HalfOffset | ScaleZero | SubOffset | SubNibbles)
     }
 
+    /// Bytes of a band of rows of `in_features` inputs.
+    fn band_bytes(&self, in_features: usize) -> usize {
+        let quants = in_features / GROUP * self.group_bytes();
+        (quants + in_features / self.block * self.scale_bytes()).next_multiple_of(64)
+    }
+
+    /// Bytes of the matrix in bands.
+    pub(crate) fn bytes(&self, out_features: usize, in_features: usize) -> usize {
+        out_features.div_ceil(BAND) * self.band_bytes(in_features)
+    }
+
     /// Bytes of one group of quants in a band.
     const fn group_bytes(&self) -> usize {
         64 * self.bits as usize
@@ -179,9 +190,8 @@ impl<F: Format> Tiles<F> {
         assert_eq!(blocks * l.block, in_features, "whole blocks");
         assert_eq!(bytes.len(), out_features * blocks * l.bytes, "blocks fill the matrix");
         let quant_bytes = in_features / GROUP * l.group_bytes();
-        let band_bytes = (quant_bytes + blocks * l.scale_bytes()).next_multiple_of(64);
-        let bands = out_features.div_ceil(BAND);
-        let mut data = Piece::zeroed(bands * band_bytes);
+        let band_bytes = l.band_bytes(in_features);
+        let mut data = Piece::zeroed(l.bytes(out_features, in_features));
         for (band, tile) in data.chunks_exact_mut(band_bytes.max(1)).enumerate() {
             let (quants, scales) = tile.split_at_mut(quant_bytes);
             for row in 0..BAND.min(out_features - band * BAND) {

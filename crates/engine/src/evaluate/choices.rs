@@ -5,7 +5,7 @@
 //! A row's context is read once. Its choices then run side by side in one batch, each with a block
 //! table that shares the context's blocks and copies only the block it writes into.
 
-use super::{BLOCK_SIZE, CHUNK, check_context, check_row, check_tokens, output_rows};
+use super::{BLOCK_SIZE, CHUNK, check_context, check_row, check_tokens, rows_per_pass};
 use crate::sampler::log_sum_exp;
 use crate::{BlockManager, BlockTable, EngineError, LanguageModel};
 use marlin_tensor::{Batch, Cache, CacheType};
@@ -131,7 +131,7 @@ fn score(
         let mut total = 0;
         let fits = rest.iter().take_while(|c| {
             total += c.tokens.len();
-            total <= output_rows(model)
+            total <= rows_per_pass(model.vocab_size()).1
         });
         let (group, later) = rest.split_at(fits.count().max(1));
         let mut tables = Vec::new();

@@ -82,7 +82,8 @@ impl LogitStream<'_> {
             check_wanted(self.go_on)?;
             let start = self.position;
             let silent = self.first_output.saturating_sub(start);
-            let size = if silent > 0 { silent.min(CHUNK) } else { output_rows(*model) };
+            let (most, outputs) = rows_per_pass(model.vocab_size());
+            let size = if silent > 0 { silent.min(most) } else { outputs };
             let end = (start + size).min(self.tokens.len());
             let outputs = if silent > 0 { 0 } else { end - start };
             let mut batch = Batch::new(BLOCK_SIZE);
@@ -98,9 +99,9 @@ impl LogitStream<'_> {
     }
 }
 
-/// Rows of logits that fit [`LOGIT_BYTES`].
-fn output_rows(model: &dyn LanguageModel) -> usize {
-    (LOGIT_BYTES / (4 * model.vocab_size())).clamp(1, CHUNK)
+/// Most rows of a forward pass, and most of which logits are asked, as many as fit [`LOGIT_BYTES`].
+pub fn rows_per_pass(vocab_size: usize) -> (usize, usize) {
+    (CHUNK, (LOGIT_BYTES / (4 * vocab_size.max(1))).clamp(1, CHUNK))
 }
 
 /// Asked before each forward pass: false ends the work with [`EngineError::Stopped`].

@@ -17,8 +17,8 @@ pub use shape::Shape;
 
 use marlin_tensor::{
     Activation, AttentionParams, Backend, BackendError, Batch, Cache, CacheSpec, DeviceMemory,
-    Draw, Drawn, Embedding, Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Rope,
-    RopeTable, Router, Routing, Tensor, Vector, Weight,
+    Draw, Drawn, Embedding, Experts, HeadLinear, Heads, HostTensor, Linear, LinearOptions, Placed,
+    Role, Rope, RopeTable, Router, Routing, Tensor, Vector, Weight,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -205,6 +205,10 @@ impl Backend for Profiler {
 
     fn kernel(&self, format: &str, options: LinearOptions) -> String {
         self.inner.kernel(format, options)
+    }
+
+    fn placed(&self, weight: &Weight, role: Role) -> Placed {
+        self.inner.placed(weight, role)
     }
 
     fn load_linear(

@@ -70,6 +70,14 @@ pub(crate) struct Parts {
     pub(crate) supers: Vec<u32>,
 }
 
+impl Parts {
+    /// Bytes of its arrays.
+    pub(crate) fn bytes(&self) -> u64 {
+        let arrays = [&self.codes, &self.high, &self.scales, &self.supers];
+        arrays.into_iter().map(|words| size_of_val(&words[..]) as u64).sum()
+    }
+}
+
 /// The list of formats: type and file, identifiers of stored formats, and how their weights are laid out.
 macro_rules! formats {
     ($dollar:tt $($module:ident::$name:ident: $ids:pat => $split:expr,)+) => {

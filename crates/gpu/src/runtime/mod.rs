@@ -211,9 +211,19 @@ pub(crate) mod found {
     /// # Errors
     /// As [`open`].
     pub fn open_tuned(device: &GpuDevice, tuned: Tuned) -> Result<Arc<dyn Backend>, BackendError> {
-        let name = device.runtime.name();
-        let made = |client| GpuBackend::new(client, name, device.name.clone(), tuned);
+        let made = |client| GpuBackend::new(client, device.clone(), tuned);
         Ok(Arc::new(start(device, made)?))
+    }
+
+    /// Bytes of its memory that no program holds, where the driver says.
+    pub(crate) fn free_bytes(device: &GpuDevice) -> Option<u64> {
+        match device.runtime {
+            #[cfg(feature = "emulated")]
+            _ if super::emulated::is_one(device) => None,
+            #[cfg(feature = "cuda")]
+            super::Runtime::Cuda => super::cuda::free_bytes(device),
+            _ => None,
+        }
     }
 
     /// What tunes kernels for a device.

@@ -2,6 +2,7 @@
 
 use crate::args::ActivationsArg;
 use crate::args::bench::Memory;
+use crate::fit::{Need, Use};
 use crate::{console, device, exit, loaded, locate};
 use anyhow::Result;
 use marlin_cpu::system::{self, Resident};
@@ -29,6 +30,8 @@ struct Report {
     cache_bytes_per_token: u64,
     cache: Vec<CacheRow>,
     scratch: Scratch,
+    /// What was known before it was loaded, which decides whether it is.
+    need: Planned,
     /// Whose memory the ones below are: `device`, as its allocator counts it, or `process`, as the system says.
     memory: &'static str,
     /// Before the model was loaded.
@@ -39,6 +42,17 @@ struct Report {
     /// The most that was ever resident of a process whose model lies on a device.
     #[serde(skip_serializing_if = "Option::is_none")]
     host_peak_bytes: Option<u64>,
+}
+
+/// What a context of the prompt and one token needs.
+#[derive(Debug, Serialize)]
+struct Planned {
+    weight_bytes: u64,
+    /// Weights that are read in place, from the model's file.
+    in_place_bytes: u64,
+    cache_bytes: u64,
+    /// At most.
+    scratch_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +97,8 @@ impl Meter<'_> {
 /// Loads the model, reads a prompt, decodes a token, and says what each took.
 pub fn run(args: &Memory) -> Result<()> {
     let checkpoint = locate::open(args.model.model.as_deref())?;
-    let limit = marlin_models::spec(&checkpoint)?.max_position_embeddings;
+    let model_spec = marlin_models::spec(&checkpoint)?;
+    let limit = model_spec.max_position_embeddings;
     let tokens = args.prompt as usize;
     if tokens >= limit {
         return Err(exit::usage(format!("{tokens} tokens do not fit the context of {limit}")));
@@ -92,11 +107,13 @@ pub fn run(args: &Memory) -> Result<()> {
     let meter = Meter { backend: inner.as_ref() };
     let start = meter.read();
     let counted = Arc::new(Profiler::new(inner.clone()));
-    let model = loaded::load(&checkpoint, counted.clone() as Arc<dyn Backend>)?;
-    let loaded = meter.read();
     let cache_type = marlin_tensor::CacheType::from(args.cache_type);
-
     let blocks = (tokens + 1).div_ceil(BLOCK_SIZE);
+    let usage = Use { tokens: blocks * BLOCK_SIZE, cache_type, rows: tokens.max(1), outputs: 1 };
+    let need = Need::of(&checkpoint, &model_spec, inner.as_ref(), &usage)?;
+    let backend = counted.clone() as Arc<dyn Backend>;
+    let model = loaded::load(&checkpoint, model_spec, backend, &need)?;
+    let loaded = meter.read();
     let spec = model.cache_spec(blocks, BLOCK_SIZE, cache_type);
     let per_token = spec.bytes_per_token() as u64;
     let cache = model.backend().create_cache(&spec)?;
@@ -135,6 +152,12 @@ pub fn run(args: &Memory) -> Result<()> {
         cache_bytes_per_token: per_token,
         cache: contexts.into_iter().map(row).collect(),
         scratch: Scratch { prompt_tokens: tokens, prompt_bytes, decode_bytes },
+        need: Planned {
+            weight_bytes: need.weights,
+            in_place_bytes: need.in_place,
+            cache_bytes: need.cache,
+            scratch_bytes: need.scratch,
+        },
         memory: if meter.is_device() { "device" } else { "process" },
         start_bytes: start.map(|memory| memory.bytes),
         loaded_bytes: loaded.map(|memory| memory.bytes),
@@ -158,6 +181,7 @@ fn print(report: &Report) -> Result<()> {
     line("scratch, decoding", report.scratch.decode_bytes)?;
     let prompt = format!("scratch, prompt of {}", report.scratch.prompt_tokens);
     line(&prompt, report.scratch.prompt_bytes)?;
+    line("scratch counted on before", Some(report.need.scratch_bytes))?;
     let whose = if report.memory == "device" { "on the device" } else { "resident" };
     line(&format!("{whose} at start"), report.start_bytes)?;
     line(&format!("{whose}, model loaded"), report.loaded_bytes)?;

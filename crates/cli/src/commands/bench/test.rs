@@ -40,6 +40,16 @@ impl Tokens {
         [self.prompt, self.generate, self.depth].into_iter().fold(0, usize::saturating_add)
     }
 
+    /// The same in whole blocks.
+    pub fn room(&self) -> usize {
+        self.all().next_multiple_of(BLOCK_SIZE)
+    }
+
+    /// Most of a pass.
+    pub fn rows(&self) -> usize {
+        self.prompt.max(CHUNK.min(self.depth)).max(1)
+    }
+
     /// Forward passes, each of which reads every weight.
     pub fn passes(&self) -> usize {
         usize::from(self.prompt > 0) + self.generate
@@ -70,7 +80,7 @@ enum Kind {
 impl Test<'_> {
     /// Median and standard deviation of tokens per second.
     pub fn measure(&self, repetitions: usize) -> Result<(f64, f64)> {
-        let blocks = self.tokens.all().div_ceil(BLOCK_SIZE);
+        let blocks = self.tokens.room() / BLOCK_SIZE;
         let spec = self.model.cache_spec(blocks * self.batch, BLOCK_SIZE, self.cache_type);
         let cache = self.model.backend().create_cache(&spec)?;
         let tables: Vec<Vec<u32>> = (0..self.batch)

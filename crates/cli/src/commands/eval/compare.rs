@@ -6,11 +6,12 @@
 use super::{different_tokens, open_text, perplexity_text};
 use crate::args::{ActivationsArg, DeviceArgs, TextArgs};
 use crate::commands::inspect::{self, Storage};
+use crate::fit::{Need, Room, Use};
 use crate::{console, device, exit, loaded, locate};
 use anyhow::{Context, Result};
 use marlin_checkpoint::Checkpoint;
-use marlin_cpu::system;
-use marlin_engine::evaluate::{NamedModel, PerplexityReport, compare};
+use marlin_engine::evaluate::{NamedModel, PerplexityOptions, PerplexityReport, compare};
+use marlin_models::ModelSpec;
 use marlin_tensor::Backend;
 use marlin_text::{Specials, Tokenizer};
 use serde::Serialize;
@@ -25,6 +26,8 @@ const MEMORY_SHARE: f64 = 0.85;
 struct Candidate {
     name: String,
     checkpoint: Checkpoint,
+    spec: ModelSpec,
+    need: Need,
     storage: Storage,
     tokens: Vec<u32>,
 }
@@ -68,11 +71,12 @@ pub fn run(
     let (content, file, options) = open_text(text)?;
     let backend = device::backend(device, ActivationsArg::Float)?;
     // What can be wrong is found before any weight is loaded.
-    let reference = open(reference, &content, backend.as_ref())?;
+    let open = |name: &str| open(name, &content, backend.as_ref(), &options);
+    let reference = open(reference)?;
     let total = options.windows_of(reference.tokens.len()).with_context(|| file.clone())?;
     let mut waiting = VecDeque::new();
     for name in names {
-        let candidate = open(name, &content, backend.as_ref())?;
+        let candidate = open(name)?;
         if candidate.tokens != reference.tokens {
             return Err(different_tokens(name, &reference.name));
         }
@@ -80,14 +84,16 @@ pub fn run(
     }
 
     let load = |c: &Candidate| {
-        loaded::load(&c.checkpoint, Arc::clone(&backend)).with_context(|| c.name.clone())
+        let model = loaded::load(&c.checkpoint, c.spec.clone(), Arc::clone(&backend), &c.need);
+        model.with_context(|| c.name.clone())
     };
     let reference_model = load(&reference)?;
     let named = NamedModel { name: &reference.name, model: &reference_model };
     let mut own = None;
     let mut rows = Vec::new();
     while !waiting.is_empty() {
-        let free = || system::available_bytes().map(|free| (free as f64 * MEMORY_SHARE) as u64);
+        let room = || Room::of(backend.as_ref()).map(|room| room.unswapped());
+        let free = || room().map(|free| (free as f64 * MEMORY_SHARE) as u64);
         let fits = fitting(&waiting, max_memory.or_else(free));
         if fits < waiting.len() {
             console::note(&format!(
@@ -148,21 +154,28 @@ fn same(a: &str, b: &str) -> bool {
     a == b || path(a).is_some_and(|a| path(b) == Some(a))
 }
 
-fn open(name: &str, text: &str, backend: &dyn Backend) -> Result<Candidate> {
+fn open(
+    name: &str,
+    text: &str,
+    backend: &dyn Backend,
+    options: &PerplexityOptions,
+) -> Result<Candidate> {
     let checkpoint = locate::open(Some(name))?;
     let tokens = Tokenizer::open(&checkpoint)
         .and_then(|tokenizer| tokenizer.encode(text, Specials::NONE))
         .with_context(|| name.to_owned())?;
     let spec = marlin_models::spec(&checkpoint).with_context(|| name.to_owned())?;
     let storage = inspect::storage(&checkpoint, &spec, backend)?;
-    Ok(Candidate { name: name.to_owned(), checkpoint, storage, tokens })
+    let usage = Use::reading(options.window, options.cache_type, &spec);
+    let need = Need::of(&checkpoint, &spec, backend, &usage)?;
+    Ok(Candidate { name: name.to_owned(), checkpoint, spec, need, storage, tokens })
 }
 
 /// How many of `waiting` may be loaded together in `room` bytes: at least one.
 fn fitting(waiting: &VecDeque<Candidate>, room: Option<u64>) -> usize {
     let Some(mut room) = room else { return 1 };
     let fits = waiting.iter().map_while(|c| {
-        room = room.checked_sub(c.checkpoint.tensor_bytes())?;
+        room = room.checked_sub(c.need.total().saturating_add(c.need.in_place))?;
         Some(())
     });
     fits.count().max(1)

@@ -1,11 +1,14 @@
 //! The models that a server may be asked for.
 
+use crate::args::ActivationsArg;
 use crate::args::serve::Serve;
+use crate::fit::{Need, Room, Use};
 use crate::loaded::{self, Parts};
 use crate::{device, exit, locate};
 use anyhow::Result;
-use marlin_cpu::system;
+use marlin_checkpoint::Checkpoint;
 use marlin_engine::EngineOptions;
+use marlin_models::ModelSpec;
 use marlin_server::{Loaded, Loader};
 use marlin_tensor::Backend;
 use std::path::Path;
@@ -34,30 +37,76 @@ pub fn of(args: &Serve) -> Result<(Vec<String>, ModelLoader)> {
         names.push(name);
         sources.push((!source.is_empty()).then(|| source.to_owned()));
     }
-    // A model that is not there is to be told now and not when it is first asked for.
-    let (mut bytes, mut weights_of) = (Vec::new(), Vec::new());
+    // A model that is not there, or can never be loaded, is to be told now and not when it is first asked for.
+    let backend = device::backend(&args.device, ActivationsArg::Auto)?;
+    let mut bytes = Vec::new();
     for (source, name) in sources.iter().zip(&names) {
-        let checkpoint = locate::open(source.as_deref())?;
-        let spec = marlin_models::spec(&checkpoint)?;
-        let cache = spec.cache_spec(true, 1, BLOCK_SIZE, args.cache_type.into());
-        let token = cache.bytes_per_token() as u64;
-        let weights = checkpoint.tensor_bytes();
-        let max_context = parts_context(args.context, spec.max_position_embeddings);
-        let tokens = cache_tokens(args, max_context, weights, token)?;
-        let cache = token * tokens as u64;
-        if let Some(budget) = args.model_memory.filter(|budget| weights + cache > *budget) {
-            // It could never be loaded, and whoever asks for it would be the first to learn so.
+        let plan = Plan::new(source.as_deref(), args, backend.as_ref())?;
+        let [weights, cache] = [plan.checkpoint.tensor_bytes(), plan.need.cache];
+        if let Some(budget) = args.model_memory.filter(|budget| plan.bytes() > *budget) {
+            let tokens = plan.tokens;
             let message = format!(
                 "{name} takes {weights} bytes of weights and {cache} of cache for {tokens} tokens, --model-memory is {budget}"
             );
             return Err(exit::coded(exit::DOES_NOT_FIT, message));
         }
-        bytes.push(weights + cache);
-        weights_of.push(weights);
+        if let Some(room) = Room::of(backend.as_ref()) {
+            plan.need.check(name, &room)?;
+        }
+        bytes.push(plan.bytes());
     }
-    let backend = device::backend(&args.device, crate::args::ActivationsArg::Auto)?;
-    let weights = weights_of;
-    Ok((names, ModelLoader { sources, bytes, weights, args: args.clone(), backend }))
+    Ok((names, ModelLoader { sources, bytes, args: args.clone(), backend }))
+}
+
+/// A model about to be loaded.
+struct Plan {
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    options: EngineOptions,
+    /// Tokens that its cache holds.
+    tokens: usize,
+    need: Need,
+}
+
+impl Plan {
+    /// How `source` would be loaded now.
+    ///
+    /// # Errors
+    /// When it is not there or damaged, or the arguments contradict each other.
+    fn new(source: Option<&str>, args: &Serve, backend: &dyn Backend) -> Result<Self> {
+        let checkpoint = locate::open(source)?;
+        let spec = marlin_models::spec(&checkpoint)?;
+        let limit = spec.max_position_embeddings;
+        let max_context = args.context.unwrap_or(limit.min(loaded::DEFAULT_CONTEXT));
+        let mut options = EngineOptions {
+            block_size: BLOCK_SIZE,
+            max_context: Some(max_context),
+            num_blocks: None,
+            cache_type: args.cache_type.into(),
+            prefill_chunk: args.prefill_chunk,
+            mixed_chunk: args.mixed_chunk,
+            max_batch: args.parallel,
+            prefix_cache: !args.no_prefix_cache,
+            ..EngineOptions::default()
+        };
+        let one = Use::engine(&options, &spec)?;
+        let mut need = Need::of(&checkpoint, &spec, backend, &one)?;
+        let token = need.cache / one.tokens as u64;
+        let free = Room::of(backend).map_or(u64::MAX, |room| room.unswapped());
+        let taken = [need.weights, need.in_place, need.scratch];
+        let free = taken.into_iter().fold(free, u64::saturating_sub);
+        let budget = args.model_memory.unwrap_or(u64::MAX);
+        let left = budget.saturating_sub(checkpoint.tensor_bytes());
+        let tokens = cache_tokens(args.cache_tokens, max_context, token, left.min(free / 2))?;
+        options.num_blocks = Some(tokens / BLOCK_SIZE);
+        need.cache = token.saturating_mul(tokens as u64);
+        Ok(Self { checkpoint, spec, options, tokens, need })
+    }
+
+    /// Of weights, as they are stored, and cache.
+    fn bytes(&self) -> u64 {
+        self.checkpoint.tensor_bytes() + self.need.cache
+    }
 }
 
 /// What a file or directory is called in requests.
@@ -75,7 +124,6 @@ pub struct ModelLoader {
     sources: Vec<Option<String>>,
     /// Of weights and cache.
     bytes: Vec<u64>,
-    weights: Vec<u64>,
     args: Serve,
     backend: Arc<dyn Backend>,
 }
@@ -92,28 +140,14 @@ impl Loader for ModelLoader {
 
 impl ModelLoader {
     fn open(&self, index: usize) -> Result<Loaded> {
-        let args = &self.args;
-        let parts = Parts::open(self.sources[index].as_deref(), self.backend.clone())?;
+        let source = self.sources[index].as_deref();
+        let plan = Plan::new(source, &self.args, self.backend.as_ref())?;
+        let bytes = plan.bytes();
+        let Plan { checkpoint, spec, options, need, .. } = plan;
+        let parts = Parts::open(&checkpoint, spec, self.backend.clone(), &need)?;
         let Parts { model, tokenizer, template, defaults, end_ids, device, pooling } = parts;
-        let max_context = parts_context(args.context, model.spec().max_position_embeddings);
-        let cache_type = args.cache_type.into();
-        let token = model.cache_spec(1, BLOCK_SIZE, cache_type).bytes_per_token() as u64;
-        let tokens = cache_tokens(args, max_context, self.weights[index], token)?;
-        let options = EngineOptions {
-            block_size: BLOCK_SIZE,
-            max_context: Some(max_context),
-            num_blocks: Some(tokens.div_ceil(BLOCK_SIZE)),
-            cache_type,
-            prefill_chunk: args.prefill_chunk,
-            mixed_chunk: args.mixed_chunk,
-            max_batch: args.parallel,
-            prefix_cache: !args.no_prefix_cache,
-            ..EngineOptions::default()
-        };
-        let bytes = self.weights[index] + token * tokens as u64;
-        let model = Arc::new(model);
         Ok(Loaded {
-            model,
+            model: Arc::new(model),
             options,
             tokenizer,
             template,
@@ -127,24 +161,33 @@ impl ModelLoader {
     }
 }
 
-/// Tokens that a cache of `token` bytes for each holds: those asked for, or some contexts if they fit half of the free
-/// memory and what the budget leaves beside the weights, but one context at least.
-fn cache_tokens(args: &Serve, max_context: usize, weights: u64, token: u64) -> Result<usize> {
-    match args.cache_tokens {
-        Some(tokens) if tokens >= max_context => Ok(tokens),
+/// Tokens of `token` bytes that a cache holds, in whole blocks: those asked for, or some contexts if they fit into `room`, but one context at
+/// least.
+fn cache_tokens(asked: Option<usize>, context: usize, token: u64, room: u64) -> Result<usize> {
+    match asked {
+        Some(tokens) if tokens >= context => Ok(tokens.next_multiple_of(BLOCK_SIZE)),
         Some(tokens) => Err(exit::usage(format!(
-            "--cache-tokens {tokens} holds no answer of {max_context} tokens of context; raise it or lower --context"
+            "--cache-tokens {tokens} holds no answer of {context} tokens of context; raise it or lower --context"
         ))),
         None => {
-            let free = system::available_bytes().map_or(u64::MAX, |free| free / 2);
-            let left = args.model_memory.map_or(u64::MAX, |most| most.saturating_sub(weights));
-            let fits = free.min(left) / token.max(1);
-            let wanted = CONTEXTS * max_context;
-            Ok(wanted.min(usize::try_from(fits).unwrap_or(wanted)).max(max_context))
+            let fits = usize::try_from(room / token.max(1)).unwrap_or(usize::MAX);
+            let context = context.next_multiple_of(BLOCK_SIZE);
+            Ok((CONTEXTS * context).min(fits / BLOCK_SIZE * BLOCK_SIZE).max(context))
         }
     }
 }
 
-fn parts_context(asked: Option<usize>, limit: usize) -> usize {
-    asked.unwrap_or(limit.min(loaded::DEFAULT_CONTEXT))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_holds_what_is_asked_for_or_what_fits() {
+        let tokens = |asked, room| cache_tokens(asked, 100, 10, room).ok();
+        assert_eq!(tokens(None, u64::MAX), Some(4 * 112));
+        assert_eq!(tokens(None, 2500), Some(240), "no block more than fits");
+        assert_eq!(tokens(None, 0), Some(112), "one context, or it is refused with the numbers");
+        assert_eq!(tokens(Some(1000), 0), Some(1008));
+        assert_eq!(tokens(Some(99), u64::MAX), None);
+    }
 }

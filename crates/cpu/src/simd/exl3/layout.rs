@@ -14,6 +14,7 @@
 //! column is `16·b + j` (+ 8 for the odd half), and adjacent lanes differ only in the input tile,
 //! which is what pairwise dot products add up.
 
+use crate::memory::{Plain, no_room, zeroed};
 use marlin_quant::exl3::{Exl3Parts, Rate};
 
 /// Outputs of a strip, inputs of a group, lanes of a vector.
@@ -42,6 +43,8 @@ pub(super) struct Strips {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Vector([u16; STRIP]);
+
+impl Plain for Vector {}
 
 impl Vector {
     pub(super) const ZERO: Self = Self([0; STRIP]);
@@ -72,7 +75,9 @@ impl Strips {
         let (inputs, outputs, rate) = (parts.padded_in, parts.padded_out, parts.rate);
         let depth = rate.twice_bits();
         let groups = inputs / STRIP * (outputs / STRIP);
-        let mut words = vec![Vector::ZERO; groups * depth];
+        let len = groups * depth;
+        let words = zeroed::<Vector>(len);
+        let mut words = words.unwrap_or_else(|| no_room("a matrix", len * size_of::<Vector>()));
         for (i, vectors) in words.chunks_exact_mut(depth).enumerate() {
             let (strip, group) = (i / (inputs / STRIP), i % (inputs / STRIP));
             repack(parts, strip, group, vectors);

@@ -67,6 +67,12 @@ pub(super) fn load(weight: &Weight, level: Level, float: bool) -> Option<Box<dyn
     Some(Tier::best(level)?.visit(Load { level, weight, parts: &parts, float }))
 }
 
+/// Bytes of the kernel for `weight`: every tile of the trellis once, and the scales.
+pub(super) fn bytes(weight: &Weight) -> Option<usize> {
+    let parts = Exl3Parts::of(weight).ok()?;
+    Some(parts.trellis.len() + 4 * (parts.suh.len() + parts.svh.len()))
+}
+
 /// The rows of `weight` at `level`; `None` for another format or where there is no kernel.
 pub(super) fn rows(weight: &Weight, level: Level) -> Option<Box<dyn Rows>> {
     // As above.
