@@ -51,7 +51,11 @@ __global__ void __launch_bounds__(256, 2) run(int* out, u32 seed, long long* cyc
     for (u32 i = threadIdx.x; i < sizeof(memory) / 4; i += 256) ((u32*)memory)[i] = i * seed;
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     __syncthreads();
-    const u32 at = 1u << 16 | ((u32)__cvta_generic_to_shared(memory) & 0x3ffff) >> 4, b[4] = {seed, seed * 3, seed * 5, seed * 7};
+#if GROUPS
+    const u32 at = 1u << 16 | ((u32)__cvta_generic_to_shared(memory) & 0x3ffff) >> 4;
+#else
+    const u32 b[4] = {seed, seed * 3, seed * 5, seed * 7};
+#endif
     u32 words[2][TILES], made[2][TILES][8];
     int sums[TILES][COLUMNS / 2] = {};
     for (int k = 0; k < 2; k++)
