@@ -9,12 +9,13 @@ far below it. Without --model the embedded model is measured. Linux; standard li
 """
 
 import argparse
-import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+
+import pairs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # As long as the parent lives, so that none is left behind when it is killed.
@@ -26,16 +27,12 @@ def measure(args, test, neighbours):
     burning = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(neighbours)]
     try:
         model = ["-m", args.model] if args.model else []
-        command = [args.marlin, "bench", *model, *test, "-r", "3", "--threads", str(args.threads), "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        (row,) = pairs.bench(args.marlin, [*model, *test, "-r", "3", "--threads", str(args.threads)])
     finally:
         for process in burning:
             process.kill()
             process.wait()
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
-    (row,) = json.loads(done.stdout)
-    return row["test"] + (f"x{row['batch']}" if row["batch"] > 1 else ""), row["tokens_per_second"]
+    return pairs.name_of(row), row["tokens_per_second"]
 
 
 def main():

@@ -35,6 +35,12 @@ def read(path, least):
     return {key: row for key, (_, row) in found.items()}
 
 
+def heading(counts, *others):
+    """The heading of a table with a speed for every count of rows, and what stands beside it."""
+    titles = [title for n in counts for title in (f"{n} row{'s' * (n > 1)}, {'GFLOP/s' if n > 1 else 'GB/s'}", *others)]
+    print("| kernel | " + " | ".join(titles) + " |\n| --- |" + " ---: |" * len(titles))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("ops", type=pathlib.Path)
@@ -51,8 +57,7 @@ def main():
     many = lambda row: f"{row['gigaflops_per_second']:.0f}" if row else "–"
     if args.beside:
         other = read(args.beside, args.least)
-        titles = [title for count in counts for title in (f"{count} rows, GB/s" if count == 1 else f"{count} rows, GFLOP/s", "other", "times")]
-        print("| kernel | " + " | ".join(titles).replace("1 rows", "1 row") + " |\n| --- |" + " ---: |" * len(titles))
+        heading(counts, "other", "times")
         for name in formats:
             cells = []
             for count in counts:
@@ -61,8 +66,7 @@ def main():
                 cells += [text(ours), text(theirs), times]
             print(f"| {name} | " + " | ".join(cells) + " |")
         return
-    titles = [title for count in counts for title in (f"{count} rows, GB/s" if count == 1 else f"{count} rows, GFLOP/s", "share")]
-    print("| kernel | " + " | ".join(titles).replace("1 rows", "1 row") + " |\n| --- |" + " ---: |" * len(titles))
+    heading(counts, "share")
     for name in formats:
         cells = []
         for count in counts:

@@ -17,17 +17,27 @@ import statistics
 import subprocess
 
 
+def bench(binary, arguments):
+    """Rows of `marlin bench --json`."""
+    command = [binary, "bench", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def name_of(row):
+    """Test and sequences of a row, as in pp512 and tg32x8."""
+    return row["test"] + (f"x{row['batch']}" if row["batch"] > 1 else "")
+
+
 def run(binary, arguments):
     """Tokens per second of every test, and the processor time that the process took."""
     before = os.times()
-    done = subprocess.run([binary, "bench", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rows = bench(binary, arguments)
     after = os.times()
-    if done.returncode != 0:
-        raise SystemExit(f"{binary} bench: exit status {done.returncode}\n{done.stderr}")
-    found = {}
-    for row in json.loads(done.stdout):
-        name = row["test"] + (f"x{row['batch']}" if row["batch"] > 1 else "")
-        found[f"{name}, {row['threads']} threads" if row["threads"] > 1 else name] = row["tokens_per_second"]
+    threads = lambda row: f", {row['threads']} threads" if row["threads"] > 1 else ""
+    found = {name_of(row) + threads(row): row["tokens_per_second"] for row in rows}
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     return found | {"processor seconds": seconds}
 

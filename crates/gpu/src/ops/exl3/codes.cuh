@@ -116,23 +116,27 @@ struct Lane {
         for (int j = 0; j < SOURCES; j++) to[j] = __ldg(source[j] + offset);
     }
 
-    __device__ __forceinline__ void states_of(u32* s, const u32* held) const {
+    // The words that hold the lane's states, of which it has read all or its own.
+    __device__ __forceinline__ void words_of(u32* w, const u32* held) const {
 #if TWICE_BITS == 8
-        const u32 w[2] = {__shfl_sync(~0u, held[0], lane + 31), held[0]};
-        states(w, shift, s);
+        w[0] = __shfl_sync(~0u, held[0], lane + 31), w[1] = held[0];
 #else
-        states(held, shift, s);
+#pragma unroll
+        for (int i = 0; i < FETCHED; i++) w[i] = held[i];
 #endif
+    }
+
+    __device__ __forceinline__ void states_of(u32* s, const u32* held) const {
+        u32 w[FETCHED];
+        words_of(w, held);
+        states(w, shift, s);
     }
 
 #if MUL1
     __device__ __forceinline__ void products_of(u32* p, const u32* held) const {
-#if TWICE_BITS == 8
-        const u32 w[2] = {__shfl_sync(~0u, held[0], lane + 31), held[0]};
+        u32 w[FETCHED];
+        words_of(w, held);
         products(w, shift, p);
-#else
-        products(held, shift, p);
-#endif
     }
 #endif
 
