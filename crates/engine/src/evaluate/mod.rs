@@ -99,7 +99,7 @@ impl LogitStream<'_> {
     }
 }
 
-/// Most rows of a forward pass, and most of which logits are asked, as many as fit [`LOGIT_BYTES`].
+/// Most rows of a forward pass, and most of which logits are asked: as many as fit `LOGIT_BYTES`, 64 MiB.
 pub fn rows_per_pass(vocab_size: usize) -> (usize, usize) {
     (CHUNK, (LOGIT_BYTES / (4 * vocab_size.max(1))).clamp(1, CHUNK))
 }
