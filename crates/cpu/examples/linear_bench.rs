@@ -1,5 +1,5 @@
 //! Speed of every matrix kernel: `cargo run --release -p marlin-cpu --example linear_bench --
-//! [FORMAT …] [--seconds S] [--level LEVEL] [--working-set MEGABYTES]
+//! [FORMAT …] [--rows R,…] [--threads T,…] [--seconds S] [--level LEVEL] [--working-set MEGABYTES]
 //! [--cpu-time]`. Per format, shape, activation path, thread count and rows: weight
 //! bytes read (or repacked, for `load`) and products computed per second, the median of at least five timed batches.
 //!
@@ -46,6 +46,8 @@ fn main() {
     let mut seconds = 0.2;
     let mut working_set = WORKING_SET;
     let mut cpu_time = false;
+    let (mut rows, mut threads) = (vec![1, 8, 512], vec![1, 2]);
+    let numbers = |list: String| list.split(',').map(|n| n.parse().ok()).collect();
     let mut only: Option<Level> = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -60,12 +62,17 @@ fn main() {
                 working_set =
                     arguments.next().and_then(|s| s.parse().ok()).expect("--working-set MEGABYTES");
             }
+            "--rows" => rows = arguments.next().and_then(numbers).expect("--rows R,…"),
+            "--threads" => threads = arguments.next().and_then(numbers).expect("--threads T,…"),
             "--cpu-time" => cpu_time = true,
             id => formats.push(id.to_owned()),
         }
     }
     if formats.is_empty() {
         formats = FORMATS.iter().map(|&id| id.to_owned()).collect();
+    }
+    if cpu_time {
+        threads = vec![1];
     }
     let clock = if cpu_time { thread_time } else { wall_time };
     println!(
@@ -96,9 +103,9 @@ fn main() {
                         format!("{n}x{k}"),
                         bytes as f64 / (clock() - start) / 1e9,
                     );
-                    for threads in 1..=if cpu_time { 1 } else { 2 } {
+                    for &threads in &threads {
                         let pool = Pool::new(threads);
-                        for rows in [1, 8, 512] {
+                        for &rows in &rows {
                             measure(&kernels, rows, &pool, seconds, clock);
                         }
                     }

@@ -1,6 +1,10 @@
 //! AVX2 with FMA and F16C: eight lanes, half a tile column per register.
 
+mod products;
+
+use super::integer::Group;
 use super::isa::{Isa, Job};
+use super::quantized::Record;
 use std::arch::x86_64::*;
 
 /// Proof of AVX2, FMA and F16C.
@@ -24,6 +28,8 @@ fn enter<J: Job>(s: Avx2, job: J) -> J::Output {
 
 impl Isa for Avx2 {
     const LANES: usize = 8;
+    const ROWS: usize = 4;
+    const WHOLE_ROWS: usize = 2;
     const SIGNED_BYTES: bool = true;
     type I = __m256i;
     type F = __m256;
@@ -80,41 +86,8 @@ impl Isa for Avx2 {
         };
     }
 
-    const WORDS: bool = true;
-
-    #[inline(always)]
-    fn together(bits: u32) -> usize {
-        match bits {
-            ..=4 => 8,
-            5 => 4,
-            6 => 2,
-            _ => 1,
-        }
-    }
-
-    /// `vpmaddubsw` adds two products into 16 bits; as many of its results as cannot overflow
-    /// are added there before they are widened.
-    #[inline(always)]
-    unsafe fn add_column(
-        self,
-        bits: u32,
-        sums: __m256i,
-        weights: __m256i,
-        activations: *const i8,
-    ) -> __m256i {
-        // SAFETY: `self` proves the features; the caller vouches for four bytes.
-        unsafe {
-            let a = _mm256_set1_epi32(activations.cast::<i32>().read_unaligned());
-            let products = if bits == 8 {
-                let w = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
-                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-            } else {
-                _mm256_maddubs_epi16(weights, a)
-            };
-            _mm256_add_epi16(sums, products)
-        }
-    }
-
+    /// `vpmaddubsw` adds two products into 16 bits; as many of its results as cannot overflow are added there before they
+    /// are widened.
     #[inline(always)]
     unsafe fn dot(
         self,
@@ -123,19 +96,43 @@ impl Isa for Avx2 {
         weights: &[__m256i],
         activations: *const i8,
     ) -> __m256i {
-        let together = Self::together(bits);
+        let together = match bits {
+            ..=4 => 8,
+            5 => 4,
+            6 => 2,
+            _ => 1,
+        };
         for (i, weights) in weights.chunks(together).enumerate() {
             let mut words = self.splat_i32(0);
             for (j, &w) in weights.iter().enumerate() {
                 // SAFETY: the caller vouches for `4 * weights.len()` bytes.
                 unsafe {
-                    words =
-                        self.add_column(bits, words, w, activations.add(4 * (i * together + j)));
+                    words = add_column(bits, words, w, activations.add(4 * (i * together + j)));
                 }
             }
-            acc = self.add_i32(acc, self.widen(words));
+            // SAFETY: `self` proves the features.
+            acc = self.add_i32(acc, unsafe { widen(words) });
         }
         acc
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<const SUBS: usize, const R: usize>(
+        self,
+        weights: &Group<SUBS>,
+        x: &[Record<SUBS>; R],
+        sums: &mut [[__m256; 2]; R],
+    ) {
+        // SAFETY: `self` proves the features; the caller vouches for the rest.
+        unsafe {
+            let done = match (x.first_chunk(), sums.first_chunk_mut()) {
+                (Some(x), Some(sums)) if R == 4 => products::add(weights, x, sums),
+                _ => false,
+            };
+            if !done {
+                weights.add_products(self, x, sums);
+            }
+        }
     }
 
     values! {
@@ -155,7 +152,6 @@ impl Isa for Avx2 {
         };
         fn shuffle(v: __m256i, bytes: &[u8; 4]) -> __m256i =
             _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(in_lanes(bytes)));
-        fn widen(sums: __m256i) -> __m256i = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
         fn to_f32(v: __m256i) -> __m256 = _mm256_cvtepi32_ps(v);
         fn byte_to_f32(v: __m256i, b: i32) -> __m256 = {
             let low = _mm256_srl_epi32(v, _mm_cvtsi32_si128(8 * b));
@@ -190,6 +186,40 @@ impl Isa for Avx2 {
             transpose8(r)
         };
     }
+}
+
+/// `sums`, of 16 bits, and the products of a column with four activations.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[inline(always)]
+unsafe fn add_column(
+    bits: u32,
+    sums: __m256i,
+    weights: __m256i,
+    activations: *const i8,
+) -> __m256i {
+    // SAFETY: the caller's, who vouches for four bytes.
+    unsafe {
+        let a = _mm256_set1_epi32(activations.cast::<i32>().read_unaligned());
+        let products = if bits == 8 {
+            let w = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+        } else {
+            _mm256_maddubs_epi16(weights, a)
+        };
+        _mm256_add_epi16(sums, products)
+    }
+}
+
+/// 16-bit sums added in pairs.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[inline(always)]
+unsafe fn widen(sums: __m256i) -> __m256i {
+    // SAFETY: the caller's; registers only.
+    unsafe { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) }
 }
 
 /// Indices of `bytes` of each of four 32-bit lanes.

@@ -55,6 +55,8 @@ where
     Self: Enter,
 {
     const LANES: usize = 16;
+    const ROWS: usize = 8;
+    const WHOLE_ROWS: usize = 8;
     const SIGNED_BYTES: bool = false;
     type I = __m512i;
     type F = __m512;

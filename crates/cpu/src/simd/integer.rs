@@ -17,7 +17,8 @@ use super::panel::write_band;
 use super::quantized::{Quantized, Record, Seconds};
 use super::tile::{BAND, Band, Format, GROUP, Layout, Scales, Source, Tiles};
 use crate::ColumnBand;
-use pair::{Columns, PAIR, Pair};
+pub(crate) use pair::Group;
+use pair::{PAIR, Pair};
 use std::array;
 use std::ops::Range;
 use sums::Sums;
@@ -31,6 +32,10 @@ const FEWEST_ROWS: usize = 64;
 
 /// Rows up to which unpacking in registers, once for eight of them, beats unpacking into cache.
 const FEW_ROWS: usize = 8;
+/// Groups of a band that one pass after another reads.
+const BLOCK: usize = 32;
+/// Most registers that a column takes.
+const PARTS: usize = 2;
 
 /// A repacked matrix without its format.
 pub(crate) trait Blocks: Sync {
@@ -137,78 +142,133 @@ impl<F: Format> Job for Few<'_, '_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Isa>(mut self, s: S) {
+    fn run<S: Isa>(self, s: S) {
+        let (rows, groups) = (self.x.rows(), self.tiles.groups());
+        // A band is read from memory once: what several passes need of it they read while it is in a cache.
+        let passes = rows > S::WHOLE_ROWS || !rows.is_power_of_two();
+        let step = if passes { BLOCK } else { groups.max(1) };
+        let mut sums = [[0.0; BAND]; FEW_ROWS];
+        let at = sums.as_flattened_mut().as_mut_ptr();
         for band in self.bands.clone() {
-            let mut row = 0;
-            while row < self.x.rows() {
-                row += match self.x.rows() - row {
-                    // More sums than eight registers wide would not fit the registers.
-                    8.. if S::LANES == BAND => self.rows::<S, 8>(s, band, row),
-                    4.. => self.rows::<S, 4>(s, band, row),
-                    2.. => self.rows::<S, 2>(s, band, row),
-                    _ => self.rows::<S, 1>(s, band, row),
-                };
+            let tile = self.tiles.band(band);
+            for start in (0..groups).step_by(step) {
+                let groups = start..groups.min(start + step);
+                let depth = Depth { x: self.x, first: 0, groups };
+                let sums = Sums { at, stride: BAND, add: start > 0 };
+                // SAFETY: `few_rows` checked groups and rows; there are `FEW_ROWS` bands of sums.
+                unsafe {
+                    match F::LAYOUT.subs() {
+                        1 => all_rows::<S, _, 1>(s, tile, depth, 0..rows, sums),
+                        _ => all_rows::<S, _, 2>(s, tile, depth, 0..rows, sums),
+                    }
+                }
+            }
+            let column = (band - self.bands.start) * BAND;
+            for (r, sums) in sums[..rows].iter().enumerate() {
+                write_band(&mut self.out.row(r)[column..], sums);
             }
         }
     }
 }
 
-impl<F: Format> Few<'_, '_, F> {
-    /// Rows `row .. row + R` of one band; returns `R`.
-    #[inline(always)]
-    fn rows<S: Isa, const R: usize>(&mut self, s: S, band: usize, row: usize) -> usize {
-        let (groups, tile) = (self.tiles.groups(), self.tiles.band(band));
-        let mut sums = [[0.0; BAND]; R];
-        // SAFETY: `few_rows` checked the groups, the caller the rows; `sums` holds `R` bands.
+/// What a source is multiplied with: its groups `groups`, of which number 0 is group `first` of `x`.
+#[derive(Clone)]
+struct Depth<'a> {
+    x: &'a Quantized,
+    first: usize,
+    groups: Range<usize>,
+}
+
+/// Some groups of `source` times rows `rows`.
+///
+/// # Safety
+/// As [`few_rows`].
+#[inline(always)]
+unsafe fn all_rows<S: Isa, T: Source, const SUBS: usize>(
+    s: S,
+    source: T,
+    depth: Depth<'_>,
+    rows: Range<usize>,
+    sums: Sums,
+) {
+    let mut row = rows.start;
+    while row < rows.end {
+        let depth = depth.clone();
+        // SAFETY: the caller's; rows `row ..` exist.
         unsafe {
-            let at = sums.as_flattened_mut().as_mut_ptr();
-            let sums = Sums { at, stride: BAND, add: false };
-            match F::LAYOUT.subs() {
-                1 => few_rows::<S, _, 1, R>(s, tile, 0, groups, self.x, row, sums),
-                _ => few_rows::<S, _, 2, R>(s, tile, 0, groups, self.x, row, sums),
+            let sums = sums.from(row - rows.start, 0);
+            row += match S::ROWS.min(rows.end - row) {
+                8.. => in_parts::<S, T, SUBS, 8>(s, source, depth, row, sums),
+                4.. => in_parts::<S, T, SUBS, 4>(s, source, depth, row, sums),
+                2.. => in_parts::<S, T, SUBS, 2>(s, source, depth, row, sums),
+                _ => in_parts::<S, T, SUBS, 1>(s, source, depth, row, sums),
             };
         }
-        let at = (band - self.bands.start) * BAND;
-        for (r, sums) in sums.iter().enumerate() {
-            write_band(&mut self.out.row(row + r)[at..], sums);
-        }
-        R
     }
+}
+
+/// [`few_rows`] of a whole band, in as many passes as registers call for.
+///
+/// # Safety
+/// As [`few_rows`].
+#[inline(always)]
+unsafe fn in_parts<S: Isa, T: Source, const SUBS: usize, const R: usize>(
+    s: S,
+    source: T,
+    depth: Depth<'_>,
+    row: usize,
+    sums: Sums,
+) -> usize {
+    let parts = BAND / S::LANES;
+    // SAFETY: the caller's.
+    unsafe {
+        if R <= S::WHOLE_ROWS {
+            few_rows::<S, T, SUBS, R>(s, source, depth, (0, parts), row, sums);
+        } else {
+            for part in 0..parts {
+                let (depth, sums) = (depth.clone(), sums.from(0, part * S::LANES));
+                few_rows::<S, T, SUBS, R>(s, source, depth, (part, 1), row, sums);
+            }
+        }
+    }
+    R
 }
 
 /// The inner loop, rows `row .. row + R`, all sums in registers.
 ///
-/// `sums[r] = source · x[row + r]` over `groups` groups from `first` on in `x`; returns `R`.
+/// `sums[r] = source · x[row + r]` over `depth`, for `parts` registers of a column from `start` on.
 ///
 /// # Safety
-/// `source` must hold `groups` groups, `x` those from `first` on in each of the rows, `sums`
-/// a band in each of `R`.
+/// `source` must hold the groups, `x` those in each of the rows, `sums` a band in each of `R`.
 #[inline(always)]
 unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
     s: S,
     source: T,
-    first: usize,
-    groups: usize,
-    x: &Quantized,
+    Depth { x, first, groups }: Depth<'_>,
+    (start, parts): (usize, usize),
     row: usize,
     sums: Sums,
-) -> usize {
-    for part in 0..BAND / S::LANES {
-        // SAFETY: the caller vouches for all ranges.
-        unsafe {
-            let sums = sums.from(0, part * S::LANES);
-            let seconds = Seconds::<SUBS, R>::new(x, row);
-            let mut acc = [s.zero(); R];
-            let mut records = [Record::<SUBS>(std::ptr::null()); R];
-            for r in 0..R {
-                acc[r] = sums.begin(s, r);
-                records[r] = Record(x.at(row + r, first));
+) {
+    // SAFETY: the caller vouches for all ranges.
+    unsafe {
+        let seconds = Seconds::<SUBS, R>::new(x, row);
+        let mut acc = [[s.zero(); R]; PARTS];
+        let mut records = [Record::<SUBS>(std::ptr::null()); R];
+        for r in 0..R {
+            for part in 0..parts {
+                acc[part][r] = sums.from(0, part * S::LANES).begin(s, r);
             }
-            for group in 0..groups {
+            records[r] = Record(x.at(row + r, first + groups.start));
+        }
+        for group in groups {
+            if row == 0 && start == 0 {
                 source.fetch_ahead(group);
+            }
+            let flags = seconds.flags(first + group);
+            for part in 0..parts {
+                let (acc, part) = (&mut acc[part], start + part);
                 let q = source.quants(s, group, part);
-                add_group(s, source, group, part, &q, &records, &mut acc);
-                let flags = seconds.flags(first + group);
+                add_group(s, source, group, part, &q, &records, acc);
                 if !flags.none() {
                     for r in 0..R {
                         if flags.has(r) {
@@ -218,16 +278,17 @@ unsafe fn few_rows<S: Isa, T: Source, const SUBS: usize, const R: usize>(
                         }
                     }
                 }
-                for r in 0..R {
-                    records[r] = records[r].next();
-                }
             }
             for r in 0..R {
-                sums.end(s, r, acc[r]);
+                records[r] = records[r].next();
+            }
+        }
+        for r in 0..R {
+            for part in 0..parts {
+                sums.from(0, part * S::LANES).end(s, r, acc[part][r]);
             }
         }
     }
-    R
 }
 
 /// Adds the products of group `group`, of which `q` are the quants, with one record of each row.
@@ -374,47 +435,22 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Job
         // SAFETY: `multiply_chunks` checked the ranges, its caller vouches for the sums.
         unsafe {
             if let (Some(second), true) = (self.second, S::PAIRS && S::LANES == BAND) {
-                let pair = Pair { sources: [self.first, second], parts: [0, 0] };
-                return pair.all_rows::<S, SUBS>(s, first, groups, x, rows, self.sums);
+                let pair = Pair { chunks: [self.first, second], parts: [0, 0] };
+                return pair.all_rows(s, first, groups, x, rows, self.sums);
             }
             for (i, chunk) in chunks.into_iter().flatten().enumerate() {
                 let sums = self.sums.from(0, i * BAND);
                 match S::PAIRS && S::LANES < BAND {
                     true => {
-                        let pair = Pair { sources: [chunk; PAIR], parts: [0, 1] };
-                        pair.all_rows::<S, SUBS>(s, first, groups, x, rows.clone(), sums);
+                        let pair = Pair { chunks: [chunk; PAIR], parts: [0, 1] };
+                        pair.all_rows(s, first, groups, x, rows.clone(), sums);
                     }
-                    false => one_band(s, chunk, first, groups, x, rows.clone(), sums),
+                    false => {
+                        let depth = Depth { x, first, groups: 0..groups };
+                        all_rows::<S, _, SUBS>(s, chunk, depth, rows.clone(), sums)
+                    }
                 }
             }
-        }
-    }
-}
-
-/// One band times rows `rows`.
-///
-/// # Safety
-/// As [`few_rows`].
-#[inline(always)]
-unsafe fn one_band<S: Isa, const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>(
-    s: S,
-    chunk: Chunk<'_, SUBS, OFFSET, QUANT_BITS>,
-    first: usize,
-    groups: usize,
-    x: &Quantized,
-    rows: Range<usize>,
-    sums: Sums,
-) {
-    let mut row = rows.start;
-    // SAFETY: the caller's.
-    unsafe {
-        while row < rows.end {
-            let sums = sums.from(row - rows.start, 0);
-            row += match rows.end - row {
-                4.. => few_rows::<S, _, SUBS, 4>(s, chunk, first, groups, x, row, sums),
-                2.. => few_rows::<S, _, SUBS, 2>(s, chunk, first, groups, x, row, sums),
-                _ => few_rows::<S, _, SUBS, 1>(s, chunk, first, groups, x, row, sums),
-            };
         }
     }
 }
@@ -463,15 +499,20 @@ impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Source
     }
 }
 
-impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32> Columns
-    for Chunk<'_, SUBS, OFFSET, QUANT_BITS>
+impl<const SUBS: usize, const OFFSET: bool, const QUANT_BITS: u32>
+    Chunk<'_, SUBS, OFFSET, QUANT_BITS>
 {
+    /// Where quants and scales of group `group` lie, from output `lane` on.
+    ///
+    /// # Safety
+    /// They must be in range.
     #[inline(always)]
-    unsafe fn column<S: Isa>(self, s: S, group: usize, part: usize, column: usize) -> S::I {
-        // SAFETY: the caller keeps `group` below `CHUNK` and `column` below 8.
+    unsafe fn place(self, group: usize, lane: usize) -> (*const u8, *const f32) {
+        // SAFETY: the caller keeps `group` below `CHUNK` and `lane` below `BAND`.
         unsafe {
-            let base = self.0.quants.as_ptr().add(group).cast::<u8>();
-            s.load(base.add(part * S::LANES * 4 + 64 * column))
+            let quants = self.0.quants.as_ptr().add(group).cast::<u8>();
+            let scales = self.0.scales.as_ptr().add(group).cast::<f32>();
+            (quants.add(4 * lane), scales.add(lane))
         }
     }
 }

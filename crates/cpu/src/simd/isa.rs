@@ -4,7 +4,9 @@
 //! [`Isa::enter`] inlines it into one function compiled for the level's features. A value of an
 //! `Isa` type proves that the processor has those features, so only memory accesses are unsafe.
 
+use super::integer::Group;
 use super::points::load_entries;
+use super::quantized::Record;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
@@ -125,12 +127,15 @@ pub(crate) trait Job {
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// f32 or i32 lanes of a register; divides 16.
     const LANES: usize;
+    /// Rows multiplied together: their sums in one register each, and eight columns of quants, fit the registers. A power
+    /// of two, at most 8.
+    const ROWS: usize;
+    /// The same with sums of all sixteen outputs of a band.
+    const WHOLE_ROWS: usize;
     /// Whether [`dot`](Self::dot) multiplies 8-bit quants as signed numbers (stored byte - 128).
     const SIGNED_BYTES: bool;
     /// Whether two registers of columns are multiplied with every activation that is loaded.
     const PAIRS: bool = true;
-    /// Whether products of bytes are first added in 16 bits.
-    const WORDS: bool = false;
     /// Integer register.
     type I: Copy;
     /// Float register.
@@ -181,27 +186,16 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         weights: &[Self::I],
         activations: *const i8,
     ) -> Self::I;
-    /// Columns of quants of `bits` bits whose products may be added before they are [`widen`](Self::widen)ed.
+    /// Adds the products of a group with `R` rows to their `sums`.
     #[inline(always)]
-    fn together(_bits: u32) -> usize {
-        8
-    }
-    /// [`dot`](Self::dot) of one column, added to `sums`: of 16 bits if there are [`WORDS`](Self::WORDS).
-    #[inline(always)]
-    unsafe fn add_column(
+    unsafe fn add_products<const SUBS: usize, const R: usize>(
         self,
-        bits: u32,
-        sums: Self::I,
-        weights: Self::I,
-        activations: *const i8,
-    ) -> Self::I {
+        weights: &Group<SUBS>,
+        x: &[Record<SUBS>; R],
+        sums: &mut [[Self::F; 2]; R],
+    ) {
         // SAFETY: the caller's.
-        unsafe { self.dot(bits, sums, &[weights], activations) }
-    }
-    /// 16-bit sums added in pairs, where there are any.
-    #[inline(always)]
-    fn widen(self, sums: Self::I) -> Self::I {
-        sums
+        unsafe { weights.add_products(self, x, sums) }
     }
     /// 32-bit integers to f32.
     fn to_f32(self, v: Self::I) -> Self::F;

@@ -217,6 +217,8 @@ where
     Self: Dot,
 {
     const LANES: usize = 8;
+    const ROWS: usize = 4;
+    const WHOLE_ROWS: usize = 2;
     const SIGNED_BYTES: bool = true;
     const PAIRS: bool = false;
     type I = I;

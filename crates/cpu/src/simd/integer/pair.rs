@@ -4,41 +4,92 @@
 // One index runs over several arrays of registers.
 #![allow(clippy::needless_range_loop)]
 
+use super::Chunk;
 use super::sums::Sums;
 use crate::simd::isa::Isa;
 use crate::simd::quantized::{Quantized, Record, Seconds};
-use crate::simd::tile::{BAND, Source};
+use crate::simd::tile::BAND;
 use std::array;
-use std::hint::black_box;
 use std::ops::Range;
 
 /// Registers of columns multiplied together.
-pub(super) const PAIR: usize = 2;
+pub(crate) const PAIR: usize = 2;
 
-/// A source whose columns can be read one by one.
-pub(super) trait Columns: Source {
-    /// Column `column` of the [`quants`](Source::quants).
+/// Unpacked quants of a group as two registers of columns, and their scales.
+pub(crate) struct Group<const SUBS: usize> {
+    /// Bits of the largest quant.
+    pub bits: u32,
+    /// Quants: eight registers of columns, 64 bytes from one to the next.
+    pub quants: [*const u8; PAIR],
+    /// Scales of each sub-block, a register, 128 bytes from one to the next.
+    pub scales: [*const f32; PAIR],
+    /// Whether offsets follow, 64 bytes behind the scales.
+    pub offsets: bool,
+}
+
+impl<const SUBS: usize> Group<SUBS> {
+    /// [`Isa::add_products`] in terms of its other instructions.
     ///
     /// # Safety
-    /// `group`, `part` and `column` must be in range.
-    unsafe fn column<S: Isa>(self, s: S, group: usize, part: usize, column: usize) -> S::I;
+    /// Quants, scales and records must be there.
+    #[inline(always)]
+    pub(crate) unsafe fn add_products<S: Isa, const R: usize>(
+        &self,
+        s: S,
+        x: &[Record<SUBS>; R],
+        sums: &mut [[S::F; PAIR]; R],
+    ) {
+        let columns = 8 / SUBS;
+        for sub in 0..SUBS {
+            // SAFETY: the caller's.
+            unsafe {
+                let mut dots = [[s.splat_i32(0); PAIR]; R];
+                for r in 0..R {
+                    dots[r] = [s.splat_i32(x[r].start(sub)); PAIR];
+                }
+                for j in sub * columns..(sub + 1) * columns {
+                    let w =
+                        [s.load(self.quants[0].add(64 * j)), s.load(self.quants[1].add(64 * j))];
+                    for r in 0..R {
+                        let x = x[r].quants(0).add(4 * j);
+                        for b in 0..PAIR {
+                            dots[r][b] = s.dot(self.bits, dots[r][b], &[w[b]], x);
+                        }
+                    }
+                }
+                let at = |b: usize| self.scales[b].add(sub * 2 * BAND);
+                let scales = [s.load_f32(at(0)), s.load_f32(at(1))];
+                for r in 0..R {
+                    let (scale, sum) = (s.splat(x[r].scale()), s.splat(x[r].sum(sub)));
+                    for b in 0..PAIR {
+                        let scale = s.mul(scales[b], scale);
+                        sums[r][b] = s.fma(s.to_f32(dots[r][b]), scale, sums[r][b]);
+                        if self.offsets {
+                            let offset = s.load_f32(at(b).add(BAND));
+                            sums[r][b] = s.fma(offset, sum, sums[r][b]);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Two bands in registers that hold a whole one, or the halves of one.
 #[derive(Clone, Copy)]
-pub(super) struct Pair<T> {
-    pub sources: [T; PAIR],
+pub(super) struct Pair<C> {
+    pub chunks: [C; PAIR],
     pub parts: [usize; PAIR],
 }
 
-impl<T: Columns> Pair<T> {
+impl<const SUBS: usize, const OFFSET: bool, const BITS: u32> Pair<Chunk<'_, SUBS, OFFSET, BITS>> {
     /// Rows `rows` over `groups` groups, from `first` on in `x`.
     ///
     /// # Safety
-    /// The sources must hold `groups` groups, `x` those from `first` on in each of the rows; `sums` whole bands
+    /// The chunks must hold `groups` groups, `x` those from `first` on in each of the rows; `sums` whole bands
     /// of each, side by side.
     #[inline(always)]
-    pub(super) unsafe fn all_rows<S: Isa, const SUBS: usize>(
+    pub(super) unsafe fn all_rows<S: Isa>(
         self,
         s: S,
         first: usize,
@@ -53,12 +104,10 @@ impl<T: Columns> Pair<T> {
             unsafe {
                 let sums = sums.from(row - rows.start, 0);
                 row += match rows.end - row {
-                    6.. if S::LANES == BAND => {
-                        self.rows::<S, SUBS, 6>(s, first, groups, x, row, sums)
-                    }
-                    4.. => self.rows::<S, SUBS, 4>(s, first, groups, x, row, sums),
-                    2.. => self.rows::<S, SUBS, 2>(s, first, groups, x, row, sums),
-                    _ => self.rows::<S, SUBS, 1>(s, first, groups, x, row, sums),
+                    6.. if S::LANES == BAND => self.rows::<S, 6>(s, first, groups, x, row, sums),
+                    4.. => self.rows::<S, 4>(s, first, groups, x, row, sums),
+                    2.. => self.rows::<S, 2>(s, first, groups, x, row, sums),
+                    _ => self.rows::<S, 1>(s, first, groups, x, row, sums),
                 };
             }
         }
@@ -69,7 +118,7 @@ impl<T: Columns> Pair<T> {
     /// # Safety
     /// As [`all_rows`](Self::all_rows).
     #[inline(always)]
-    pub(super) unsafe fn rows<S: Isa, const SUBS: usize, const R: usize>(
+    pub(super) unsafe fn rows<S: Isa, const R: usize>(
         self,
         s: S,
         first: usize,
@@ -129,67 +178,24 @@ impl<T: Columns> Pair<T> {
     /// # Safety
     /// As [`all_rows`](Self::all_rows).
     #[inline(always)]
-    unsafe fn add_group<S: Isa, const SUBS: usize, const R: usize>(
+    unsafe fn add_group<S: Isa, const R: usize>(
         self,
         s: S,
         group: usize,
         records: &[Record<SUBS>; R],
-        acc: &mut [[S::F; PAIR]; R],
+        sums: &mut [[S::F; PAIR]; R],
     ) {
-        let (l, columns) = (T::LAYOUT, 8 / SUBS);
-        let together = S::together(l.quant_bits).min(columns);
-        let Self { sources, parts } = self;
         // SAFETY: the caller's.
         unsafe {
-            for sub in 0..SUBS {
-                let mut dots = [[s.splat_i32(0); PAIR]; R];
-                for r in 0..R {
-                    dots[r] = [s.splat_i32(records[r].start(sub)); PAIR];
-                }
-                for block in (sub * columns..(sub + 1) * columns).step_by(together) {
-                    let mut added = if S::WORDS { [[s.splat_i32(0); PAIR]; R] } else { dots };
-                    let mut end = block + together;
-                    if S::WORDS && together > 2 {
-                        // Of a loop that it can unroll the compiler makes one row after the other, which loads
-                        // everything twice.
-                        end = black_box(end);
-                    }
-                    for j in block..end {
-                        let w = [
-                            sources[0].column(s, group, parts[0], j),
-                            sources[1].column(s, group, parts[1], j),
-                        ];
-                        for r in 0..R {
-                            let x = records[r].quants(0).add(4 * j);
-                            for b in 0..PAIR {
-                                added[r][b] = s.add_column(l.quant_bits, added[r][b], w[b], x);
-                            }
-                        }
-                    }
-                    for r in 0..R {
-                        for b in 0..PAIR {
-                            dots[r][b] = match S::WORDS {
-                                true => s.add_i32(dots[r][b], s.widen(added[r][b])),
-                                false => added[r][b],
-                            };
-                        }
-                    }
-                }
-                let scales = [
-                    sources[0].scales(s, group, sub, parts[0]),
-                    sources[1].scales(s, group, sub, parts[1]),
-                ];
-                for r in 0..R {
-                    let (scale, sum) = (s.splat(records[r].scale()), s.splat(records[r].sum(sub)));
-                    for b in 0..PAIR {
-                        let scale = s.mul(scales[b].0, scale);
-                        acc[r][b] = s.fma(s.to_f32(dots[r][b]), scale, acc[r][b]);
-                        if l.has_offset() {
-                            acc[r][b] = s.fma(scales[b].1, sum, acc[r][b]);
-                        }
-                    }
-                }
-            }
+            let place = |b: usize| self.chunks[b].place(group, self.parts[b] * S::LANES);
+            let ((quants0, scales0), (quants1, scales1)) = (place(0), place(1));
+            let group = Group::<SUBS> {
+                bits: BITS,
+                quants: [quants0, quants1],
+                scales: [scales0, scales1],
+                offsets: OFFSET,
+            };
+            s.add_products(&group, records, sums);
         }
     }
 }
