@@ -134,11 +134,14 @@ impl Job for Chunk {
         let mut row = 0;
         // SAFETY: rows `row .. row + R` are below `rows`; pointers hold what the type says.
         unsafe {
-            if S::LANES == BAND {
-                while rows - row >= 8 {
-                    self.few_rows::<S, 8>(s, row);
-                    row += 8;
-                }
+            // As many sums as leave registers for weights and an input.
+            while S::LANES == BAND && rows - row >= 8 {
+                self.few_rows::<S, 8>(s, row);
+                row += 8;
+            }
+            while S::LANES < BAND && rows - row >= 6 {
+                self.few_rows::<S, 6>(s, row);
+                row += 6;
             }
             while rows - row >= 4 {
                 self.few_rows::<S, 4>(s, row);
