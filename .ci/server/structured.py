@@ -25,7 +25,8 @@ def fits(text):
 def schema(context):
     context.needs_chat(response_format=FORMAT)
     for temperature, seed in ((0, 1), (1.5, 2), (1.5, 3)):
-        body = {**PLAIN, "max_tokens": 120, "temperature": temperature, "seed": seed, "response_format": FORMAT}
+        # Room for all the white space that a schema lets a model choose.
+        body = {**PLAIN, "max_tokens": 400, "temperature": temperature, "seed": seed, "response_format": FORMAT}
         choice = context.openai.chat.completions.create(**body).choices[0]
         equal(choice.finish_reason, "stop", "finish_reason")
         fits(choice.message.content)
@@ -43,9 +44,9 @@ def parse(context):
         brave: bool
         friends: list[Literal["Ann", "Ben"]] = pydantic.Field(max_length=2)
 
-    answer = context.openai.chat.completions.parse(**{**PLAIN, "max_tokens": 120}, response_format=Pet)
+    answer = context.openai.chat.completions.parse(**{**PLAIN, "max_tokens": 400}, response_format=Pet)
     expect(isinstance(answer.choices[0].message.parsed, Pet), answer)
-    with context.openai.chat.completions.stream(**{**PLAIN, "max_tokens": 120}, response_format=Pet) as events:
+    with context.openai.chat.completions.stream(**{**PLAIN, "max_tokens": 400}, response_format=Pet) as events:
         equal(events.get_final_completion().choices[0].message.parsed, answer.choices[0].message.parsed, "streamed")
 
 
