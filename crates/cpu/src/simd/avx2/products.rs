@@ -29,15 +29,18 @@ macro_rules! column {
     };
 }
 
+/// Loads the four activations of a row that column `$at` is multiplied with.
+macro_rules! activations {
+    ($x:literal $at:literal) => {
+        concat!("vpbroadcastd ymm10, dword ptr [{", $x, "} + ", $at, "]\n")
+    };
+}
+
 /// Column `$at` times a row, in 16 bits: what words begin with, or what is added to them.
 macro_rules! row {
     (begin $x:literal $word0:literal $word1:literal $at:literal) => {
         concat!(
-            "vpbroadcastd ymm10, dword ptr [{",
-            $x,
-            "} + ",
-            $at,
-            "]\n",
+            activations!($x $at),
             "vpmaddubsw ",
             $word0,
             ", ymm8, ymm10\n",
@@ -48,11 +51,7 @@ macro_rules! row {
     };
     (add $x:literal $word0:literal $word1:literal $at:literal) => {
         concat!(
-            "vpbroadcastd ymm10, dword ptr [{",
-            $x,
-            "} + ",
-            $at,
-            "]\n",
+            activations!($x $at),
             "vpmaddubsw ymm11, ymm8, ymm10\n",
             "vpmaddubsw ymm10, ymm9, ymm10\n",
             "vpaddw ",
@@ -135,11 +134,7 @@ macro_rules! some_together {
 macro_rules! wide_row {
     ($bits:ident $x:literal $dot0:literal $dot1:literal $at:literal) => {
         concat!(
-            "vpbroadcastd ymm10, dword ptr [{",
-            $x,
-            "} + ",
-            $at,
-            "]\n",
+            activations!($x $at),
             wide_row!($bits),
             widen!("ymm11"),
             widen!("ymm10"),
@@ -272,7 +267,6 @@ pub(super) unsafe fn add<const SUBS: usize>(
     }
     match (SUBS, weights.bits, weights.offsets) {
         (1, ..=4, false) => run!(four_bits!(0 4 8 12 16 20 24 28), scale!(without 36 40 0)),
-        (1, ..=4, true) => run!(four_bits!(0 4 8 12 16 20 24 28), scale!(with 36 40 0)),
         (1, 5, true) => run!(some_together!((0 4 8 12) (16 20 24 28)), scale!(with 36 40 0)),
         (1, 6, false) => {
             run!(some_together!((0 4) (8 12) (16 20) (24 28)), scale!(without 36 40 0));
