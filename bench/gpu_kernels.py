@@ -5,7 +5,7 @@
     gpu_kernels.py time [few|many]         # microseconds, median (10th to 90th percentile); `few` rows alone are done in ten seconds
 
 Kernels are `few` (`trellis.cu`) and two for many rows: `wgmma`, which only Hopper has, and `mma`. Products are launched in one graph over copies of
-the weights, more of them than caches hold. Needs PyTorch, nvcc and a GPU from sm_80 on.
+the weights, more of them than caches hold, each of which starts while the last one ends. Needs PyTorch, nvcc and a GPU from sm_80 on.
 """
 import ctypes
 import subprocess
@@ -34,6 +34,23 @@ def ok(status):
         raise RuntimeError(f"CUDA driver error {status}")
 
 
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute."""
+
+    _fields_ = [("id", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("value", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 15)]
+
+
+class Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared")]
+    _fields_ += [("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(Attribute)), ("count", ctypes.c_uint32)]
+
+
+# A launch may start before the one before it has ended, as the engine's do, from a generation on.
+PROGRAMMATIC_STREAM_SERIALIZATION, OVERLAPPING = 6, 90
+
+
 class Kernels:
     """The functions of one text, compiled for one shape."""
 
@@ -59,7 +76,9 @@ class Kernels:
         values = [ctypes.c_uint64(t.data_ptr()) for t in tensors] + [ctypes.c_uint64(word)]
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        ok(driver.cuLaunchKernel(self.functions[function], grid[0], grid[1], 1, threads, 1, 1, 0, stream, pointers, None))
+        overlap = Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+        config = Config(grid[0], grid[1], 1, threads, 1, 1, 0, stream, ctypes.pointer(overlap), int(GENERATION.rstrip("a")) >= OVERLAPPING)
+        ok(driver.cuLaunchKernelEx(ctypes.byref(config), self.functions[function], pointers, None))
 
 
 class Matrix:

@@ -40,6 +40,7 @@ pub fn threads(args: &DeviceArgs) -> usize {
 /// # Errors
 /// When it names a runtime that this build lacks, or a device that is not there.
 pub fn gpu(device: Device) -> Result<Option<GpuDevice>> {
+    tuned::compile_kernels();
     let (runtime, index) = match device {
         Device::Cpu => return Ok(None),
         Device::Auto => {

@@ -1,14 +1,23 @@
-//! What `marlin tune` found for a device, on disk.
+//! What is kept of a device on disk: what `marlin tune` found, and compiled kernels.
 
 use crate::{console, hub};
-use marlin_gpu::GpuDevice;
 use marlin_gpu::tune::{Key, Tuned, read};
+use marlin_gpu::{CudaKernels, GpuDevice};
 use std::path::PathBuf;
 use std::sync::Once;
 
 /// Where choices are kept; none without a home directory.
 pub fn folder() -> Option<PathBuf> {
     Some(hub::caches()?.join("marlin").join("tune"))
+}
+
+/// Says with what kernels are compiled, and where they are kept.
+pub fn compile_kernels() {
+    let toolkit = ["CUDA_PATH", "CUDA_HOME"].into_iter().find_map(std::env::var_os);
+    marlin_gpu::compile_cuda(CudaKernels {
+        toolkit: toolkit.map(PathBuf::from),
+        kept_in: hub::caches().map(|caches| caches.join("marlin").join("kernels")),
+    });
 }
 
 /// Choices for `device`. Without any, or with some that are not for it, its kernels follow their rules, and a line says so.

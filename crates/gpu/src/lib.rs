@@ -37,5 +37,6 @@ pub mod tune;
 mod weights;
 
 pub use runtime::{
-    Emulation, GpuDevice, Runtime, devices, emulate, encoder, open, open_tuned, tuner,
+    CudaKernels, Emulation, GpuDevice, Runtime, compile_cuda, devices, emulate, encoder, open,
+    open_tuned, tuner,
 };

@@ -81,11 +81,13 @@ __device__ __forceinline__ void fetch(u32 to, const char* from, const u32* table
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1) attend(
-    const float* __restrict__ q, const char* __restrict__ keys, const char* __restrict__ values, const u32* __restrict__ meta,
+    const float* q, const char* keys, const char* values, const u32* meta,
     float* __restrict__ out, const __grid_constant__ Info info)
 {
     __shared__ __align__(128) unsigned char key_memory[KEYS * LINE(KEY)];
     __shared__ __align__(128) unsigned char value_memory[KEYS * LINE(VALUE)];
+    wait_for_last();
+    let_next_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4, group = lane / 4;
     const u32 first_row = blockIdx.x * 64, head = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
     const u32 last_row = min(first_row + 64, info.rows) - 1;

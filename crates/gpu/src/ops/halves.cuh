@@ -7,6 +7,23 @@ typedef unsigned long long u64;
 // What is told with a launch: rows, and one more number where a text wants it.
 struct Info { u32 rows, more; };
 
+// A launch may start before those before it have ended (programmatic dependent launch). What they wrote is there, and what they read may be written,
+// after `wait_for_last`, which some thread of every block of threads calls; what was there when the model was loaded may be read before. Arrays of the
+// first kind are not `__restrict__`: those are read through a cache that does not know what others write.
+__device__ __forceinline__ void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Once all blocks of threads called this, or ended, the next launch's come where there is room. After the wait: those that come before are laid where the last
+// launch left room, close beside each other, and have less of the device. In a long loop after it: this waits for what the thread has asked of memory.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 #if BRAIN
 #define HALVES "bf16"
 #else

@@ -64,8 +64,10 @@ __device__ __forceinline__ void prepare_unit(const float* row, const float* up, 
 #define UNITS (CHUNKS * 128)
 
 #if !INLINE
-extern "C" __global__ void prepare(const float* __restrict__ x, const float* __restrict__ up, uint4* __restrict__ to, const __grid_constant__ Info info) {
+extern "C" __global__ void prepare(const float* x, const float* up, uint4* __restrict__ to, const __grid_constant__ Info info) {
     const u64 from = (u64)blockIdx.y * GROUPS * 32;
+    wait_for_last();
+    let_next_start();
     prepare_unit(x + from, up + from, blockIdx.x * blockDim.x + threadIdx.x, to + (u64)blockIdx.y * ROW);
 }
 #endif
@@ -215,9 +217,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     const u32* __restrict__ scales_0, const u32* __restrict__ scales_1, const u32* __restrict__ scales_2,
     const u32* __restrict__ over_0, const u32* __restrict__ over_1, const u32* __restrict__ over_2,
     const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
-    const uint4* __restrict__ x, const float* __restrict__ up, const u32* __restrict__ ids, const u32* __restrict__ order, const u32* __restrict__ slots,
+    const uint4* x, const float* up, const u32* ids, const u32* order, const u32* __restrict__ slots,
     float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2, const __grid_constant__ Info info)
 {
+#if GROUPED || ENTRIES
+    wait_for_last();
+    let_next_start();
+#endif
 #if GROUPED
     const u32 rows = ids[blockIdx.y * 3 + 2], slot = slots[ids[blockIdx.y * 3]];
     if (rows == 0) return;
@@ -242,6 +248,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
         __device__ __forceinline__ void ready() {
             if (done) return;
             done = true;
+            wait_for_last();
+            let_next_start();
             for (u32 m = 0; m < M; m++)
                 for (u32 unit = threadIdx.x; unit < UNITS; unit += 32 * WARPS) prepare_unit(from[m], up[m], unit, to[m]);
             __syncthreads();
@@ -257,7 +265,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #else
     struct {
         const uint4* at[M];
-        __device__ __forceinline__ void ready() {}
+        __device__ __forceinline__ void ready() {
+            wait_for_last();
+            let_next_start();
+        }
         __device__ __forceinline__ const uint4* operator()(u32 m) const { return at[m]; }
     } row;
 #pragma unroll

@@ -1,5 +1,7 @@
 //! Runtimes and their devices.
 
+#[cfg(feature = "server")]
+mod cpp;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulated")]
@@ -92,6 +94,22 @@ pub struct Emulation {
 
 static EMULATION: OnceLock<Emulation> = OnceLock::new();
 
+/// How kernels are compiled for an NVIDIA GPU.
+#[derive(Debug, Clone, Default)]
+pub struct CudaKernels {
+    /// CUDA's folder, for its headers; without one it is looked for where it usually is.
+    pub toolkit: Option<PathBuf>,
+    /// Where compiled kernels are kept, if anywhere.
+    pub kept_in: Option<PathBuf>,
+}
+
+static CUDA_KERNELS: OnceLock<CudaKernels> = OnceLock::new();
+
+/// Says how kernels are compiled from now on. What the first call says stays.
+pub fn compile_cuda(kernels: CudaKernels) {
+    let _ = CUDA_KERNELS.set(kernels);
+}
+
 /// From now on [`devices`] has the emulated ones too, in a build that has them. What the first call says stays.
 pub fn emulate(emulation: Emulation) {
     let _ = EMULATION.set(emulation);
@@ -178,7 +196,7 @@ pub(crate) mod found {
     use std::sync::Arc;
 
     /// The devices among `all` that are described.
-    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+    #[cfg(any(feature = "vulkan", feature = "metal"))]
     pub(super) fn describe(
         runtime: super::Runtime,
         all: impl IntoIterator<Item = cubecl::Device>,

@@ -166,9 +166,9 @@ __device__ __forceinline__ void rotate(float* v) {
     }
 }
 
-// Four inputs of the lane times suh.
-__device__ __forceinline__ float4 scaled(const float* x, const float* up, const float* suh, u32 column) {
-    float4 s = *(const float4*)(suh + column), v = make_float4(0, 0, 0, 0);
+// Four inputs of the lane times what suh has for them.
+__device__ __forceinline__ float4 scaled(const float* x, const float* up, float4 s, u32 column) {
+    float4 v = make_float4(0, 0, 0, 0);
     if (INPUTS % 4 == 0) {
         if (column < INPUTS) v = inputs(x, up, column);
     } else {

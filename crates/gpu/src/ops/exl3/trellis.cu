@@ -29,8 +29,10 @@
 // Ranges of a block of threads.
 #define SHARES (WARPS / ACROSS / BESIDE)
 #define ROWS (4 * SETS)
+// Whether a range is long.
+#define LARGE (!ENTRIES && UNITS / RANGES >= 4)
 // Tiles of a pair that are asked for at once. Where many follow, half of them wait: the inputs shall not lie behind them in the queue of memory.
-#define AT_FIRST (INLINE && UNITS / RANGES >= 4 ? NT : 2 * NT)
+#define AT_FIRST (INLINE && LARGE ? NT : 2 * NT)
 
 // Of three values, the one of the matrix that a block of 128 columns of all of them is in.
 #define OF(block, a, b, c) (MATRICES == 1 || (block) < N_TILES_0 / 8 ? (a) : MATRICES == 2 || (block) < (N_TILES_0 + N_TILES_1) / 8 ? (b) : (c))
@@ -161,11 +163,11 @@ __device__ __forceinline__ void write(float4 sum, float4 scale, const float* bia
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
-    const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* __restrict__ x, const float* __restrict__ up,
+    const u32* __restrict__ tiles_0, const u32* __restrict__ tiles_1, const u32* __restrict__ tiles_2, const u32* x, const float* up,
     const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
     const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
     const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
-    const u32* __restrict__ ids, const u32* __restrict__ order, const u32* __restrict__ slots, float* partial, float* __restrict__ out_0, float* __restrict__ out_1,
+    const u32* ids, const u32* order, const u32* __restrict__ slots, float* partial, float* __restrict__ out_0, float* __restrict__ out_1,
     float* __restrict__ out_2, const __grid_constant__ Info info)
 {
     const u32 lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
@@ -174,6 +176,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     // The block of columns of a unit; a warp whose band lacks it takes the last.
     auto block_of = [&](u32 unit) { return min(unit / PAIRS * BESIDE + beside, (u32)BLOCKS - 1); };
 #if ENTRIES
+    wait_for_last();
+    let_next_start();
 #if GROUPED
     const u32 rows = ids[blockIdx.y * 3 + 2], slot = slots[ids[blockIdx.y * 3]];
     if (rows == 0) return;
@@ -207,23 +211,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
     auto row_of = [&](u32 block, u32 i) { return OF(block, 0, 1, 2) * info.rows + first_row + min(i, rows - 1); };
 #endif
     partial += (u64)blockIdx.y * (BLOCKS + RANGES) * ROWS * 128;
-    if (unit == end) return;
-#endif
-
-#if INLINE
-    // Inputs of all ranges of the block of threads, asked for before weights.
-    float turned[TURNS][4];
-    // A warp's groups; past the last, the last again.
-    auto turn = [&](int i) { return min(first_group + warp + i * WARPS, (past - 1) / 4); };
-#pragma unroll
-    for (int i = 0; i < TURNS; i++) {
-        const u32 g = turn(i), band = g / (PAIRS / 4), block = band * BESIDE;
-        const float4 f = scaled(row, up, OF(block, suh_0, suh_1, suh_2), (g - band * (PAIRS / 4)) * 128 + lane * 4);
-        turned[i][0] = f.x, turned[i][1] = f.y, turned[i][2] = f.z, turned[i][3] = f.w;
+    if (unit == end) {
+        wait_for_last();
+        return;
     }
-#if MUL1
-    if (threadIdx.x < TOUCHED) largest_of[threadIdx.x] = 0;
-#endif
 #endif
 
     const Lane own(lane);
@@ -239,11 +230,59 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
         left = PAIRS - pair;
     };
     auto read = [&](int i) { own.read(words[i], source, ((u64)(i / NT) * (MATRICES == 1 ? N_TILES_0 : wide) + i % NT) * WORDS); };
-    if (unit < end) {
-        seek();
+    auto ask_first = [&]() {
+        if (unit < end) {
+            seek();
 #pragma unroll
-        for (int i = 0; i < AT_FIRST; i++) read(i);
+            for (int i = 0; i < AT_FIRST; i++) read(i);
+        }
+    };
+#if !ENTRIES
+    ask_first();
+#endif
+#if INLINE
+    // Inputs of all ranges of the block of threads.
+    float turned[TURNS][4];
+    // A warp's groups; past the last, the last again.
+    auto turn = [&](int i) { return min(first_group + warp + i * WARPS, (past - 1) / 4); };
+#if !ENTRIES
+    float4 signs[TURNS];
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const u32 g = turn(i), band = g / (PAIRS / 4), block = band * BESIDE;
+        signs[i] = *(const float4*)(OF(block, suh_0, suh_1, suh_2) + (g - band * (PAIRS / 4)) * 128 + lane * 4);
     }
+#if MUL1
+    if (threadIdx.x < TOUCHED) largest_of[threadIdx.x] = 0;
+#endif
+    wait_for_last();
+    if (!LARGE) let_next_start();
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const u32 g = turn(i), band = g / (PAIRS / 4);
+        const float4 f = scaled(row, up, signs[i], (g - band * (PAIRS / 4)) * 128 + lane * 4);
+        turned[i][0] = f.x, turned[i][1] = f.y, turned[i][2] = f.z, turned[i][3] = f.w;
+    }
+#else
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const u32 g = turn(i), band = g / (PAIRS / 4), block = band * BESIDE, column = (g - band * (PAIRS / 4)) * 128 + lane * 4;
+        const float4 f = scaled(row, up, *(const float4*)(OF(block, suh_0, suh_1, suh_2) + column), column);
+        turned[i][0] = f.x, turned[i][1] = f.y, turned[i][2] = f.z, turned[i][3] = f.w;
+    }
+#if MUL1
+    if (threadIdx.x < TOUCHED) largest_of[threadIdx.x] = 0;
+#endif
+    ask_first();
+#endif
+#else
+#if ENTRIES
+    ask_first();
+#else
+    wait_for_last();
+    if (!LARGE) let_next_start();
+#endif
+#endif
 #if INLINE
 #if MUL1
     __syncthreads();
@@ -291,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
             for (int s = 0; s < SETS; s++) {
 #pragma unroll
                 for (int i = 0; i < READ; i++)
-                    if (there) raw[s][i] = __ldg(x + operand[s] + i);
+                    if (there) raw[s][i] = x[operand[s] + i];
                 operand[s] += PER_TILE;
             }
         };
@@ -314,8 +353,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
             for (int s = 0; s < SETS; s++) {
                 const u32* from = x + (u64)row_of(block, s * 4 + quad) * ROW + K_TILES * 8;
 #pragma unroll
-                for (u32 i = 0; i < SEGMENT; i++) counts[s] += pair + i < stop ? (int)__ldg(from + pair + i) : 0;
-                scales[s] = __uint_as_float(__ldg(from + K_TILES / 2 + pair / SEGMENT));
+                for (u32 i = 0; i < SEGMENT; i++) counts[s] += pair + i < stop ? (int)from[pair + i] : 0;
+                scales[s] = __uint_as_float(from[K_TILES / 2 + pair / SEGMENT]);
             }
 #endif
 #endif
@@ -409,6 +448,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
                 }
     }
 
+    if (LARGE) let_next_start();
 #if INLINE
     __syncthreads();
 #if ENTRIES
@@ -465,13 +505,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
 #define SUMMED (RANGES / BLOCKS + 2)
 
 extern "C" __global__ void __launch_bounds__(256) finish(
-    const float* __restrict__ partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
+    const float* partial, const float* __restrict__ svh_0, const float* __restrict__ svh_1, const float* __restrict__ svh_2,
     const float* __restrict__ bias_0, const float* __restrict__ bias_1, const float* __restrict__ bias_2,
-    const u32* __restrict__ ids, const u32* __restrict__ order, const u32* __restrict__ slots,
+    const u32* ids, const u32* order, const u32* __restrict__ slots,
     float* __restrict__ out_0, float* __restrict__ out_1, float* __restrict__ out_2)
 {
     __shared__ float4 sums[8][32];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x;
+    wait_for_last();
+    let_next_start();
 #if GROUPED
     ids += blockIdx.y / ROWS * 3;
     const u32 slot = slots[ids[0]];
@@ -511,18 +553,21 @@ extern "C" __global__ void __launch_bounds__(256) finish(
 
 // x times suh, rotated, in the order of the operand: a warp per 128 columns of a row, for one matrix after the other.
 extern "C" __global__ void __launch_bounds__(32) prepare(
-    const float* __restrict__ x, const float* __restrict__ up, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
-    const u32* __restrict__ ids, const u32* __restrict__ slots, u32* __restrict__ rotated, const __grid_constant__ Info info)
+    const float* x, const float* up, const float* __restrict__ suh_0, const float* __restrict__ suh_1, const float* __restrict__ suh_2,
+    const u32* ids, const u32* __restrict__ slots, u32* __restrict__ rotated, const __grid_constant__ Info info)
 {
     const u32 group = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
     const float* suh = matrix == 0 ? suh_0 : matrix == 1 ? suh_1 : suh_2;
+    wait_for_last();
+    let_next_start();
 #if ENTRIES
     const u32 slot = slots[ids[row % info.rows]];
     if (slot == ~0u) return;
     suh += (u64)slot * COLUMNS;
 #endif
     const u64 from = (u64)(row % info.rows / SHARE) * INPUTS;
-    const float4 f = scaled(x + from, up + from, suh, group * 128 + threadIdx.x * 4);
+    const u32 column = group * 128 + threadIdx.x * 4;
+    const float4 f = scaled(x + from, up + from, *(const float4*)(suh + column), column);
     float v[4] = {f.x, f.y, f.z, f.w};
     rotate(v);
     rotated += (u64)row * ROW;

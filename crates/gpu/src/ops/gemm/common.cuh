@@ -186,8 +186,10 @@ struct Tile {
 
 // Rows in the order of the second operand: a warp per 128 columns of a row.
 extern "C" __global__ void __launch_bounds__(128) prepare(
-    const float* __restrict__ x, const float* __restrict__ suh, u32* __restrict__ prepared)
+    const float* x, const float* __restrict__ suh, u32* __restrict__ prepared)
 {
+    wait_for_last();
+    let_next_start();
     const u32 block = blockIdx.y * 4 + threadIdx.x / 32, row = blockIdx.x;
     if (block >= K_TILES / 8) return;
     const u32 column = block * 128 + threadIdx.x % 32 * 4, n = row % ROWS * PARTS;

@@ -22,10 +22,12 @@ __device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
-    const u32* __restrict__ tiles, const char* __restrict__ x, const float* __restrict__ svh, const float* __restrict__ bias,
+    const u32* tiles, const char* x, const float* __restrict__ svh, const float* __restrict__ bias,
     float* partial, u32* counters, float* __restrict__ out, const __grid_constant__ Info info)
 {
     __shared__ __align__(128) unsigned char memory[STAGES * STAGE];
+    wait_for_last();
+    let_next_start();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 end = first_unit(info.rows, blockIdx.x + 1);
     u32 unit = first_unit(info.rows, blockIdx.x);

@@ -13,7 +13,7 @@ struct Lane {
     __device__ __forceinline__ explicit Lane(u32 lane) { place_of[0] = lane * 4; }
 
     __device__ __forceinline__ void read(u32* to, const u32* const* source, u64 offset) const {
-        const uint4 v = __ldg((const uint4*)(source[0] + offset));
+        const uint4 v = *(const uint4*)(source[0] + offset);
         to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
     }
 

@@ -50,7 +50,7 @@ __device__ __forceinline__ void multiply_add(float* c, const u32* w, u32 columns
 __device__ __forceinline__ u32 columns_at(u32 address) { return 1u << 16 | (address & 0x3ffff) >> 4; }
 
 extern "C" __global__ void __launch_bounds__(32 * (CONSUMERS + 4), 1) multiply(
-    const u32* __restrict__ tiles, const u32* __restrict__ x, const float* __restrict__ svh, const float* __restrict__ bias,
+    const u32* tiles, const u32* x, const float* __restrict__ svh, const float* __restrict__ bias,
     float* partial, u32* counters, float* __restrict__ out, const __grid_constant__ Info info)
 {
     __shared__ __align__(1024) unsigned char memory[STAGES * STAGE];
@@ -70,6 +70,8 @@ extern "C" __global__ void __launch_bounds__(32 * (CONSUMERS + 4), 1) multiply(
     if (warp >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (warp > CONSUMERS) return;
+        wait_for_last();
+        let_next_start();
         u32 stage = 0, parity = 1;
         for (; unit < end; unit++) {
             const u32 tile = unit / STEPS, step = unit - tile * STEPS, row_tile = tile % row_tiles(info.rows);
@@ -92,7 +94,10 @@ extern "C" __global__ void __launch_bounds__(32 * (CONSUMERS + 4), 1) multiply(
     }
 
     asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+    // Halves were written by a launch before; codes of a trellis were there.
+    if (DIRECT) wait_for_last();
     Weights<1, WINDOW> weights(tiles, warp, info.rows, unit, end);
+    wait_for_last();
     float sums[N / 2];
     u32 operand[2][4 * GROUP];
     const u32 first_columns = columns_at(shared_address(memory));

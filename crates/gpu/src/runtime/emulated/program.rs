@@ -2,13 +2,11 @@
 
 use super::Target;
 use crate::runtime::Emulation;
-use cubecl_core::server::{LaunchError, ServerError};
-use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
-use cubecl_cpp::target::{CppTarget, Cuda, Metal};
-use cubecl_environment::backtrace::BackTrace;
-use cubecl_server::compiler::{CompilationError, CompilationRecording, Compiler};
+use crate::runtime::cpp::{Text, failed, lower, lower_cuda, options};
+use cubecl_core::server::ServerError;
+use cubecl_cpp::target::Metal;
 use cubecl_server::id::KernelId;
-use cubecl_server::kernel::{CompiledKernel, CubeKernel};
+use cubecl_server::kernel::CubeKernel;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Write;
@@ -61,29 +59,6 @@ impl Program {
     }
 }
 
-fn failed(reason: String) -> ServerError {
-    let backtrace = BackTrace::capture();
-    ServerError::Launch(LaunchError::from(CompilationError::Generic { reason, backtrace }))
-}
-
-/// The kernel's name, its text, and the threads of a threadgroup.
-fn lower<T: CppTarget>(kernel: &dyn CubeKernel) -> Result<(String, String, [u32; 3]), ServerError>
-where
-    CppCompiler<T>: Compiler<CompilationOptions = CompilationOptions>,
-{
-    let mut options = CompilationOptions::default();
-    // As CubeCL's runtimes ask.
-    options.supports_features.fast_math = true;
-    options.supports_features.dp4a = true;
-    let mut recording = CompilationRecording::new(&kernel.id());
-    let compiled = CompiledKernel::lower(kernel, &mut recording, |definition| {
-        CompiledKernel::compile(kernel, definition, &mut CppCompiler::<T>::default(), &options)
-    })
-    .map_err(|error| ServerError::Launch(LaunchError::from(error)))?;
-    let cube = [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z];
-    Ok((compiled.entrypoint_name, compiled.source, cube))
-}
-
 /// Every kernel so far.
 pub(super) struct Programs {
     target: Target,
@@ -108,8 +83,9 @@ impl Programs {
         }
         let program = match self.is_portable(kernel)? {
             true => {
-                let (name, text, cube) = lower::<Metal>(kernel)?;
-                Some(Arc::new(self.build(&name, &text, cube).map_err(failed)?))
+                let text = lower::<Metal>(kernel, &options())?;
+                let program = self.build(&text.name, &text.source, text.block);
+                Some(Arc::new(program.map_err(failed)?))
             }
             false => None,
         };
@@ -126,13 +102,15 @@ impl Programs {
         if kernel.source().is_some() {
             return Ok(false);
         }
-        let (name, text, _) = lower::<Cuda>(kernel)?;
+        let Text { name, source: text, .. } = lower_cuda(kernel, &options())?;
         let file = self.emulation.folder.join(format!("{name}-{}.cu", self.known.len()));
         std::fs::create_dir_all(&self.emulation.folder)
             .and_then(|()| std::fs::write(&file, &text))
             .map_err(|error| failed(format!("{}: {error}", file.display())))?;
-        // Atomic additions are written so too, and Metal's are run.
-        Ok(!text.lines().any(|line| line.contains("asm") && !line.contains("atom.")))
+        // Atomic additions are written so too, and Metal's are run; there no launch starts before its time.
+        let others =
+            |line: &str| ["atom.", "griddepcontrol."].iter().any(|known| line.contains(known));
+        Ok(!text.lines().any(|line| line.contains("asm") && !others(line)))
     }
 
     fn build(&self, name: &str, text: &str, cube: [u32; 3]) -> Result<Program, String> {

@@ -1,36 +1,48 @@
-//! What kernels are told of the emulated devices: what CubeCL's own runtimes tell them of an Apple GPU of the Metal 3 family, and of
-//! an NVIDIA one of compute capability 8.0.
+//! What kernels are told of the emulated devices: what CubeCL's own runtime tells them of an Apple GPU of the Metal 3 family, and ours
+//! of an NVIDIA one of compute capability 8.0.
 
 use super::Target;
+use crate::runtime::cpp::{self, ALIGNMENT, Nvidia};
 use cubecl_common::profile::TimingMethod;
-use cubecl_core::cmma::MatrixLayout;
 use cubecl_core::ir::features::{AtomicUsage, Features, Plane, TypeUsage};
 use cubecl_core::ir::{
-    AddressType, ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind,
-    HardwareProperties, IntKind, MemoryDeviceProperties, MmaProperties, TargetProperties, Type,
-    UIntKind,
+    AddressType, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
+    IntKind, MemoryDeviceProperties, TargetProperties, Type, UIntKind,
 };
-use cubecl_cpp::cuda::arch::CudaArchitecture;
-use cubecl_cpp::cuda::mma::manual::{contiguous_elements_cuda, supported_mma_combinations};
 use cubecl_cpp::metal::arch::MetalArchitecture;
 use cubecl_cpp::metal::supported_cmma_combinations_metal;
-use cubecl_cpp::shared::{register_mma_features, register_wmma_features};
+use cubecl_cpp::shared::register_wmma_features;
 
-/// Bytes to which buffers are aligned.
-pub(super) const ALIGNMENT: u64 = 256;
+/// Bytes of an emulated device's memory.
+const MEMORY: u64 = 1 << 34;
 
-/// What CubeCL's runtimes say of a device.
+/// What CubeCL's runtimes, or ours, say of a device.
 pub(super) fn device(target: Target) -> DeviceProperties {
+    match target {
+        Target::Apple => apple(),
+        // The oldest generation with all that our kernels use.
+        Target::Nvidia => Nvidia {
+            name: target.name().to_owned(),
+            fingerprint: format!("{target:?}"),
+            generation: 80,
+            memory_bytes: MEMORY,
+            shared_bytes: 99 << 10,
+            most_units: 1024,
+            multiprocessors: None,
+            timing: TimingMethod::System,
+        }
+        .properties(),
+    }
+}
+
+fn apple() -> DeviceProperties {
     let hardware = HardwareProperties {
         load_width: 128,
         vector_register_count: None,
         plane_size_min: 32,
         plane_size_max: 32,
         max_bindings: 30,
-        max_shared_memory_size: match target {
-            Target::Apple => 32 << 10,
-            Target::Nvidia => 99 << 10,
-        },
+        max_shared_memory_size: 32 << 10,
         max_cube_count: (u32::MAX, u32::MAX, u32::MAX),
         max_units_per_cube: 1024,
         max_cube_dim: (1024, 1024, 1024),
@@ -42,10 +54,10 @@ pub(super) fn device(target: Target) -> DeviceProperties {
         max_vector_size: 4,
         cube_mma_reserved_shared_memory: 0,
     };
-    let memory = MemoryDeviceProperties::new(1 << 32, ALIGNMENT).with_max_memory(1 << 34);
+    let memory = MemoryDeviceProperties::new(MEMORY / 4, ALIGNMENT).with_max_memory(MEMORY);
     let identity = DeviceIdentity {
-        name: target.name().to_owned(),
-        fingerprint: format!("{target:?}"),
+        name: Target::Apple.name().to_owned(),
+        fingerprint: format!("{:?}", Target::Apple),
         physical: None,
     };
     let mut properties = DeviceProperties::new(
@@ -83,35 +95,15 @@ pub(super) fn device(target: Target) -> DeviceProperties {
     for plane in [Plane::Ops, Plane::Sync, Plane::NonUniformControlFlow] {
         properties.features.plane.insert(plane);
     }
-    match target {
-        Target::Apple => {
-            let matrices = supported_cmma_combinations_metal(&MetalArchitecture::Metal3);
-            register_wmma_features(matrices, &mut properties);
-        }
-        Target::Nvidia => {
-            // The oldest generation with all that our kernels use.
-            let ampere = CudaArchitecture { version: 80, tensor_cores: true };
-            register_mma_features(supported_mma_combinations(&ampere), &mut properties);
-        }
-    }
+    let matrices = supported_cmma_combinations_metal(&MetalArchitecture::Metal3);
+    register_wmma_features(matrices, &mut properties);
     properties
 }
 
 /// How matrices lie in the registers of a plane, where kernels of ours ask for it: on NVIDIA's GPUs.
 pub(super) fn target(target: Target) -> TargetProperties {
-    let mma = match target {
-        Target::Apple => MmaProperties::default(),
-        Target::Nvidia => MmaProperties {
-            register_size_bits: 32,
-            const_plane_size: 32,
-            register_layout_a: MatrixLayout::RowMajor,
-            register_layout_b: MatrixLayout::ColMajor,
-            register_layout_acc: MatrixLayout::RowMajor,
-            register_duplication_a: 1,
-            register_duplication_b: 1,
-            register_duplication_acc: 1,
-            contiguous_elements: ContiguousElements::new(contiguous_elements_cuda),
-        },
-    };
-    TargetProperties { mma }
+    match target {
+        Target::Apple => TargetProperties::default(),
+        Target::Nvidia => cpp::matrices(),
+    }
 }

@@ -3,6 +3,7 @@
 use super::program::Programs;
 use super::{Target, properties};
 use crate::runtime::EMULATION;
+use crate::runtime::cpp::ALIGNMENT;
 use cubecl_common::bytes::Bytes;
 use cubecl_common::device::{DeviceId, DeviceService, ServerUtilitiesHandle, ServiceId};
 use cubecl_common::profile::ProfileDuration;
@@ -65,7 +66,7 @@ impl DeviceService for Emulated {
             properties::device(target),
             properties::target(target),
             Arc::new(ServerLogger::default()),
-            ContiguousMemoryLayoutPolicy::new(properties::ALIGNMENT as usize),
+            ContiguousMemoryLayoutPolicy::new(ALIGNMENT as usize),
         );
         Self {
             utilities: Arc::new(utilities),
