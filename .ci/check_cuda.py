@@ -33,6 +33,8 @@ PACKAGES = [
     for name in ("cuda-nvcc", "cuda-nvrtc", "cuda-crt", "cuda-runtime", "cuda-cccl", "nvvm")
 ]
 GENERATIONS = ["sm_80", "sm_90a", "sm_120"]
+# From this one on a launch may start before the one before it has ended.
+OVERLAPPING = 90
 # Others whose registers the products of many rows fill.
 OTHERS = ["sm_86", "sm_89"]
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
@@ -169,6 +171,8 @@ def at_run_time(nvcc: Path, path: Path, generation: str, directory: str) -> tupl
     text = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetPTX(program, text)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if (wrong := begins_wrongly(text.value.decode(), generation, path.parent.name == "nvidia")):
+        return [], 0, f"{path}: {wrong}"
     ptx = Path(directory) / f"{path.stem}.{generation}.ptx"
     ptx.write_bytes(text.value)
     run = subprocess.run([nvcc.parent / "ptxas", f"-arch={generation}", "-v", ptx, "-o", "/dev/null"], capture_output=True, text=True)
@@ -176,6 +180,20 @@ def at_run_time(nvcc: Path, path: Path, generation: str, directory: str) -> tupl
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", said)]
     spills = sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
     return (registers if not run.returncode else []), spills, said
+
+
+def begins_wrongly(ptx: str, generation: str, emitted: bool) -> str | None:
+    """What is wrong with how kernels wait for the launches before them, which from a generation on may not have ended."""
+    if int(re.search(r"\d+", generation)[0]) < OVERLAPPING:
+        return None
+    for entry in ptx.split(".entry ")[1:]:
+        name, before, waits = entry.split("(")[0], *entry.partition("griddepcontrol.wait")[:2]
+        if not waits:
+            return f"{name} does not wait for the launches before it"
+        # Others read weights before they wait.
+        if re.search(r"\b(st|atom|red)\.(global|relaxed|release)" + (r"|\bld\.global" if emitted else ""), before):
+            return f"{name} uses memory before it waits for the launches before it"
+    return None
 
 
 def check_emitted(nvcc: Path) -> None:
