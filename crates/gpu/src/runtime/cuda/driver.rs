@@ -146,20 +146,17 @@ impl Drop for Allocation {
     }
 }
 
-/// Launches that are repeated as a whole, and the memory that they work in.
+/// Launches that are repeated as a whole.
 #[derive(Debug)]
-pub(super) struct Graph {
-    launches: CUgraphExec,
-    pub(super) memory: Vec<Arc<Allocation>>,
-}
+pub(super) struct Launches(CUgraphExec);
 
-// SAFETY: as for `Device`.
-unsafe impl Send for Graph {}
+// SAFETY: as for `Context`.
+unsafe impl Send for Launches {}
 
-impl Drop for Graph {
+impl Drop for Launches {
     fn drop(&mut self) {
-        // SAFETY: nothing else destroys it; what runs of it ends first.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.launches) };
+        // SAFETY: nothing else destroys them; what runs of them ends first.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
     }
 }
 
@@ -345,7 +342,7 @@ impl Stream {
     }
 
     /// What was recorded.
-    pub(super) fn end_recording(&self, memory: Vec<Arc<Allocation>>) -> Said<Graph> {
+    pub(super) fn end_recording(&self) -> Said<Launches> {
         // SAFETY: a recording has begun; the graph is destroyed once, and what was made of it is not touched by that.
         unsafe {
             let graph = result::stream::end_capture(self.0).map_err(said("cuStreamEndCapture"))?;
@@ -353,15 +350,18 @@ impl Stream {
             let made = sys::cuGraphInstantiateWithFlags(&mut launches, graph, 0).result();
             let _ = result::graph::destroy(graph);
             made.map_err(said("cuGraphInstantiate"))?;
-            let graph = Graph { launches, memory };
+            let made = Launches(launches);
             result::graph::upload(launches, self.0).map_err(said("cuGraphUpload"))?;
-            Ok(graph)
+            Ok(made)
         }
     }
 
     /// Repeats what was recorded.
-    pub(super) fn replay(&self, graph: &Graph) -> Said<()> {
-        // SAFETY: the graph holds the memory that its launches work in.
-        unsafe { result::graph::launch(graph.launches, self.0) }.map_err(said("cuGraphLaunch"))
+    ///
+    /// # Safety
+    /// The memory that the launches work in is still theirs.
+    pub(super) unsafe fn replay(&self, launches: &Launches) -> Said<()> {
+        // SAFETY: the caller's promise.
+        unsafe { result::graph::launch(launches.0, self.0) }.map_err(said("cuGraphLaunch"))
     }
 }

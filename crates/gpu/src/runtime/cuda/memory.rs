@@ -1,6 +1,6 @@
 //! Arrays of a stream. All work on them is in it, in order, so what nobody holds any more is handed out again at once.
 
-use super::driver::{Allocation, Device, Graph, Said};
+use super::driver::{Allocation, Device, Said};
 use cubecl_core::server::BufferBinding;
 use cubecl_server::memory_management::{ManagedMemoryHandle, ManagedMemoryId};
 use std::collections::{BTreeMap, HashMap};
@@ -152,9 +152,9 @@ impl Memory {
         recording.into_values().collect()
     }
 
-    /// Takes what a graph worked in.
-    pub(super) fn take_back(&mut self, mut graph: Graph) {
-        for allocation in std::mem::take(&mut graph.memory) {
+    /// Takes what recorded launches worked in.
+    pub(super) fn take_back(&mut self, memory: Vec<Arc<Allocation>>) {
+        for allocation in memory {
             if Arc::strong_count(&allocation) == 1 {
                 self.free.entry(allocation.bytes).or_default().push(allocation);
             }

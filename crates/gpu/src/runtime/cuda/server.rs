@@ -1,6 +1,6 @@
 //! What a client of a CUDA device talks to.
 
-use super::driver::{Device, Graph, Read, Said, Stream};
+use super::driver::{Allocation, Device, Launches, Read, Said, Stream};
 use super::memory::Memory;
 use super::program::Programs;
 use crate::runtime::cpp::{self, ALIGNMENT, Nvidia, failed};
@@ -32,8 +32,8 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::task::Poll;
 
-/// Streams of a device; more clients than these share them.
-const LANES: usize = 16;
+/// Streams of a device; more clients than these share them, and have nothing recorded.
+const LANES: usize = 64;
 
 /// A CUDA device.
 #[derive(Debug)]
@@ -46,6 +46,13 @@ pub(super) struct CudaServer {
     device: Device,
     programs: Programs,
     timestamps: TimestampProfiler,
+}
+
+/// Recorded launches, and the memory that they work in.
+#[derive(Debug)]
+struct Graph {
+    launches: Launches,
+    memory: Vec<Arc<Allocation>>,
 }
 
 /// A stream, and what is in it.
@@ -341,6 +348,9 @@ impl Server for CudaServer {
 
     fn begin_capture(&mut self, client: StreamId) -> Result<(), ServerError> {
         let index = self.lane(client)?;
+        if self.clients.values().filter(|&&lane| lane == index).count() > 1 {
+            return Err(failed("the stream is another client's too"));
+        }
         let lane = &mut self.lanes[index];
         lane.may_wait()?;
         lane.sound()?;
@@ -357,25 +367,34 @@ impl Server for CudaServer {
             return Err(failed("no launches are being recorded"));
         }
         lane.is_recording = false;
-        let made = lane.stream.end_recording(lane.memory.end_recording());
-        lane.sound()?;
-        let id = GraphId::new();
-        self.graphs.insert(id, made.map_err(failed)?);
-        Ok(id)
+        let (made, memory) = (lane.stream.end_recording(), lane.memory.end_recording());
+        match lane.sound().and_then(|()| made.map_err(failed)) {
+            Ok(launches) => {
+                let id = GraphId::new();
+                self.graphs.insert(id, Graph { launches, memory });
+                Ok(id)
+            }
+            Err(error) => {
+                lane.memory.take_back(memory);
+                Err(error)
+            }
+        }
     }
 
     fn replay(&mut self, graph: GraphId, client: StreamId) -> Result<(), ServerError> {
         let lane = self.lane(client)?;
         self.lanes[lane].may_wait()?;
         let graph = self.graphs.get(&graph).ok_or_else(unsupported)?;
-        self.lanes[lane].stream.replay(graph).map_err(failed)
+        // SAFETY: the graph holds the memory that its launches work in, which is handed out to nobody else.
+        unsafe { self.lanes[lane].stream.replay(&graph.launches) }.map_err(failed)
     }
 
     fn graph_destroy(&mut self, graph: GraphId, client: StreamId) {
         let (Some(graph), Ok(lane)) = (self.graphs.remove(&graph), self.lane(client)) else {
             return;
         };
-        self.lanes[lane].memory.take_back(graph);
+        drop(graph.launches);
+        self.lanes[lane].memory.take_back(graph.memory);
     }
 
     fn memory_report(&mut self, stream: StreamId) -> Option<StreamMemoryReport> {
