@@ -267,6 +267,7 @@ pub(super) unsafe fn add<const SUBS: usize>(
     }
     match (SUBS, weights.bits, weights.offsets) {
         (1, ..=4, false) => run!(four_bits!(0 4 8 12 16 20 24 28), scale!(without 36 40 0)),
+        (1, ..=4, true) => run!(four_bits!(0 4 8 12 16 20 24 28), scale!(with 36 40 0)),
         (1, 5, true) => run!(some_together!((0 4 8 12) (16 20 24 28)), scale!(with 36 40 0)),
         (1, 6, false) => {
             run!(some_together!((0 4) (8 12) (16 20) (24 28)), scale!(without 36 40 0));
