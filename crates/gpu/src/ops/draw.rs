@@ -95,11 +95,6 @@ impl Shape {
         self.part / self.plane
     }
 
-    /// Whether loops over what a lane has, and over planes, are written out: with narrow planes that is more than compilers bear.
-    const fn unrolls(&self) -> bool {
-        self.plane >= 32
-    }
-
     /// Parts that a unit has.
     const fn each(&self) -> u32 {
         self.parts.div_ceil(self.units)
@@ -107,7 +102,7 @@ impl Shape {
 
     /// Bytes of shared memory of a cube.
     const fn shared_bytes(&self) -> usize {
-        4 * (2 * self.parts + 3 * RANKED + 4 * self.planes()) as usize
+        4 * (2 * self.parts + 3 * RANKED + 3 * self.planes() + 2) as usize
     }
 }
 

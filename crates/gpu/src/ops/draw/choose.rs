@@ -3,8 +3,8 @@
 #![allow(clippy::too_many_arguments)]
 
 use super::row::{
-    Exchange, Row, activate, best, bound, cube_before, cube_max, cube_sum, first_of, key,
-    key_of_weight, logit, mass, value, weight,
+    Row, activate, best, bound, cube_before, cube_max, cube_sum, first_of, key, key_of_weight,
+    logit, mass, value, weight,
 };
 use super::{
     ASKED, EXCLUDE, INVERSE, LEAST, MIN_P, NONE, NUCLEUS, PLACE, RANKED, ROW, Shape, TOP_K, TOP_P,
@@ -22,7 +22,9 @@ struct Scratch {
     keys: Shared<[u32]>,
     tokens: Shared<[u32]>,
     terms: Shared<[f32]>,
-    exchange: Exchange,
+    /// For sums over the cube.
+    floats: Shared<[f32]>,
+    words: Shared<[u32]>,
 }
 
 /// A range of the order: from the token `(from, from_token)` to the token `(edge, edge_token)`, both of it, but for those of less than `least` weight.
@@ -74,9 +76,9 @@ fn tally(
     let mut a = UNIT_POS_Y;
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-        #[unroll(shape.unrolls())]
+        #[unroll]
         for j in 0..comptime!(shape.own()) {
-            let token = start + j * comptime!(shape.plane);
+            let token = start + comptime!(j * shape.plane);
             let v = logit(token, logits, adjusted, row, shape);
             let k = key(v);
             if k >= low && is_within(k, token, kept.edge, kept.edge_token) {
@@ -86,7 +88,7 @@ fn tally(
         }
         a += comptime!(shape.planes());
     }
-    (cube_sum(number, &mut scratch.exchange, shape), cube_sum(mass, &mut scratch.exchange, shape))
+    (cube_sum(number, &mut scratch.floats, shape), cube_sum(mass, &mut scratch.floats, shape))
 }
 
 /// What a unit's active parts have, together.
@@ -121,9 +123,9 @@ fn gather(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = 0u32.runtime();
-        #[unroll(shape.unrolls())]
+        #[unroll]
         for j in 0..comptime!(shape.own()) {
-            let token = start + j * comptime!(shape.plane);
+            let token = start + comptime!(j * shape.plane);
             let k = key(logit(token, logits, adjusted, row, shape));
             own += select(is_between(k, token, low, high, kept), 1u32, 0u32);
         }
@@ -135,7 +137,7 @@ fn gather(
     }
     sync_cube();
     let own = own_sums(count, &scratch.sums, shape);
-    let (mut before, _) = cube_before(own, &mut scratch.exchange, shape);
+    let (mut before, _) = cube_before(own, &mut scratch.floats, shape);
     for j in 0..comptime!(shape.each()) {
         let a = UNIT_POS * comptime!(shape.each()) + j;
         if a < count {
@@ -150,18 +152,18 @@ fn gather(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = 0u32.runtime();
-        #[unroll(shape.unrolls())]
+        #[unroll]
         for j in 0..comptime!(shape.own()) {
-            let token = start + j * comptime!(shape.plane);
+            let token = start + comptime!(j * shape.plane);
             let v = logit(token, logits, adjusted, row, shape);
             own += select(is_between(key(v), token, low, high, kept), 1u32, 0u32);
-            values[j as usize] = v;
+            values[comptime!(j as usize)] = v;
         }
         let mut to = u32::cast_from(scratch.sums[a as usize]) + plane_exclusive_sum(own);
-        #[unroll(shape.unrolls())]
+        #[unroll]
         for j in 0..comptime!(shape.own()) {
-            let token = start + j * comptime!(shape.plane);
-            let v = values[j as usize];
+            let token = start + comptime!(j * shape.plane);
+            let v = values[comptime!(j as usize)];
             if is_between(key(v), token, low, high, kept) {
                 scratch.keys[to as usize] = key(v);
                 scratch.tokens[to as usize] = token;
@@ -210,8 +212,8 @@ fn rank(
         }
         befores[comptime!(j as usize)] = before;
     }
-    let mass = cube_sum(mass, &mut scratch.exchange, shape);
-    let edge = !cube_max(last, &mut scratch.exchange, shape);
+    let mass = cube_sum(mass, &mut scratch.floats, shape);
+    let edge = !cube_max(last, &mut scratch.words, shape);
     let mut last = 0u32.runtime();
     #[unroll]
     for j in 0..each {
@@ -220,7 +222,7 @@ fn rank(
             last = max(last, scratch.tokens[i as usize]);
         }
     }
-    (edge, cube_max(last, &mut scratch.exchange, shape), mass)
+    (edge, cube_max(last, &mut scratch.words, shape), mass)
 }
 
 /// The weights of what is kept, by active part and all together.
@@ -238,9 +240,9 @@ fn weigh(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = f32::new(0.0);
-        #[unroll(shape.unrolls())]
+        #[unroll]
         for j in 0..comptime!(shape.own()) {
-            let token = start + j * comptime!(shape.plane);
+            let token = start + comptime!(j * shape.plane);
             own += weight_of(logit(token, logits, adjusted, row, shape), token, kept, row);
         }
         let all = plane_sum(own);
@@ -251,7 +253,7 @@ fn weigh(
     }
     sync_cube();
     let own = own_sums(count, &scratch.sums, shape);
-    cube_sum(own, &mut scratch.exchange, shape)
+    cube_sum(own, &mut scratch.floats, shape)
 }
 
 /// The last token of the order that has at least a weight, as a key and a token: those that are kept begin with it. The key is none if no token has that.
@@ -274,9 +276,9 @@ fn last_above(
         let mut a = UNIT_POS_Y;
         while a < count {
             let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-            #[unroll(shape.unrolls())]
+            #[unroll]
             for j in 0..comptime!(shape.own()) {
-                let t = start + j * comptime!(shape.plane);
+                let t = start + comptime!(j * shape.plane);
                 let v = logit(t, logits, adjusted, row, shape);
                 let w = weight_of(v, t, kept, row);
                 if w > 0.0 && w >= least {
@@ -289,7 +291,7 @@ fn last_above(
             }
             a += comptime!(shape.planes());
         }
-        let found = cube_max(own, &mut scratch.exchange, shape);
+        let found = cube_max(own, &mut scratch.words, shape);
         if round == 0 {
             last = found;
         } else {
@@ -313,10 +315,10 @@ fn locate(
     #[comptime] shape: Shape,
 ) -> u32 {
     let own = own_sums(count, &scratch.sums, shape);
-    let (before, all) = cube_before(own, &mut scratch.exchange, shape);
+    let (before, all) = cube_before(own, &mut scratch.floats, shape);
     let mut after = fma(share_high, all, -before) + share_low * all;
     let reached = own > 0.0 && after >= 0.0;
-    let unit = cube_max(select(reached, UNIT_POS + 1, 0u32), &mut scratch.exchange, shape);
+    let unit = cube_max(select(reached, UNIT_POS + 1, 0u32), &mut scratch.words, shape);
     // The part, and what of the share is left to it.
     if UNIT_POS + 1 == unit {
         let mut part = 0u32.runtime();
@@ -344,9 +346,9 @@ fn locate(
         if UNIT_POS < comptime!(shape.part) {
             own = weight_of(logit(token, logits, adjusted, row, shape), token, kept, row);
         }
-        let (before, _) = cube_before(own, &mut scratch.exchange, shape);
+        let (before, _) = cube_before(own, &mut scratch.floats, shape);
         let reached = own > 0.0 && before <= left;
-        found = cube_max(select(reached, token + 1, 0u32), &mut scratch.exchange, shape);
+        found = cube_max(select(reached, token + 1, 0u32), &mut scratch.words, shape);
     }
     found - 1
 }
@@ -371,9 +373,10 @@ pub(super) fn choose_kernel(
         keys: Shared::<[u32]>::new_slice(comptime!(RANKED as usize)),
         tokens: Shared::<[u32]>::new_slice(comptime!(RANKED as usize)),
         terms: Shared::<[f32]>::new_slice(comptime!(RANKED as usize)),
-        exchange: Exchange::new(shape),
+        floats: Shared::<[f32]>::new_slice(comptime!(shape.planes() as usize)),
+        words: Shared::<[u32]>::new_slice(comptime!(shape.planes() as usize)),
     };
-    let best = best(stats, first, &mut scratch.exchange, shape);
+    let best = best(stats, first, &mut scratch.words, shape);
     let row = Row {
         row: asked[(at + ROW) as usize],
         place: asked[(at + PLACE) as usize],
@@ -385,7 +388,7 @@ pub(super) fn choose_kernel(
     let mut token = NONE.runtime();
     if best != NONE && best >= least {
         if top_k == 1 {
-            token = first_of(best, logits, adjusted, stats, &row, &mut scratch.exchange, shape);
+            token = first_of(best, logits, adjusted, stats, &row, &mut scratch.words, shape);
         } else {
             // All parts, and the sum of their weights.
             let mut own = f32::new(0.0);
@@ -398,7 +401,7 @@ pub(super) fn choose_kernel(
                     own += all;
                 }
             }
-            let mut total = cube_sum(own, &mut scratch.exchange, shape);
+            let mut total = cube_sum(own, &mut scratch.floats, shape);
             let mut count = comptime!(shape.parts).runtime();
 
             // Where the order is cut: by number, then by weight.
@@ -427,7 +430,7 @@ pub(super) fn choose_kernel(
                     let mut number = f32::new(0.0);
                     if edge == 0 {
                         let wanted = select(by_weight, NUCLEUS.runtime(), top_k);
-                        low = max(bound(wanted, stats, first, &mut scratch.exchange, shape), least);
+                        low = max(bound(wanted, stats, first, &mut scratch.floats, shape), least);
                     }
                     // Once, and again where a nucleus is larger than was looked at.
                     let mut tries = 2u32.runtime();
@@ -437,7 +440,7 @@ pub(super) fn choose_kernel(
                             stats,
                             first,
                             &mut scratch.active,
-                            &mut scratch.exchange,
+                            &mut scratch.floats,
                             shape,
                         );
                         let (n, mass) =
@@ -517,7 +520,7 @@ pub(super) fn choose_kernel(
                         stats,
                         first,
                         &mut scratch.active,
-                        &mut scratch.exchange,
+                        &mut scratch.floats,
                         shape,
                     );
                 }

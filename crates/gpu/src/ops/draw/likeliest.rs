@@ -1,8 +1,6 @@
 //! The largest logits of a row.
 
-use super::row::{
-    Exchange, Row, activate, best, bound, cube_max, cube_sum, key, logit, mass, value,
-};
+use super::row::{Row, activate, best, bound, cube_max, cube_sum, key, logit, mass, value};
 use super::{ASKED, LARGEST, NONE, ROW, Shape, WANTS};
 use cubecl::prelude::*;
 
@@ -27,11 +25,12 @@ pub(super) fn likeliest_kernel(
     let first = draw * comptime!(shape.parts) * 4 + 2;
     let wanted = asked[(at + LARGEST) as usize];
     let mut active = Shared::<[u32]>::new_slice(comptime!(shape.parts as usize));
-    let mut exchange = Exchange::new(shape);
+    let mut floats = Shared::<[f32]>::new_slice(comptime!(shape.planes() as usize));
+    let mut words = Shared::<[u32]>::new_slice(comptime!(shape.planes() as usize));
     let row = Row {
         row: asked[(at + ROW) as usize],
         place: NONE.runtime(),
-        top: value(best(stats, first, &mut exchange, shape)),
+        top: value(best(stats, first, &mut words, shape)),
         inverse: f32::new(1.0),
         first,
     };
@@ -42,15 +41,15 @@ pub(super) fn likeliest_kernel(
             own += mass(part, stats, &row);
         }
     }
-    let total = cube_sum(own, &mut exchange, shape);
+    let total = cube_sum(own, &mut floats, shape);
     let to = draw * stride;
     if UNIT_POS == 0 {
         out[(to + 1) as usize] = u32::reinterpret(logit(token, logits, logits, &row, shape));
         out[(to + 2) as usize] = u32::reinterpret(row.top);
         out[(to + 3) as usize] = u32::reinterpret(total);
     }
-    let low = bound(wanted, stats, first, &mut exchange, shape);
-    let count = activate(low, stats, first, &mut active, &mut exchange, shape);
+    let low = bound(wanted, stats, first, &mut floats, shape);
+    let count = activate(low, stats, first, &mut active, &mut floats, shape);
     let mut edge = NONE.runtime();
     let mut edge_token = 0u32.runtime();
     for i in 0..wanted {
@@ -61,9 +60,9 @@ pub(super) fn likeliest_kernel(
             let mut a = UNIT_POS_Y;
             while a < count {
                 let start = active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-                #[unroll(shape.unrolls())]
+                #[unroll]
                 for j in 0..comptime!(shape.own()) {
-                    let t = start + j * comptime!(shape.plane);
+                    let t = start + comptime!(j * shape.plane);
                     let k = key(logit(t, logits, logits, &row, shape));
                     if t < comptime!(shape.vocab) && (k < edge || (k == edge && t > edge_token)) {
                         if again == 0 {
@@ -75,7 +74,7 @@ pub(super) fn likeliest_kernel(
                 }
                 a += comptime!(shape.planes());
             }
-            let found = cube_max(own, &mut exchange, shape);
+            let found = cube_max(own, &mut words, shape);
             if again == 0 {
                 next = found;
             } else {

@@ -55,90 +55,56 @@ pub(super) fn logit(
     v
 }
 
-/// Shared memory through which planes tell each other a number. It has two places, taken in turn: who writes to one has met everybody since it was read, at the
-/// other, so that a sum needs to wait but once.
-#[derive(CubeType)]
-pub(super) struct Exchange {
-    floats: Shared<[f32]>,
-    words: Shared<[u32]>,
-    /// Where the next place begins.
-    turn: RuntimeCell<u32>,
-}
-
-#[cube]
-impl Exchange {
-    pub(super) fn new(#[comptime] shape: Shape) -> Exchange {
-        Exchange {
-            floats: Shared::<[f32]>::new_slice(comptime!(2 * shape.planes() as usize)),
-            words: Shared::<[u32]>::new_slice(comptime!(2 * shape.planes() as usize)),
-            turn: RuntimeCell::<u32>::new(0u32),
-        }
-    }
-
-    /// Where this turn's place begins.
-    fn place(&mut self, #[comptime] shape: Shape) -> u32 {
-        let place = self.turn.read();
-        self.turn.store(comptime!(shape.planes()) - place);
-        place
-    }
-}
-
-/// Tells all planes a number of each; where they are.
-#[cube]
-fn tell(own: f32, exchange: &mut Exchange, #[comptime] shape: Shape) -> u32 {
-    let place = exchange.place(shape);
-    if UNIT_POS_X == 0 {
-        exchange.floats[(place + UNIT_POS_Y) as usize] = own;
-    }
-    sync_cube();
-    place
-}
-
 /// Sum over the cube.
 #[cube]
-pub(super) fn cube_sum(value: f32, exchange: &mut Exchange, #[comptime] shape: Shape) -> f32 {
-    let place = tell(plane_sum(value), exchange, shape);
-    let mut total = f32::new(0.0);
-    #[unroll(shape.unrolls())]
-    for p in 0..comptime!(shape.planes()) {
-        total += exchange.floats[(place + p) as usize];
+pub(super) fn cube_sum(value: f32, scratch: &mut [f32], #[comptime] shape: Shape) -> f32 {
+    let own = plane_sum(value);
+    if UNIT_POS_X == 0 {
+        scratch[UNIT_POS_Y as usize] = own;
     }
+    sync_cube();
+    let mut total = f32::new(0.0);
+    #[unroll]
+    for p in 0..comptime!(shape.planes()) {
+        total += scratch[p as usize];
+    }
+    sync_cube();
     total
 }
 
 /// Sum over the units before, and over all.
 #[cube]
-pub(super) fn cube_before(
-    value: f32,
-    exchange: &mut Exchange,
-    #[comptime] shape: Shape,
-) -> (f32, f32) {
-    let place = tell(plane_sum(value), exchange, shape);
+pub(super) fn cube_before(value: f32, scratch: &mut [f32], #[comptime] shape: Shape) -> (f32, f32) {
+    let own = plane_sum(value);
+    if UNIT_POS_X == 0 {
+        scratch[UNIT_POS_Y as usize] = own;
+    }
+    sync_cube();
     let mut before = plane_exclusive_sum(value);
     let mut total = f32::new(0.0);
-    #[unroll(shape.unrolls())]
+    #[unroll]
     for p in 0..comptime!(shape.planes()) {
-        let sum = exchange.floats[(place + p) as usize];
-        before += select(p < UNIT_POS_Y, sum, f32::new(0.0));
-        total += sum;
+        before += select(p.runtime() < UNIT_POS_Y, scratch[p as usize], f32::new(0.0));
+        total += scratch[p as usize];
     }
+    sync_cube();
     (before, total)
 }
 
 /// Largest of the cube.
 #[cube]
-pub(super) fn cube_max(value: u32, exchange: &mut Exchange, #[comptime] shape: Shape) -> u32 {
+pub(super) fn cube_max(value: u32, scratch: &mut [u32], #[comptime] shape: Shape) -> u32 {
     let own = plane_max(value);
-    let place = exchange.place(shape);
     if UNIT_POS_X == 0 {
-        exchange.words[(place + UNIT_POS_Y) as usize] = own;
+        scratch[UNIT_POS_Y as usize] = own;
     }
     sync_cube();
     let mut largest = 0u32.runtime();
-    #[unroll(shape.unrolls())]
+    #[unroll]
     for p in 0..comptime!(shape.planes()) {
-        largest = max(largest, exchange.words[(place + p) as usize]);
+        largest = max(largest, scratch[p as usize]);
     }
+    sync_cube();
     largest
 }
 
@@ -148,7 +114,7 @@ pub(super) fn bound(
     wanted: u32,
     stats: &[f32],
     first: u32,
-    exchange: &mut Exchange,
+    scratch: &mut [f32],
     #[comptime] shape: Shape,
 ) -> u32 {
     let each = comptime!(shape.each());
@@ -170,7 +136,7 @@ pub(super) fn bound(
         for j in 0..each {
             reached += select(keys[comptime!(j as usize)] >= trial, 1u32, 0u32);
         }
-        let total = cube_sum(f32::cast_from(reached), exchange, shape);
+        let total = cube_sum(f32::cast_from(reached), scratch, shape);
         found = select(total >= f32::cast_from(wanted), trial, found);
     }
     found
@@ -181,7 +147,7 @@ pub(super) fn bound(
 pub(super) fn best(
     stats: &[f32],
     first: u32,
-    exchange: &mut Exchange,
+    scratch: &mut [u32],
     #[comptime] shape: Shape,
 ) -> u32 {
     let mut own = 0u32.runtime();
@@ -193,7 +159,7 @@ pub(super) fn best(
             own = max(own, select(bad, NONE, key(stats[stat])));
         }
     }
-    cube_max(own, exchange, shape)
+    cube_max(own, scratch, shape)
 }
 
 /// The sum of all weights of a part.
@@ -210,7 +176,7 @@ pub(super) fn activate(
     stats: &[f32],
     first: u32,
     active: &mut [u32],
-    exchange: &mut Exchange,
+    scratch: &mut [f32],
     #[comptime] shape: Shape,
 ) -> u32 {
     let each = comptime!(shape.each());
@@ -223,7 +189,7 @@ pub(super) fn activate(
             }
         }
     }
-    let (before, total) = cube_before(f32::cast_from(own), exchange, shape);
+    let (before, total) = cube_before(f32::cast_from(own), scratch, shape);
     let mut to = u32::cast_from(before);
     for j in 0..each {
         let part = UNIT_POS * each + j;
@@ -246,7 +212,7 @@ pub(super) fn first_of(
     adjusted: &[f32],
     stats: &[f32],
     row: &Row,
-    exchange: &mut Exchange,
+    scratch: &mut [u32],
     #[comptime] shape: Shape,
 ) -> u32 {
     let mut own = 0u32.runtime();
@@ -258,7 +224,7 @@ pub(super) fn first_of(
             }
         }
     }
-    let part = !cube_max(own, exchange, shape);
+    let part = !cube_max(own, scratch, shape);
     let token = part * comptime!(shape.part) + UNIT_POS;
     let mut own = 0u32.runtime();
     if UNIT_POS < comptime!(shape.part) {
@@ -266,7 +232,7 @@ pub(super) fn first_of(
             own = !token;
         }
     }
-    !cube_max(own, exchange, shape)
+    !cube_max(own, scratch, shape)
 }
 
 /// The key of the logit that has a weight, or of one a little lower.

@@ -58,7 +58,7 @@ pub(super) fn scan_kernel(
     let mut bad = 0u32.runtime();
     #[unroll]
     for j in 0..own {
-        let token = part * comptime!(shape.part) + j * comptime!(shape.plane) + UNIT_POS_X;
+        let token = part * comptime!(shape.part) + comptime!(j * shape.plane) + UNIT_POS_X;
         let mut v = f32::new(LEAST);
         let mut r = f32::new(LEAST);
         if token < comptime!(shape.vocab) {
