@@ -1,7 +1,7 @@
 //! [`Backend`](marlin_tensor::Backend) on GPUs. Kernels are written once, in CubeCL, and reach CUDA as C++ text (compiled
 //! by NVRTC when they are first launched), Vulkan as SPIR-V and Metal as its own language.
 //!
-//! * `runtime/`: one file per runtime, each behind a feature of its name: which devices there are, and how to open one.
+//! * `runtime/`: one file or folder per runtime, each behind a feature of its name: which devices there are, and how to open one.
 //!   Without a feature this crate finds no device and needs nothing.
 //! * `decode/`: one file per row format: its layout on the device, and eight of its weights in registers.
 //! * `ops/`: the kernels, by family. `weights`: matrices. `experts`: stacks of them. `step`: a batch on the device.

@@ -16,8 +16,8 @@ __device__ __forceinline__ void wait_for_last() {
 #endif
 }
 
-// Once all blocks of threads called this, or ended, the next launch's come where there is room. After the wait: those that come before are laid where the last
-// launch left room, close beside each other, and have less of the device. In a long loop after it: this waits for what the thread has asked of memory.
+// Once all blocks of threads called this, or ended, the next launch's come where there is room. After the wait where the work is short,
+// after the loop where it is long: both were measured to be faster (bench/gpu.md).
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

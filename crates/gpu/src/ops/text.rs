@@ -49,7 +49,7 @@ pub(crate) trait Defines: Clone + Debug + Eq + Hash + Send + Sync + 'static {
     /// The file.
     const TEXT: &str;
     /// What tells its versions apart.
-    const HASH: u64 = hash(Self::TEXT);
+    const HASH: u64 = fnv1a(FNV1A, Self::TEXT.as_bytes());
 
     /// Names and values of its macros.
     fn defines(&self) -> Vec<(&'static str, String)>;
@@ -78,10 +78,11 @@ impl<D: Defines> Text<D> {
     }
 }
 
-/// FNV-1a of a text.
-const fn hash(text: &str) -> u64 {
-    let bytes = text.as_bytes();
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+/// Where FNV-1a begins.
+pub(crate) const FNV1A: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of bytes that follow others, whose hash is `hash`.
+pub(crate) const fn fnv1a(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut i = 0;
     while i < bytes.len() {
         hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0100_0000_01b3);

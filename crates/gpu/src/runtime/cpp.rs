@@ -97,7 +97,6 @@ pub(super) struct Nvidia {
     pub(super) shared_bytes: usize,
     pub(super) most_units: u32,
     pub(super) multiprocessors: Option<u32>,
-    pub(super) timing: TimingMethod,
 }
 
 /// Bytes to which arrays are aligned.
@@ -128,8 +127,13 @@ impl Nvidia {
             .with_max_memory(self.memory_bytes);
         let identity =
             DeviceIdentity { name: self.name, fingerprint: self.fingerprint, physical: None };
-        let mut properties =
-            DeviceProperties::new(Features::default(), memory, hardware, self.timing, identity);
+        let mut properties = DeviceProperties::new(
+            Features::default(),
+            memory,
+            hardware,
+            TimingMethod::System,
+            identity,
+        );
         register_supported_types(&mut properties);
         properties.features.alignment = true;
         properties.features.memory_reinterpret = true;

@@ -90,20 +90,17 @@ unsafe impl Send for Read {}
 impl Read {
     /// Waits for it.
     pub(super) fn finish(mut self) -> Said<Vec<u8>> {
-        // SAFETY: the event was recorded behind the copy, so the memory is written once it has come.
-        let bytes = unsafe {
+        // SAFETY: the event is there until this is dropped.
+        unsafe {
             result::ctx::set_current(self.context.0).map_err(said("cuCtxSetCurrent"))?;
             result::event::synchronize(self.event).map_err(said("cuEventSynchronize"))?;
-            let at = self.to.as_ref().map_or(std::ptr::null(), |to| to.at.cast::<u8>());
-            if self.len == 0 {
-                Vec::new()
-            } else {
-                std::slice::from_raw_parts(at, self.len).to_vec()
-            }
-        };
+        }
+        let Some(to) = self.to.take() else { return Ok(Vec::new()) };
+        // SAFETY: the event was recorded behind the copy, so the memory is written.
+        let bytes = unsafe { std::slice::from_raw_parts(to.at.cast::<u8>(), self.len) }.to_vec();
         let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
         if kept.len() < KEPT {
-            kept.extend(self.to.take());
+            kept.push(to);
         }
         Ok(bytes)
     }

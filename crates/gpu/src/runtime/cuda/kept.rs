@@ -1,17 +1,14 @@
 //! Machine code that is kept on disk, so that a kernel is compiled once on a machine. A file's name says of what text and for what
 //! compiler and device it is, and its first words say so again, and whether it is whole; one that is not is made anew.
 
+use crate::ops::text::{FNV1A, fnv1a};
 use crate::runtime::CUDA_KERNELS;
 use marlin_checkpoint::write_file;
 use std::fs;
 use std::path::PathBuf;
 
-/// Where FNV-1a begins, and where it begins for a second opinion.
-const BASES: [u64; 2] = [0xcbf2_9ce4_8422_2325, 0x6c62_272e_07bb_0142];
-
-fn hash(base: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(base, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
-}
+/// Where the hash of a name begins, and where it begins for a second opinion.
+const BASES: [u64; 2] = [FNV1A, 0x6c62_272e_07bb_0142];
 
 /// What a text is compiled with, and the text.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +19,8 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn of(compiler: &str, source: &str) -> Self {
-        let of = |base| hash(hash(hash(base, compiler.as_bytes()), &[0]), source.as_bytes());
+        let of =
+            |base| [compiler.as_bytes(), &[0], source.as_bytes()].into_iter().fold(base, fnv1a);
         let [name, again] = BASES.map(of);
         Self { name, again }
     }
@@ -32,7 +30,7 @@ impl Key {
     }
 
     fn header(self, code: &[u8]) -> [u8; 16] {
-        let words = [self.again, hash(BASES[0], code)].map(u64::to_le_bytes);
+        let words = [self.again, fnv1a(FNV1A, code)].map(u64::to_le_bytes);
         std::array::from_fn(|i| words[i / 8][i % 8])
     }
 

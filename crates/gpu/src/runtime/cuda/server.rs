@@ -6,7 +6,7 @@ use super::program::Programs;
 use crate::runtime::cpp::{self, ALIGNMENT, Nvidia, failed};
 use cubecl_common::bytes::Bytes;
 use cubecl_common::device::{DeviceId, DeviceService, ServerUtilitiesHandle, ServiceId};
-use cubecl_common::profile::{ProfileDuration, TimingMethod};
+use cubecl_common::profile::ProfileDuration;
 use cubecl_core::server::{
     BufferBinding, CopyDescriptor, CubeCount, IoError, KernelArguments, KernelResource,
     ProfileError, ProfilingToken, Server, ServerCommunication, ServerError, ServerStorage,
@@ -46,6 +46,13 @@ pub(super) struct CudaServer {
     device: Device,
     programs: Programs,
     timestamps: TimestampProfiler,
+}
+
+/// Where bytes of an array are, and whether it is the lane's own that asks.
+struct Place {
+    address: u64,
+    bytes: u64,
+    is_own: bool,
 }
 
 /// Recorded launches, and the memory that they work in.
@@ -120,7 +127,6 @@ impl CudaServer {
             multiprocessors: Some(
                 device.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             ),
-            timing: TimingMethod::System,
         };
         let (utilities, _) = ServerUtilities::init(
             ServiceId::of::<Self>(id),
@@ -159,8 +165,8 @@ impl CudaServer {
         Ok(lane)
     }
 
-    /// Where a binding's bytes are, for work in `lane`, and how many. What is another lane's is there once that one has nothing left to do.
-    fn find(&mut self, lane: usize, binding: &BufferBinding) -> Result<(u64, u64), ServerError> {
+    /// Where a binding's bytes are, for work in `lane`. What is another lane's is there once that one has nothing left to do.
+    fn find(&mut self, lane: usize, binding: &BufferBinding) -> Result<Place, ServerError> {
         let owner = match self.lanes[lane].memory.has(binding) {
             true => lane,
             false => self.lanes.iter().position(|l| l.memory.has(binding)).unwrap_or(lane),
@@ -170,7 +176,8 @@ impl CudaServer {
             self.lanes[owner].may_wait()?;
             self.lanes[owner].stream.wait().map_err(failed)?;
         }
-        self.lanes[owner].memory.find(binding).map_err(failed)
+        let (address, bytes) = self.lanes[owner].memory.find(binding).map_err(failed)?;
+        Ok(Place { address, bytes, is_own: owner == lane })
     }
 
     fn run(
@@ -193,8 +200,9 @@ impl CudaServer {
         let (mut addresses, mut is_own) = (Vec::with_capacity(arguments.resources.len()), true);
         for resource in &arguments.resources {
             let KernelResource::Buffer(binding) = resource else { return Err(unsupported()) };
-            is_own &= self.lanes[lane].memory.has(binding);
-            addresses.push(self.find(lane, binding)?.0);
+            let place = self.find(lane, binding)?;
+            is_own &= place.is_own;
+            addresses.push(place.address);
         }
         let address = |address: &mut u64| std::ptr::from_mut(address).cast::<c_void>();
         let mut values: Vec<*mut c_void> = addresses.iter_mut().map(address).collect();
@@ -209,12 +217,12 @@ impl CudaServer {
 
     fn copy_out(&mut self, lane: usize, from: &CopyDescriptor) -> Result<Read, ServerError> {
         let len = from.shape.iter().product::<usize>() * from.elem_size;
-        let (address, there) = self.find(lane, &from.handle)?;
-        if len as u64 > there {
+        let place = self.find(lane, &from.handle)?;
+        if len as u64 > place.bytes {
             return Err(unsupported());
         }
         // SAFETY: the array has as many bytes, and what its lane does with them next is behind this, or another lane's, which has waited.
-        unsafe { self.lanes[lane].stream.read(&self.device, address, len) }.map_err(failed)
+        unsafe { self.lanes[lane].stream.read(&self.device, place.address, len) }.map_err(failed)
     }
 
     fn copy_in(
@@ -224,15 +232,14 @@ impl CudaServer {
         data: &[u8],
     ) -> Result<(), ServerError> {
         self.lanes[lane].may_wait()?;
-        let is_own = self.lanes[lane].memory.has(&to.handle);
-        let (address, there) = self.find(lane, &to.handle)?;
-        if data.len() as u64 > there {
+        let place = self.find(lane, &to.handle)?;
+        if data.len() as u64 > place.bytes {
             return Err(unsupported());
         }
         let stream = &self.lanes[lane].stream;
         // SAFETY: the array has as many bytes.
-        unsafe { stream.write(address, data) }.map_err(failed)?;
-        if is_own { Ok(()) } else { stream.wait().map_err(failed) }
+        unsafe { stream.write(place.address, data) }.map_err(failed)?;
+        if place.is_own { Ok(()) } else { stream.wait().map_err(failed) }
     }
 
     /// An array of `bytes`; for one that there is no room for, what nobody holds is given back first.

@@ -29,7 +29,6 @@ pub(super) fn device(target: Target) -> DeviceProperties {
             shared_bytes: 99 << 10,
             most_units: 1024,
             multiprocessors: None,
-            timing: TimingMethod::System,
         }
         .properties(),
     }
