@@ -21,11 +21,12 @@ from check_metal import kernels
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "crates/gpu/src/ops"
 TEXTS = {
-    "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
-    "trellis": ["halves.cuh", "exl3/codes.cuh", "gemm/trellis.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
-    "plain": ["halves.cuh", "gemm/plain.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
-    "integer": ["halves.cuh", "integer.cu"],
-    "flash": ["halves.cuh", "flash.cu"],
+    "few": ["ptx.cuh", "halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
+    "trellis": ["ptx.cuh", "halves.cuh", "exl3/codes.cuh", "gemm/trellis.cuh", "gemm/common.cuh", "gemm/warpgroups.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
+    "plain": ["ptx.cuh", "halves.cuh", "gemm/plain.cuh", "gemm/common.cuh", "gemm/warpgroups.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
+    "integer": ["ptx.cuh", "halves.cuh", "integer.cu"],
+    "flash": ["ptx.cuh", "halves.cuh", "flash.cuh", "flash.cu"],
+    "latent": ["ptx.cuh", "halves.cuh", "flash.cuh", "flash_latent.cu"],
 }
 # The newest versions emit what the assembler of 13.0 refuses.
 PACKAGES = [
@@ -78,8 +79,8 @@ def cases():
         mul1, multiplier, addend = CODEBOOKS[codebook]
         return {"K_TILES": 256, "INPUTS": 4096, "TWICE_BITS": twice_bits, "MUL1": mul1, "MULTIPLIER": f"{multiplier}u", "ADDEND": f"{addend}u"}
 
-    def many(columns, parts, brain=0, wgmma=1):
-        return {"WGMMA": wgmma, "N_TILES": 896, "OUTPUTS": 14336, "WIDTH": 14336, "N": columns, "PARTS": parts, "BIAS": 1, "BRAIN": brain}
+    def many(columns, parts, brain=0, wgmma=1, grouped=0, heads=0):
+        return {"GROUPED": grouped, "SHARE": 8, "HEADS": heads, "WGMMA": wgmma, "N_TILES": 896, "OUTPUTS": 14336, "WIDTH": 14336, "N": columns, "PARTS": parts, "BIAS": 1, "BRAIN": brain}
 
     for twice_bits in range(2, 17):
         for sets, inline in [(1, 1), (1, 0), (2, 0)]:
@@ -113,8 +114,18 @@ def cases():
         yield few(generation, codebook, 8, 2, 0, 1)
     for codebook in ("mcg", "3inst"):
         yield "trellis", "sm_90a", trellis(codebook, 8) | many(128, 1)
+    for columns, codebook in itertools.product((64, 128), CODEBOOKS):
+        yield "trellis", "sm_90a", trellis(codebook, 8) | many(columns, 1, grouped=1) | {"ACTIVATION": 1}
+        for generation in GENERATIONS:
+            yield "trellis", generation, trellis(codebook, 8) | many(columns, 1, wgmma=0, grouped=1) | {"ACTIVATION": 0}
+    for twice_bits in range(2, 17):
+        yield "trellis", "sm_90a", trellis("mul1", twice_bits) | many(64, 1, grouped=1)
     for (columns, parts), brain in itertools.product([(64, 2), (64, 1), (96, 1)], (0, 1)):
         yield "plain", "sm_90a", {"K_TILES": 256, "INPUTS": 4096} | many(columns, parts, brain)
+        if (columns, parts) == (64, 2):
+            yield "plain", "sm_90a", {"K_TILES": 256, "INPUTS": 4096} | many(columns, parts, brain, heads=20)
+            for generation in GENERATIONS:
+                yield "plain", generation, {"K_TILES": 256, "INPUTS": 4096} | many(columns, parts, brain, wgmma=0, heads=20)
     for generation, (columns, parts) in itertools.product(GENERATIONS + OTHERS, MMA):
         for codebook, twice_bits in [("mul1", 8), ("mcg", 8), ("3inst", 8), ("mcg", 7)]:
             if codebook == "mul1" or generation in GENERATIONS:
@@ -126,6 +137,8 @@ def cases():
     for generation, ((key, value), bits, brain) in itertools.product(GENERATIONS, [*halves, *codes]):
         yield "flash", generation, {"HEADS": 32, "KV_HEADS": 8, "KEY": key, "VALUE": value, "KEY_BITS": bits[0], "VALUE_BITS": bits[1], "BRAIN": brain,
                                     "BLOCK_SIZE": 16, "SCALE": "1e-1f", "WINDOW": "4096u", "CAPPED": 1, "CAP": "3e1f"}
+    for generation, (key, value), brain in itertools.product(GENERATIONS, [(576, 512), (192, 128)], (0, 1)):
+        yield "latent", generation, {"HEADS": 20, "KEY": key, "VALUE": value, "BRAIN": brain, "BLOCK_SIZE": 16, "SCALE": "1e-1f", "WINDOW": "0u", "CAPPED": 0, "CAP": "1e0f"}
 
 
 def integers():
@@ -228,7 +241,7 @@ def main() -> None:
         done = pool.map(at_run_time, itertools.repeat(nvcc), paths, generations, itertools.repeat(directory))
         for (text, generation, defines), (registers, spills, said) in zip(work, done):
             most = max([most, *registers])
-            functions = {"few": 1 if defines.get("INLINE") else 3, "integer": 2 - defines.get("INLINE", 0), "flash": 1}.get(text, 2)
+            functions = {"few": 1 if defines.get("INLINE") else 3, "integer": 2 - defines.get("INLINE", 0), "flash": 1, "latent": 1}.get(text, 2)
             if len(registers) != functions or spills > TOLERATED or "serialized" in said:
                 failed += 1
                 print(f"{text} {generation} {defines}: {spills} bytes spilled\n{said}")

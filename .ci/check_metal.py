@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Every kernel as Metal text: made, compiled and run on the processor by the tests of crates/gpu, and held to what it was before.
+"""Every kernel as Metal text, and those in CUDA C++ as they are: made, compiled and run on the processor by the tests of crates/gpu; Metal text is held
+to what it was before.
 
     .ci/check_metal.py [--update]
 
-The texts are compared by digests, in crates/gpu/tests/metal_text.txt: a kernel that was not to change has not. --update
+Metal texts are compared by digests, in crates/gpu/tests/metal_text.txt: a kernel that was not to change has not. --update
 writes that file. Needs cargo and a C++20 compiler ($CXX or c++).
 """
 

@@ -18,9 +18,9 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / "crates/gpu/src/ops"
 TEXTS = {
-    "few": ["halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
-    "trellis": ["halves.cuh", "exl3/codes.cuh", "gemm/trellis.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
-    "plain": ["halves.cuh", "gemm/plain.cuh", "gemm/common.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
+    "few": ["ptx.cuh", "halves.cuh", "exl3/codes.cuh", "exl3/trellis.cu"],
+    "trellis": ["ptx.cuh", "halves.cuh", "exl3/codes.cuh", "gemm/trellis.cuh", "gemm/common.cuh", "gemm/warpgroups.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
+    "plain": ["ptx.cuh", "halves.cuh", "gemm/plain.cuh", "gemm/common.cuh", "gemm/warpgroups.cuh", "gemm/wgmma.cu", "gemm/mma.cu"],
 }
 CODEBOOKS = {"mul1": (1, 0x83DCD12D, 0), "mcg": (0, 0xCBAC1FED, 0), "3inst": (0, 89226354, 64248484)}
 COPIES_BYTES = 400 << 20
@@ -207,39 +207,48 @@ class Few:
 class Product:
     """`wgmma.cu` or `mma.cu`."""
 
-    def __init__(self, product, weights, k, n, m, most, defines):
-        self.m, self.k = m, k
-        if product == "mma":
+    def __init__(self, product, weights, k, n, m, most, defines, grouped=0, experts=1):
+        self.m, self.k, self.grouped = m, k, grouped
+        if grouped:
+            self.n, self.parts = grouped, 1
+            self.threads, resident = (256 if product == "mma" else 640), 1
+        elif product == "mma":
             self.n, self.parts = (32, 2) if m <= 16 else (64, 2) if m <= 32 else (64, 1) if m <= 64 else (128, 1)
             self.threads, resident = 256, 2 if self.n == 32 else 1
         else:
             self.n, self.parts = (64, 2) if m <= 32 else (64, 1) if m <= 64 else (most, 1)
             self.threads, resident = 640, 1
         rows = self.n // self.parts
-        row_tiles = -(-m // rows)
+        row_tiles = self.tiles = min(m, experts + m // rows) if grouped else -(-m // rows)
         self.ranges = min(resident * SMS, -(-n // 256) * row_tiles * (k // 128))
         self.kernels = Kernels(weights, {
             "WGMMA": int(product == "wgmma"),
-            "K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0, "BRAIN": 0} | defines)
+            "K_TILES": k // 16, "N_TILES": n // 16, "INPUTS": k, "OUTPUTS": n, "WIDTH": n, "N": self.n, "PARTS": self.parts, "BIAS": 0, "BRAIN": 0,
+            "GROUPED": int(bool(grouped)), "SHARE": 1, "HEADS": 0} | defines)
         self.prepared = torch.empty(row_tiles * self.n * k // 2, dtype=torch.int32, device="cuda")
         self.partial = torch.empty(self.ranges * 3 * rows * 256, device="cuda")
         self.counters = torch.zeros(self.ranges, dtype=torch.int32, device="cuda")
 
-    def multiply(self, weights, x, suh, svh, bias, out):
-        self.kernels.launch("prepare", (self.m, -(-self.k // 512)), 128, [x, suh, self.prepared], self.m)
-        self.kernels.launch("multiply", (self.ranges, 1), self.threads, [weights, self.prepared, svh, bias, self.partial, self.counters, out], self.m)
+    def multiply(self, weights, x, suh, svh, bias, out, by_expert=None, slots=None):
+        order, table = by_expert or (x, x)
+        slots, told = x if slots is None else slots, self.tiles if self.grouped else self.m
+        rows = self.tiles * self.n if self.grouped else self.m
+        self.kernels.launch("prepare", (rows, -(-self.k // 512)), 128, [x, x, suh, order, table, slots, self.prepared], told)
+        arrays = [weights, self.prepared, svh, bias, order, table, slots, self.partial, self.counters, out]
+        self.kernels.launch("multiply", (self.ranges, 1), self.threads, arrays, told)
 
 
 class Many(Product):
     """With a trellis."""
 
-    def __init__(self, product, matrix, m):
+    def __init__(self, product, matrix, m, grouped=0, experts=1, share=1):
         most = 128 if matrix.twice_bits == 8 else 96
-        super().__init__(product, "trellis", matrix.k, matrix.n, m, most, matrix.defines() | {"OUTPUTS": matrix.outputs, "WIDTH": matrix.outputs})
+        widths = {"INPUTS": matrix.inputs, "OUTPUTS": matrix.outputs, "WIDTH": matrix.outputs, "SHARE": share}
+        super().__init__(product, "trellis", matrix.k, matrix.n, m, most, widths | matrix.defines(), grouped, experts)
 
-    def __call__(self, matrix, x, ids, slots, out):
+    def __call__(self, matrix, x, ids, slots, out, by_expert=None):
         bias = matrix.bias if matrix.bias is not None else matrix.suh
-        self.multiply(matrix.tiles, x, matrix.suh, matrix.svh, bias, out)
+        self.multiply(matrix.tiles, x, matrix.suh, matrix.svh, bias, out, by_expert, slots)
 
 
 class Plain(Product):
@@ -276,10 +285,13 @@ def check(only):
     cases += [(4096, 1024, 4096, 1024, 8, "mul1", m, False, 0) for m in [1, 4, 64, 1000]]
     cases += [(128, 8192, 128, 8192, 8, "mul1", m, False, 0) for m in [1, 4]]
     cases += [(640, 512, 576, 500, bits, codebook, m, True, matrices) for bits in (6, 8) for codebook in CODEBOOKS for matrices in (1, 2) for m in (12, 24, 60)]
+    cases += [(640, 512, 576, 500, bits, codebook, 300, True, 1) for bits in (6, 8) for codebook in CODEBOOKS]
 
     def one(case):
         k, n, inputs, outputs, twice_bits, codebook, m, bias, stacks = case
         matrix = Matrix(k, n, twice_bits, codebook, 5 if stacks else 1, inputs, outputs, bias)
+        if m == 300 and stacks:
+            return case, matrix, [(name, Many(name, matrix, m, columns, 5, 3)) for name in many for columns in ([64, 128] if twice_bits == 8 else [64])]
         # Of the sorted ones, the fewer in tiles of four.
         grouped = {12: 0, 24: 4, 60: 8}[m] if stacks else 0
         kernels = [("few", Few(matrix, m, 5 * bool(stacks), 3 if stacks else 1, max(1, stacks), grouped))] if m <= 128 and only in (None, "few") else []
@@ -303,7 +315,7 @@ def check(only):
         says = []
         for name, kernel in kernels:
             outs = [torch.full(right.shape, float("nan"), device="cuda") for _ in range(2)]
-            by_expert = {"by_expert": sorted_entries(kernel, ids, 5)} if name == "few" and kernel.grouped else {}
+            by_expert = {"by_expert": sorted_entries(kernel, ids, 5)} if stacks and kernel.grouped else {}
             [kernel(matrix, x, ids, slots, out.view(-1), **by_expert) for out in outs]
             torch.cuda.synchronize()
             error = ((outs[0] - right).norm() / right.norm()).item()
@@ -360,10 +372,15 @@ def time(only):
             cases += [(k, n, twice_bits, codebook, m, 0) for m in (sizes if (twice_bits, codebook) == (8, "mul1") else others)]
     if only != "many":
         cases += [(2048, 1536, 8, "mul1", 4, 4), (2048, 1536, 8, "mul1", 8, 8)]
+    if only != "few":
+        cases += [(2048, n, 8, "mul1", m, experts) for n, experts in [(768, 128), (1536, 64)] for m in (1024, 4096, 16384)]
 
     def one(case):
         k, n, twice_bits, codebook, m, entries = case
         matrix = Matrix(k, n, twice_bits, codebook, max(1, entries))
+        if entries > 8:
+            columns = 64 if m // entries <= 64 else 128
+            return case, matrix, [("few", Few(matrix, m, entries, grouped=8))] + [(name, Many(name, matrix, m, columns, entries)) for name in products()]
         few = [("few", Few(matrix, m, entries, matrices=2 if entries == 8 else 1))] if m <= 128 else []
         return case, matrix, few + [(name, Many(name, matrix, m)) for name in products() if m > 8 and not entries]
 
@@ -375,12 +392,15 @@ def time(only):
         matrices = [Matrix(k, n, twice_bits, codebook, max(1, entries)) for _ in range(copies)]
         x = torch.randn(m, k, device="cuda")
         ids = torch.arange(m, dtype=torch.int32, device="cuda") % max(1, entries)
+        if entries > 8:
+            ids = torch.randint(0, entries, (m,), dtype=torch.int32, device="cuda")
         slots = torch.arange(max(1, entries), dtype=torch.int32, device="cuda")
         out = torch.empty(2 * m * n, device="cuda")
         rounds = max(1, (256 if m <= 128 else 16) // copies)
+        by_expert = {name: {"by_expert": sorted_entries(kernel, ids, entries)} if entries > 8 else {} for name, kernel in kernels}
         says = [f"{k:>5} x {n:<6} {twice_bits / 2} {codebook:<5} m={m:<5}{' experts' if entries else ''}{', two matrices' if entries == 8 else ''}"]
         for name, kernel in kernels:
-            says.append(f"{name} {measure(lambda c: kernel(matrices[c], x, ids, slots, out), copies, rounds)}")
+            says.append(f"{name} {measure(lambda c: kernel(matrices[c], x, ids, slots, out, **by_expert[name]), copies, rounds)}")
         if twice_bits == 8 and codebook == "mul1" and not entries:
             half = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in range(max(2, min(copies, COPIES_BYTES // (2 * n * k) + 1)))]
             xh = x.half()

@@ -13,7 +13,7 @@ import gpu_kernels
 import torch
 from gpu_kernels import COPIES_BYTES, Kernels, measure, sorted_entries
 
-gpu_kernels.TEXTS["integer"] = ["halves.cuh", "integer.cu"]
+gpu_kernels.TEXTS["integer"] = ["ptx.cuh", "halves.cuh", "integer.cu"]
 HALF, PAIR, GROUP, K2, K3, K4, K6 = range(7)
 # Bits of codes and above them, scales, and the zero or the groups of 32 that share a scale.
 FORMATS = {

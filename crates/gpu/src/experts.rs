@@ -97,18 +97,18 @@ impl Stacks {
         Ok(Self { made_of, experts, inner, hidden, gate: next()?, up: next()?, down: next()? })
     }
 
-    /// Rows of a tile of sorted entries, at least and at most, as the kernel for all of its matrices has them.
-    fn tile(&self, gpu: &Gpu) -> (u32, u32) {
-        let mut all = self.gate.iter().chain(&self.up).chain(&self.down).map(|stack| match &stack
-            .loaded
-            .matrix
-        {
-            Matrix::Trellis(_) if gpu.tensor_cores => exl3::TILE,
-            Matrix::Rows(rows) if integer::takes(gpu, rows.format) => integer::TILE,
-            _ => TILE,
+    /// Rows of a tile of `count` sorted entries, as the kernel for all of its matrices has them.
+    fn tile(&self, gpu: &Gpu, count: usize) -> u32 {
+        let average = count.div_ceil(self.experts);
+        let of = |(least, most)| (average.next_power_of_two() as u32).clamp(least, most);
+        let all = self.gate.iter().chain(&self.up).chain(&self.down);
+        let mut all = all.map(|stack| match &stack.loaded.matrix {
+            Matrix::Trellis(matrix) if gpu.tensor_cores => exl3::entries_tile(matrix, average),
+            Matrix::Rows(rows) if integer::takes(gpu, rows.format) => of(integer::TILE),
+            _ => of(TILE),
         });
-        let first = all.next().unwrap_or(TILE);
-        if all.all(|tile| tile == first) { first } else { TILE }
+        let first = all.next().unwrap_or(of(TILE));
+        if all.all(|tile| tile == first) { first } else { of(TILE) }
     }
 
     /// Whether the shared expert is the last of them, and `rows` rows with `top_k` experts each are so few that it is best taken as one more.
@@ -127,9 +127,8 @@ impl Stacks {
         activation: Activation,
     ) -> Buffer {
         let count = rows * top_k;
-        let tile = self.tile(gpu);
-        let grouped =
-            (count > SINGLE).then(|| moe::group(gpu, &chosen.ids, count, self.experts, tile));
+        let grouped = (count > SINGLE)
+            .then(|| moe::group(gpu, &chosen.ids, count, self.experts, self.tile(gpu, count)));
         let entries = Entries {
             count,
             ids: chosen.ids.clone(),

@@ -19,8 +19,7 @@ const UNKNOWN: u64 = 1 << 46;
 
 /// Multiprocessors where a device does not say.
 const MULTIPROCESSORS: u32 = 108;
-/// How the names begin of what NVIDIA's GPUs have kernels compiled to, and that of those with products of warpgroups: Hopper's.
-const CUDA: &str = "ptx_";
+/// What NVIDIA's GPUs with products of warpgroups have kernels compiled to: Hopper's.
 const HOPPER: &str = "ptx_sm90";
 /// Words of [`Gpu::counters`], more than a device has multiprocessors.
 const COUNTERS: usize = 1024;
@@ -90,8 +89,6 @@ pub(crate) struct Gpu {
     pub(crate) plane: u32,
     /// Whether NVIDIA's tensor-core instructions are there.
     pub(crate) tensor_cores: bool,
-    /// Whether CUDA C++ is compiled and run: a stand-in for tests only takes its text.
-    pub(crate) runs_cuda: bool,
     /// Whether they multiply for four planes at once.
     pub(crate) warpgroups: bool,
     /// Whether a plane multiplies matrices of halves, 8 by 8 by 8, and adds up in f32: Apple's do.
@@ -118,7 +115,6 @@ impl Gpu {
         let eight = MmaConfig { a_type: half, b_type: half, cd_type: single, m: 8, n: 8, k: 8 };
         let simdgroup_matrices = plane == 32 && client.features().matmul.cmma.contains(&eight);
         let compiled_as = &client.properties().identity.fingerprint;
-        let runs_cuda = compiled_as.starts_with(CUDA);
         let warpgroups = tensor_cores && compiled_as == HOPPER;
         let counters =
             Buffer { handle: client.create_from_slice(&[0; COUNTERS * WORD]), len: COUNTERS };
@@ -132,7 +128,6 @@ impl Gpu {
         Self {
             client,
             tensor_cores,
-            runs_cuda,
             warpgroups,
             simdgroup_matrices,
             counters,

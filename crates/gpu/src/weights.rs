@@ -227,7 +227,7 @@ fn wide(gpu: &Gpu, matrix: &RowMatrix, rows: &Rows) -> Option<Instruction> {
         Instruction::of(gpu).filter(|with| rows > integers.unwrap_or(with.few_plain_rows()))
     };
     let with = matrix.choices.of(rows).map_or_else(rule, Instruction::chosen);
-    with.filter(|_| gpu.runs_cuda && matrix.format != Format::F32)
+    with.filter(|_| matrix.format != Format::F32)
 }
 
 /// What the rule says of a class of rows, or of every number of rows.
@@ -262,6 +262,15 @@ impl Loaded {
                 if let Some(with) = wide(gpu, matrix, rows) {
                     return gemm::plain(gpu, with, x, self.in_features, matrix, bias, x_rows);
                 }
+                let heads = match rows {
+                    Rows::Heads { rows, heads } => {
+                        gemm::heads(gpu, x, self.in_features, matrix, *rows, *heads)
+                    }
+                    _ => None,
+                };
+                if let Some(out) = heads {
+                    return out;
+                }
                 let padded = matrix.units * UNIT;
                 let wide;
                 let x = match padded == self.in_features {
@@ -285,8 +294,14 @@ impl Loaded {
         beside: &Buffer,
         columns: usize,
     ) -> Option<Buffer> {
+        let many = |m: &RowMatrix| match rows {
+            Rows::Heads { rows, heads } => gemm::takes_heads(gpu, m, *rows, *heads).is_some(),
+            _ => false,
+        };
         match &self.matrix {
-            Matrix::Rows(m) if m.units * UNIT == self.in_features && m.order.is_none() => {
+            Matrix::Rows(m)
+                if m.units * UNIT == self.in_features && m.order.is_none() && !many(m) =>
+            {
                 Some(matrix::multiply_beside(gpu, x, m, rows, beside, columns))
             }
             _ => None,

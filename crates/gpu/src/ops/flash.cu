@@ -1,8 +1,8 @@
 // Attention of prompts on NVIDIA's tensor cores: 64 rows of the batch and one head a block, 16 rows a warp, over a tile of keys at a time with an online softmax.
 //
 // Defined before this text: HEADS, KV_HEADS, KEY and VALUE (columns of a head: multiples of 16 up to 128), KEY_BITS and VALUE_BITS (of a
-// column in the cache: 16, 8 or 4), BRAIN (16 bits are bf16, else f16), BLOCK_SIZE (tokens of a block of the cache), SCALE, WINDOW (0:
-// none), CAPPED, CAP.
+// column in the cache: 16, 8 or 4), BRAIN (16 bits are bf16, else f16), BLOCK_SIZE (tokens of a block of the cache), SCALE, and what
+// `flash.cuh` names.
 //
 // Rows of 8 and 4 bits (cache/rows.rs) are rotated back and become halves on their way to shared memory: there each column has its own precision.
 //
@@ -12,14 +12,6 @@
 #define KEYS (KEY + VALUE > 192 ? 32 : 64)
 // Bytes of a row of keys or values in shared memory.
 #define LINE(dim) ((dim) > 64 ? 256 : 128)
-
-__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." HALVES "." HALVES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Where 16 bytes of a row lie: they change places by the row's number, so that eight rows meet no bank twice.
-__device__ __forceinline__ u32 place(u32 row, u32 chunk, u32 line) { return row * line + ((chunk ^ (row & 7)) * 16); }
 
 // Bytes of a row of the cache: halves, or codes, a word for each group of 32 columns, and four places a word.
 #define ROW(dim, bits) ((bits) == 16 ? (dim) * 2 : (dim) * (bits) / 8 + (dim) / 8 + ((dim) / 32 + 3) / 4 * 4)
@@ -62,7 +54,7 @@ __device__ __forceinline__ void fetch(u32 to, const char* from, const u32* table
         const u32 block = there ? table[p / BLOCK_SIZE] : 0;
         const char* at = from + (((u64)block * BLOCK_SIZE + (there ? p % BLOCK_SIZE : 0)) * KV_HEADS + kv_head) * ROW(DIM, BITS);
         if constexpr (BITS == 16) {
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to + place(row, chunk, LINE(DIM))), "l"(at + chunk * 16), "r"(there ? 16 : 0));
+            copy_later(to + place(row, chunk, LINE(DIM)), at + chunk * 16, there ? 16 : 0);
         } else {
             float v[32] = {};
             if (there) unpack<DIM, BITS>(v, (const u32*)at, chunk);
@@ -70,14 +62,12 @@ __device__ __forceinline__ void fetch(u32 to, const char* from, const u32* table
             for (int c = 0; c < 4; c++) {
                 u32 pair[4];
 #pragma unroll
-                for (int j = 0; j < 4; j++)
-                    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair[j]) : "f"(v[c * 8 + 2 * j + 1]), "f"(v[c * 8 + 2 * j]));
-                asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
-                    :: "r"(to + place(row, chunk * 4 + c, LINE(DIM))), "r"(pair[0]), "r"(pair[1]), "r"(pair[2]), "r"(pair[3]));
+                for (int j = 0; j < 4; j++) pair[j] = to_f16(v[c * 8 + 2 * j + 1], v[c * 8 + 2 * j]);
+                store_shared(to + place(row, chunk * 4 + c, LINE(DIM)), pair);
             }
         }
     }
-    asm volatile("cp.async.commit_group;");
+    end_copies();
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1) attend(
@@ -88,20 +78,12 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
     __shared__ __align__(128) unsigned char value_memory[KEYS * LINE(VALUE)];
     wait_for_last();
     let_next_start();
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4, group = lane / 4;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, quad = lane % 4;
     const u32 first_row = blockIdx.x * 64, head = blockIdx.y, kv_head = head / (HEADS / KV_HEADS);
     const u32 last_row = min(first_row + 64, info.rows) - 1;
-    const u32 key_at = (u32)__cvta_generic_to_shared(key_memory), value_at = (u32)__cvta_generic_to_shared(value_memory);
+    const u32 key_at = shared_address(key_memory), value_at = shared_address(value_memory);
 
-    // The lane's two rows.
-    u32 row[2], position[2], sequence[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        row[h] = first_row + warp * 16 + group + 8 * h;
-        const bool there = row[h] <= last_row;
-        position[h] = there ? meta[row[h] * 4 + 1] : 0;
-        sequence[h] = there ? meta[row[h] * 4 + 3] : ~0u;
-    }
+    const Seen seen(meta, first_row + warp * 16, last_row);
     u32 query[KEY / 16][2][4];
 #pragma unroll
     for (int k = 0; k < KEY / 16; k++)
@@ -109,32 +91,25 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
         for (int i = 0; i < 4; i++) {
             const u32 h = i % 2, column = k * 16 + quad * 2 + i / 2 * 8;
             float2 v = make_float2(0, 0);
-            if (row[h] <= last_row) v = *(const float2*)(q + ((u64)row[h] * HEADS + head) * KEY + column);
+            if (seen.row[h] <= last_row) v = *(const float2*)(q + ((u64)seen.row[h] * HEADS + head) * KEY + column);
             split(v.x * SCALE, v.y * SCALE, query[k][0][i], query[k][1][i]);
         }
 
     float sums[VALUE / 8][4];
 #pragma unroll
     for (int i = 0; i < VALUE / 8 * 4; i++) (&sums[0][0])[i] = 0;
-    float highest[2] = {-1e30f, -1e30f}, total[2] = {0, 0};
+    Softmax softmax;
 
     u32 start = first_row;
     while (start <= last_row) {
-        // Rows of one sequence follow each other, and so do their positions.
-        const u32 own = meta[start * 4 + 3];
-        u32 stop = start;
-        for (u32 low = start, high = last_row; low <= high;) {
-            const u32 middle = (low + high) / 2;
-            if (meta[middle * 4 + 3] == own) stop = middle, low = middle + 1;
-            else high = middle - 1;
-        }
+        const u32 own = meta[start * 4 + 3], stop = end_of_sequence(meta, start, last_row);
         const u32 least = meta[start * 4 + 1], end = meta[stop * 4 + 1] + 1;
         const u32 begin = WINDOW > 0 && least + 1 > WINDOW ? (least + 1 - WINDOW) / KEYS * KEYS : 0;
         const u32* table = meta + info.rows * 4 + own * info.more;
         fetch<KEY, KEY_BITS>(key_at, keys, table, begin, end, kv_head);
         for (u32 first = begin; first < end; first += KEYS) {
             fetch<VALUE, VALUE_BITS>(value_at, values, table, first, end, kv_head);
-            asm volatile("cp.async.wait_group 1;");
+            wait_for_copies<1>();
             __syncthreads();
             float scores[KEYS / 8][4];
 #pragma unroll
@@ -145,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
                 for (int k = 0; k < KEY / 16; k++) {
                     u32 b[4];
                     const u32 at = key_at + place(n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2, LINE(KEY));
-                    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
+                    load_matrices(b, at);
 #pragma unroll
                     for (int part = 0; part < 2; part++) {
                         multiply_add(scores[2 * n], query[k][part], b[0], b[1]);
@@ -155,39 +130,15 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
             }
             __syncthreads();
             if (first + KEYS < end) fetch<KEY, KEY_BITS>(key_at, keys, table, first + KEYS, end, kv_head);
-            else asm volatile("cp.async.commit_group;");
+            else end_copies();
 
-            float top[2] = {highest[0], highest[1]};
+            float faded[2];
+            softmax.take<KEYS / 8>(scores, first, own, seen, faded);
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
+            for (int n = 0; n < VALUE / 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const u32 h = i / 2, p = first + n * 8 + quad * 2 + i % 2;
-                    float s = scores[n][i];
-                    if (CAPPED) s = CAP * tanhf(s / CAP);
-                    const bool seen = sequence[h] == own && p <= position[h] && (WINDOW == 0 || position[h] - p < WINDOW);
-                    s = seen ? s : __int_as_float(0xff800000);
-                    scores[n][i] = s;
-                    top[h] = fmaxf(top[h], s);
-                }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
-                top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
-                const float faded = __expf(highest[h] - top[h]);
-                highest[h] = top[h];
-                total[h] *= faded;
-#pragma unroll
-                for (int n = 0; n < VALUE / 8; n++) sums[n][2 * h] *= faded, sums[n][2 * h + 1] *= faded;
-            }
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    scores[n][i] = __expf(scores[n][i] - highest[i / 2]);
-                    total[i / 2] += scores[n][i];
-                }
-            asm volatile("cp.async.wait_group 1;");
+                for (int i = 0; i < 4; i++) sums[n][i] *= faded[i / 2];
+            wait_for_copies<1>();
             __syncthreads();
 #pragma unroll
             for (int k = 0; k < KEYS / 16; k++) {
@@ -201,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
                 for (int n = 0; n < VALUE / 16; n++) {
                     u32 b[4];
                     const u32 at = value_at + place(k * 16 + lane % 16, n * 2 + lane / 16, LINE(VALUE));
-                    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at));
+                    load_matrices_turned(b, at);
 #pragma unroll
                     for (int part = 0; part < 2; part++) {
                         multiply_add(sums[2 * n], weight[part], b[0], b[1]);
@@ -211,18 +162,17 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
             }
             __syncthreads();
         }
-        asm volatile("cp.async.wait_all;");
+        wait_for_copies<0>();
         start = stop + 1;
     }
 
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        total[h] += __shfl_xor_sync(~0u, total[h], 1);
-        total[h] += __shfl_xor_sync(~0u, total[h], 2);
-        if (row[h] > last_row) continue;
-        float* to = out + ((u64)row[h] * HEADS + head) * VALUE + quad * 2;
+        const float total = softmax.whole(h);
+        if (seen.row[h] > last_row) continue;
+        float* to = out + ((u64)seen.row[h] * HEADS + head) * VALUE + quad * 2;
 #pragma unroll
         for (int n = 0; n < VALUE / 8; n++)
-            *(float2*)(to + n * 8) = make_float2(sums[n][2 * h] / total[h], sums[n][2 * h + 1] / total[h]);
+            *(float2*)(to + n * 8) = make_float2(sums[n][2 * h] / total, sums[n][2 * h + 1] / total);
     }
 }

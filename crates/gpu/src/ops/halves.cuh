@@ -1,8 +1,5 @@
-// What all texts in CUDA C++ share: names of words, what a launch tells, and values as halves. BRAIN says that halves are bf16; ACTIVATION, that
+// What all texts in CUDA C++ share, after `ptx.cuh`: what a launch tells, and values as halves. BRAIN says that halves are bf16; ACTIVATION, that
 // inputs are those of a gate, to be multiplied with others: by SiLU (1), GELU with tanh (2) or GELU (3).
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
 
 // What is told with a launch: rows, and one more number where a text wants it.
 struct Info { u32 rows, more; };
@@ -17,31 +14,34 @@ __device__ __forceinline__ void wait_for_last() {
 }
 
 // Once all blocks of threads called this, or ended, the next launch's come where there is room. After the wait where the work is short,
-// after the loop where it is long: both were measured to be faster (bench/gpu.md).
+// after the loop where it is long, before the wait in launches that only prepare rows or add up: all were measured to be faster (bench/gpu.md).
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-#if BRAIN
-#define HALVES "bf16"
-#else
-#define HALVES "f16"
-#endif
-
 // Two values as halves, and what these leave.
 __device__ __forceinline__ void split(float v0, float v1, u32& high, u32& low) {
     float f0, f1;
 #if BRAIN
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(v1), "f"(v0));
+    high = to_bf16(v1, v0);
     f0 = __uint_as_float(high << 16), f1 = __uint_as_float(high & 0xffff0000);
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
+    low = to_bf16(v1 - f1, v0 - f0);
 #else
     // Two terms hold up to twice the range of one.
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(fminf(fmaxf(v1, -65504.0f), 65504.0f)), "f"(fminf(fmaxf(v0, -65504.0f), 65504.0f)));
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(f0), "=f"(f1) : "r"(high));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(v1 - f1), "f"(v0 - f0));
+    high = to_f16(fminf(fmaxf(v1, -65504.0f), 65504.0f), fminf(fmaxf(v0, -65504.0f), 65504.0f));
+    from_f16(high, f0, f1);
+    low = to_f16(v1 - f1, v0 - f0);
+#endif
+}
+
+// 16 by 16 halves times 16 by 8.
+__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
+#if BRAIN
+    mma_bf16(c, a[0], a[1], a[2], a[3], b0, b1);
+#else
+    mma_f16(c, a[0], a[1], a[2], a[3], b0, b1);
 #endif
 }
 

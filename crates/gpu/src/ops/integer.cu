@@ -17,20 +17,6 @@ enum { HALF, PAIR, GROUP, K2, K3, K4, K6 };
 
 struct Raw { u32 codes[8], high[2], scale, over; };
 
-__device__ __forceinline__ float f16(u32 bits) {
-    float v;
-    asm("{ .reg .b16 h; cvt.u16.u32 h, %1; cvt.f32.f16 %0, h; }" : "=f"(v) : "r"(bits & 0xffff));
-    return v;
-}
-
-__device__ __forceinline__ void stream(u32* to, const uint4* from) {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(from));
-}
-
-// High bytes are signed, low ones are not.
-__device__ __forceinline__ void add_high(int& sum, u32 w, u32 x) { asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x)); }
-__device__ __forceinline__ void add_low(int& sum, u32 w, u32 x) { asm("dp4a.s32.u32 %0, %1, %2, %0;" : "+r"(sum) : "r"(w), "r"(x)); }
-
 // Eight inputs as [high bytes of the even, of the odd, low bytes of the even, of the odd]; the first of four lanes writes the scale of their
 // group, and the sums of its halves. All lanes take part.
 __device__ __forceinline__ void prepare_unit(const float* row, const float* up, u32 unit, uint4* to) {
@@ -130,11 +116,11 @@ struct Matrix {
 
     // What a group adds, by its scales: sums of halves `i` of inputs times weights, and `s` of inputs.
     __device__ __forceinline__ static float apply(const Raw& raw, int i0, int i1, int s0, int s1) {
-        const float d = f16(raw.over), least = f16(raw.over >> 16);
+        const float d = from_f16(raw.over), least = from_f16(raw.over >> 16);
         const u32 s = raw.scale;
         switch (SCALES) {
-        case HALF: return f16(s) * (float)(i0 + i1 - SPAN * (s0 + s1));
-        case PAIR: return f16(s) * (float)(i0 + i1) + f16(s >> 16) * (float)(s0 + s1);
+        case HALF: return from_f16(s) * (float)(i0 + i1 - SPAN * (s0 + s1));
+        case PAIR: return from_f16(s) * (float)(i0 + i1) + from_f16(s >> 16) * (float)(s0 + s1);
         case GROUP: return __uint_as_float(s & 0xffffff00) * (float)(i0 + i1 - ((int)(s & 255) - (CODES == 8 ? 128 : 0)) * (s0 + s1));
         case K2: return d * ((float)(s & 15) * (float)i0 + (float)(s >> 8 & 15) * (float)i1) - least * ((float)(s >> 4 & 15) * (float)s0 + (float)(s >> 12) * (float)s1);
         case K3: return d * ((float)((int)(s & 255) - 32) * (float)(i0 - 4 * s0) + (float)((int)(s >> 8) - 32) * (float)(i1 - 4 * s1));
@@ -184,8 +170,8 @@ struct Matrix {
                         const int h = u / 2 % SUMS;
 #pragma unroll
                         for (int r = 0; r < R; r++) {
-                            add_high(high[r][h], w[r][2 * u], v.x), add_high(high[r][h], w[r][2 * u + 1], v.y);
-                            add_low(low[r][h], w[r][2 * u], v.z), add_low(low[r][h], w[r][2 * u + 1], v.w);
+                            add_products_of_signed(high[r][h], w[r][2 * u], v.x), add_products_of_signed(high[r][h], w[r][2 * u + 1], v.y);
+                            add_products_of_unsigned(low[r][h], w[r][2 * u], v.z), add_products_of_unsigned(low[r][h], w[r][2 * u + 1], v.w);
                         }
                     }
                     const uint4 s = x[CHUNKS * 128 + chunk * 32];

@@ -108,7 +108,8 @@ struct Cut {
 }
 
 impl Defines for Shape {
-    const TEXT: &str = concat!(include_str!("halves.cuh"), include_str!("integer.cu"));
+    const TEXT: &str =
+        concat!(include_str!("ptx.cuh"), include_str!("halves.cuh"), include_str!("integer.cu"));
 
     fn defines(&self) -> Vec<(&'static str, String)> {
         let flag = |on: bool| u32::from(on).to_string();
@@ -150,7 +151,7 @@ pub(crate) fn few_rows(matrix: &RowMatrix) -> usize {
 
 /// Whether the text takes matrices of `format`.
 pub(crate) fn takes(gpu: &Gpu, format: Format) -> bool {
-    gpu.tensor_cores && gpu.runs_cuda && coding(format).is_some()
+    gpu.tensor_cores && coding(format).is_some()
 }
 
 /// `x` times one matrix or its stack, bias included; `None` when the text is not for such rows, or not for such a matrix.

@@ -7,8 +7,6 @@ use marlin_tensor::{Router, Scoring};
 
 /// Units of a cube that chooses for one row.
 const UNITS: u32 = 64;
-/// Units of the cube that sorts entries.
-const SORTERS: u32 = 256;
 
 /// Experts of rows and their weights, each `[rows, experts of a row]`.
 pub(crate) struct Chosen {
@@ -73,29 +71,32 @@ struct Shape {
     plane: u32,
 }
 
-/// Entries of `ids` sorted by expert, and cut into tiles of at least and at most so many rows.
-pub(crate) fn group(
-    gpu: &Gpu,
-    ids: &Buffer,
-    entries: usize,
-    experts: usize,
-    (least, most): (u32, u32),
-) -> Grouped {
-    let m = (entries.div_ceil(experts).next_power_of_two() as u32).clamp(least, most);
+/// Entries of `ids` sorted by expert, and cut into tiles of `m` rows.
+pub(crate) fn group(gpu: &Gpu, ids: &Buffer, entries: usize, experts: usize, m: u32) -> Grouped {
     let count = entries.min(experts + entries / m as usize);
     let (order, tiles) = (gpu.empty(entries), gpu.empty(3 * count));
-    let dim = gpu.planes(SORTERS / gpu.plane);
-    let (ids, o, t) = (ids.arg(), order.arg(), tiles.arg());
+    let counts = gpu.empty(experts);
+    let (client, cubes) = (&gpu.client, CubeCount::Static(experts as u32, 1, 1));
     let (entries, tiles_len) = (entries as u32, count as u32);
-    // SAFETY: one cube; there are at most `count` tiles.
+    // SAFETY: a cube of one plane for each expert; there are at most `count` tiles.
     unsafe {
+        let plane = || gpu.planes(1);
+        count_kernel::launch_unchecked(
+            client,
+            cubes.clone(),
+            plane(),
+            ids.arg(),
+            counts.arg(),
+            entries,
+        );
         group_kernel::launch_unchecked(
-            &gpu.client,
-            CubeCount::Static(1, 1, 1),
-            dim,
-            ids,
-            o,
-            t,
+            client,
+            cubes,
+            plane(),
+            ids.arg(),
+            counts.arg(),
+            order.arg(),
+            tiles.arg(),
             entries,
             tiles_len,
             experts as u32,
@@ -349,74 +350,72 @@ fn exclude_groups(choices: &mut [f32], room: &mut [f32], #[comptime] shape: Shap
     sync_cube();
 }
 
-/// One cube: a unit counts and places the entries of its experts, one unit adds the counts up.
+/// Entries of the cube's expert.
+#[cube(launch_unchecked)]
+fn count_kernel(ids: &[u32], counts: &mut [u32], entries: u32) {
+    let expert = CUBE_POS_X;
+    let mut count = 0u32.runtime();
+    let mut i = UNIT_POS_X;
+    while i < entries {
+        count += select(ids[i as usize] == expert, 1u32, 0u32);
+        i += CUBE_DIM_X;
+    }
+    let count = plane_sum(count);
+    if UNIT_POS_X == 0 {
+        counts[expert as usize] = count;
+    }
+}
+
+/// Where entries of the cube's expert stand, in their order, and its tiles; the last cube leaves the others empty.
 #[cube(launch_unchecked)]
 fn group_kernel(
     ids: &[u32],
+    counts: &[u32],
     order: &mut [u32],
     tiles: &mut [u32],
     entries: u32,
     tiles_len: u32,
-    #[comptime] experts: u32,
+    experts: u32,
     #[comptime] m: u32,
 ) {
-    let mut counts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
-    let mut starts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
-    let mut firsts = Shared::<[u32]>::new_slice(comptime!(experts as usize));
-    let mut e = UNIT_POS;
-    while e < experts {
-        let mut count = 0u32.runtime();
-        for i in 0..entries {
-            if ids[i as usize] == e {
-                count += 1;
-            }
-        }
-        counts[e as usize] = count;
-        e += CUBE_DIM;
+    let expert = CUBE_POS_X;
+    // Entries and tiles of the experts before.
+    let mut start = 0u32.runtime();
+    let mut first = 0u32.runtime();
+    let mut e = UNIT_POS_X;
+    while e < expert {
+        let count = counts[e as usize];
+        start += count;
+        first += (count + comptime!(m - 1)) / m;
+        e += CUBE_DIM_X;
     }
-    let mut t = UNIT_POS;
-    while t < tiles_len {
-        tiles[(t * 3) as usize] = 0u32;
-        tiles[(t * 3 + 1) as usize] = 0u32;
-        tiles[(t * 3 + 2) as usize] = 0u32;
-        t += CUBE_DIM;
+    let start = plane_sum(start);
+    let first = plane_sum(first);
+    let count = counts[expert as usize];
+    let mut at = start;
+    let mut from = 0u32.runtime();
+    while from < entries {
+        let i = from + UNIT_POS_X;
+        let mut own = 0u32.runtime();
+        if i < entries {
+            own = select(ids[i as usize] == expert, 1u32, 0u32);
+        }
+        let place = at + plane_exclusive_sum(own);
+        if own == 1 {
+            order[place as usize] = i;
+        }
+        at += plane_sum(own);
+        from += CUBE_DIM_X;
     }
-    sync_cube();
-    if UNIT_POS == 0 {
-        let mut start = 0u32.runtime();
-        let mut first = 0u32.runtime();
-        for e in 0..experts {
-            starts[e as usize] = start;
-            firsts[e as usize] = first;
-            start += counts[e as usize];
-            first += (counts[e as usize] + comptime!(m - 1)) / m;
-        }
-    }
-    // Also makes the empty tiles visible to the units that fill them.
-    sync_storage();
-    sync_cube();
-    let mut e = UNIT_POS;
-    while e < experts {
-        let mut at = starts[e as usize];
-        for i in 0..entries {
-            if ids[i as usize] == e {
-                order[at as usize] = i;
-                at += 1;
-            }
-        }
-        let mut left = counts[e as usize];
-        let mut from = starts[e as usize];
-        let mut t = firsts[e as usize];
-        while left > 0 {
-            let rows = min(left, m.runtime());
-            tiles[(t * 3) as usize] = e;
-            tiles[(t * 3 + 1) as usize] = from;
-            tiles[(t * 3 + 2) as usize] = rows;
-            left -= rows;
-            from += rows;
-            t += 1;
-        }
-        e += CUBE_DIM;
+    let own = (count + comptime!(m - 1)) / m;
+    let past = select(expert + 1 == experts, tiles_len, first + own);
+    let mut t = first + UNIT_POS_X;
+    while t < past {
+        let done = min((t - first) * m, count);
+        tiles[(t * 3) as usize] = select(done < count, expert, 0u32);
+        tiles[(t * 3 + 1) as usize] = start + done;
+        tiles[(t * 3 + 2) as usize] = min(count - done, m.runtime());
+        t += CUBE_DIM_X;
     }
 }
 

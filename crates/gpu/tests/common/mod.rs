@@ -3,7 +3,7 @@
 
 use marlin_gpu::GpuDevice;
 use marlin_quant::decode;
-use marlin_tensor::{Backend, DType, HostTensor, Weight};
+use marlin_tensor::{DType, HostTensor, Weight};
 use marlin_testkit::Noise;
 
 /// Every device that this build finds, where they are built also the emulated ones: their texts are left in
@@ -20,10 +20,9 @@ pub fn devices() -> Vec<GpuDevice> {
     devices
 }
 
-/// Whether kernels in NVIDIA's own instructions run on the device, or the backend on it, that is called this: without, what they should
-/// have written is not there.
-pub fn runs_everything(name: &str) -> bool {
-    !name.contains("tensor cores not run")
+/// Whether the search for states runs on the device: for the instruction in it nothing stands on an emulated NVIDIA GPU.
+pub fn searches(device: &GpuDevice) -> bool {
+    device.name != "CUDA text on the processor"
 }
 
 /// Numbers in ±1.
@@ -124,9 +123,4 @@ pub fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
         let difference = (f64::from(*f) - e).abs();
         assert!(difference <= tolerance * largest, "{what}: [{i}] {f} for {e}");
     }
-}
-
-/// Whether what tensor cores compute is there.
-pub fn has_run(b: &dyn Backend, format: &str) -> bool {
-    format != "exl3" || runs_everything(&b.name())
 }

@@ -70,6 +70,11 @@ pub fn attention(b: &dyn Backend) {
     check_attention(b, &Row { window: Some(70), softcap: Some(2.0), ..halves }, &[150], &[90], 16);
     let brain = Row { dims: (128, 128), cache_type: CacheType::Bf16, tolerance: 8e-3, ..wide };
     check_attention(b, &brain, &[70], &[80], 16);
+    // Values that are a prefix of the keys.
+    let latent = Row { heads: (3, 1), dims: (192, 128), latent: true, ..halves };
+    check_attention(b, &latent, &[0, 75], &[50, 40], 16);
+    let brain = Row { cache_type: CacheType::Bf16, tolerance: 8e-3, ..latent };
+    check_attention(b, &Row { window: Some(40), softcap: Some(2.0), ..brain }, &[75], &[36], 16);
     // Codes of 8 and 4 bits: groups that fill their words and that do not, single tokens and prompts, latent keys.
     for cache_type in [CacheType::Q8, CacheType::Q4, CacheType::K8V4] {
         let codes = Row { dims: (64, 96), cache_type, tolerance: 1e-3, ..wide };

@@ -21,19 +21,13 @@ __device__ constexpr int fetched() {
 // The weights of two states, exactly as the format defines them.
 __device__ __forceinline__ u32 weights(u32 one, u32 two, u32 mask, u32 flip) {
     const u32 a = one * (u32)MULTIPLIER + (u32)ADDEND, b = two * (u32)MULTIPLIER + (u32)ADDEND;
-    u32 out;
 #if MUL1
     // The sum of the bytes on top of the f16 1024, whose unit is 1.
     const u32 s = __dp4a(a, 0x01010101u, 0x6400u), t = __dp4a(b, 0x01010101u, 0x6400u);
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(__byte_perm(s, t, 0x5410)), "r"(mask), "r"(flip));
+    return multiply_add_f16(__byte_perm(s, t, 0x5410), mask, flip);
 #else
-    u32 p, q;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(p) : "r"(a), "r"(mask), "r"(flip));
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(q) : "r"(b), "r"(mask), "r"(flip));
-    asm("{ .reg .f16 a, b, c, d; mov.b32 {a, b}, %1; mov.b32 {c, d}, %2; add.rn.f16 a, a, b; add.rn.f16 c, c, d; mov.b32 %0, {a, c}; }"
-        : "=r"(out) : "r"(p), "r"(q));
+    return sums_of_f16(and_xor(a, mask, flip), and_xor(b, mask, flip));
 #endif
-    return out;
 }
 
 // The eight states of a lane, from the words that hold them.
@@ -71,7 +65,7 @@ __device__ __forceinline__ void products(const u32* w, u32 shift, u32* p) {
 #if TWICE_BITS == 8
     // In a register, or it is an instruction of the first unit.
     u32 left = 0xffff0000u;
-    asm volatile("" : "+r"(left));
+    hide(left);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const u32 pair = i == 3 ? w[1] : __funnelshift_r(w[1], w[0], 12 - 4 * i);
@@ -107,7 +101,7 @@ struct Lane {
 #else
         mask = 0x8fff8fff, flip = 0x3b603b60;
         // In registers, or one instruction becomes two.
-        asm volatile("" : "+r"(mask), "+r"(flip));
+        hide(mask), hide(flip);
 #endif
     }
 

@@ -13,8 +13,8 @@ use crate::ops::text::{Defines, Inputs, Text};
 use crate::ops::tiles::{Entries, Rows};
 use crate::tune::Variant;
 
-/// Rows of a tile of entries, at least and at most.
-pub(crate) const TILE: (u32, u32) = (4, 8);
+/// Rows of a tile of entries by the kernel for few, at least and at most.
+const TILE: (u32, u32) = (4, 8);
 /// Warps of a block.
 const WARPS: u32 = 8;
 /// Blocks that a multiprocessor holds, unless tuning found better.
@@ -70,6 +70,7 @@ struct Shape {
 
 impl Defines for Shape {
     const TEXT: &str = concat!(
+        include_str!("../ptx.cuh"),
         include_str!("../halves.cuh"),
         include_str!("codes.cuh"),
         include_str!("trellis.cu")
@@ -108,6 +109,14 @@ impl Defines for Shape {
     }
 }
 
+/// Rows of a tile of entries, of experts that are chosen for `average` of them.
+pub(crate) fn entries_tile(matrix: &Trellis, average: usize) -> u32 {
+    match average.next_power_of_two() as u32 {
+        few if few <= TILE.1 => few.max(TILE.0),
+        _ => gemm::entries_tile(matrix, average),
+    }
+}
+
 /// `x: [.., in_features]` times a matrix or its stack, rotations and bias included; `None` when the text is not for such rows.
 pub(super) fn multiply(
     gpu: &Gpu,
@@ -122,9 +131,23 @@ pub(super) fn multiply(
     }
     let many = rows.dense().and_then(|rows| {
         let instruction = chosen.map_or_else(|| many(gpu, matrix, rows), Instruction::chosen)?;
-        Some(gemm::trellis(gpu, instruction, x, matrix, bias, rows))
+        Some(gemm::trellis(gpu, instruction, x.into(), matrix, bias, rows))
     });
+    let many = many.or_else(|| entries(gpu, x.into(), matrix, bias, rows));
     many.or_else(|| multiply_few(gpu, x.into(), &[(matrix, bias)], rows)?.pop())
+}
+
+/// Tiles of entries that are for the kernels of many rows.
+fn entries(
+    gpu: &Gpu,
+    x: Inputs<'_>,
+    matrix: &Trellis,
+    bias: Option<&Buffer>,
+    rows: &Rows,
+) -> Option<Buffer> {
+    let Rows::Entries(entries) = rows else { return None };
+    entries.grouped.as_ref().filter(|grouped| gemm::ENTRIES.contains(&grouped.m))?;
+    gemm::trellis_entries(gpu, Instruction::of(gpu)?, x, matrix, bias, entries)
 }
 
 /// What the rule says of a class of rows, or of every number of rows.
@@ -154,6 +177,10 @@ pub(crate) fn multiply_many(
     matrices: &[(&Trellis, Option<&Buffer>)],
     rows: &Rows,
 ) -> Option<Vec<Buffer>> {
+    let each = matrices.iter().map(|(matrix, bias)| entries(gpu, x, matrix, *bias, rows));
+    if let Some(outs) = each.collect() {
+        return Some(outs);
+    }
     let key = |(m, bias): &(&Trellis, Option<&Buffer>)| {
         (m.in_features, m.padded_in, m.twice_bits, m.codebook, bias.is_some())
     };

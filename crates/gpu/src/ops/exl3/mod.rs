@@ -15,7 +15,7 @@ mod portable;
 pub(super) use portable::eight;
 
 pub(crate) use embed::embed;
-pub(crate) use hand_written::{TILE, multiply_many};
+pub(crate) use hand_written::{entries_tile, multiply_many};
 
 use super::tiles::{ABSENT, Mode, Rows, tile_in, tile_slot};
 use crate::gpu::{Buffer, Gpu};

@@ -57,11 +57,6 @@ typedef int Sum;
 #define STEP 0.00676727294921875
 #define OFFSET (1534 * STEP - 10.3828125)
 
-__device__ __forceinline__ void multiply_add(Sum* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // The largest of a warp's rotated values, as the bits of a float. Values that are no numbers are the largest.
 __device__ __forceinline__ u32 largest(const float* v) {
     const float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
@@ -109,11 +104,6 @@ __device__ __forceinline__ float total(const Sum* c, int n, float scale) {
 typedef float Sum;
 #define ROW COLUMNS
 
-__device__ __forceinline__ void multiply_add(Sum* c, const u32* w, const u32* x) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
-}
-
 // Puts four rotated values of a lane where the operand reads them: words [k tile][halves, what these leave][quad][half], a pair each.
 __device__ __forceinline__ void place(const float* v, u32* to) {
     const u32 lane = threadIdx.x % 32;
@@ -133,12 +123,12 @@ __device__ __forceinline__ void put(float* to, float4 v) {
     u32 w[4] = {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)};
 #pragma unroll
     for (int i = 0; i < 4; i++) w[i] = w[i] == EMPTY ? 0x7fffffffu : w[i];
-    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+    put_words(to, w);
 }
 
 __device__ __forceinline__ bool get(float4& v, const float* from) {
     u32 w[4];
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3]) : "l"(from) : "memory");
+    get_words(w, from);
     v = make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3]));
     return w[0] != EMPTY && w[1] != EMPTY && w[2] != EMPTY && w[3] != EMPTY;
 }
@@ -401,15 +391,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT) multiply(
                         read(k * NT + t);
 #pragma unroll
                         for (int set = 0; set < SETS; set++) {
-                            multiply_add(sums[set][t], s[0], s[4], s[1], s[5], b[set][0], b[set][1]);
-                            multiply_add(sums[set][t], s[2], s[6], s[3], s[7], b[set][2], b[set][3]);
+                            mma_bytes(sums[set][t], s[0], s[4], s[1], s[5], b[set][0], b[set][1]);
+                            mma_bytes(sums[set][t], s[2], s[6], s[3], s[7], b[set][2], b[set][3]);
                         }
 #else
                         u32 a[4];
                         own.operand(a, words[k * NT + t]);
                         read(k * NT + t);
 #pragma unroll
-                        for (int set = 0; set < SETS; set++) multiply_add(sums[set][t], a, b[set]);
+                        for (int set = 0; set < SETS; set++) multiply_add(sums[set][t], a, b[set][0], b[set][1]);
 #endif
                     }
                 }
@@ -512,8 +502,8 @@ extern "C" __global__ void __launch_bounds__(256) finish(
 {
     __shared__ float4 sums[8][32];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x;
-    wait_for_last();
     let_next_start();
+    wait_for_last();
 #if GROUPED
     ids += blockIdx.y / ROWS * 3;
     const u32 slot = slots[ids[0]];
@@ -558,8 +548,8 @@ extern "C" __global__ void __launch_bounds__(32) prepare(
 {
     const u32 group = blockIdx.x, row = blockIdx.y, matrix = row / info.rows;
     const float* suh = matrix == 0 ? suh_0 : matrix == 1 ? suh_1 : suh_2;
-    wait_for_last();
     let_next_start();
+    wait_for_last();
 #if ENTRIES
     const u32 slot = slots[ids[row % info.rows]];
     if (slot == ~0u) return;

@@ -6,11 +6,13 @@
 //! * `trellis.cuh`: weights are decoded in registers, for any number of rows.
 //! * `plain.cuh`: weights of row formats are decoded to halves first, a band of outputs at a time, which stays in the cache of the device.
 //!
-//! Up to 32 rows are read as halves and what these leave, as precise as the kernels for few rows; more are rounded to halves.
+//! Up to 32 rows are read as halves and what these leave, as precise as the kernels for few rows; more are rounded to halves, and so are entries
+//! of a routing, of which a tile has those that one expert is chosen for.
 
 use super::exl3::{Trellis, generator, pair};
 use super::matrix::RowMatrix;
-use super::text::{Defines, Text};
+use super::text::{Defines, Inputs, Text};
+use super::tiles::Entries;
 use crate::decode::{Decode, Format, with_format};
 use crate::gpu::{Buffer, Gpu};
 use crate::tune::Variant;
@@ -24,6 +26,10 @@ const PREPARE: u32 = 128;
 const PARTS: usize = 3;
 /// Weights that are decoded to halves at once: half of the cache.
 const BAND_WEIGHTS: usize = 12 << 20;
+/// Rows of heads up to which kernels that decode their matrices for each few rows are the faster.
+const HEAD_ROWS: usize = 32;
+/// Words of prepared entries of one launch.
+const PREPARED_WORDS: usize = 16 << 20;
 
 /// The instruction that multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +93,11 @@ struct Shape {
     columns: usize,
     parts: usize,
     bias: bool,
+    /// Of entries: how many share a row of inputs.
+    grouped: Option<usize>,
+    /// Matrices side by side, of which each row that follows another has the next one.
+    heads: usize,
+    activation: u32,
     brain: bool,
 }
 
@@ -109,8 +120,21 @@ impl Shape {
         };
         let k_tiles = inputs.next_multiple_of(128) / 16;
         let n_tiles = width.next_multiple_of(128) / 16;
-        let (bias, brain) = (false, false);
-        Self { instruction, k_tiles, n_tiles, inputs, outputs, width, columns, parts, bias, brain }
+        Self {
+            instruction,
+            k_tiles,
+            n_tiles,
+            inputs,
+            outputs,
+            width,
+            columns,
+            parts,
+            bias: false,
+            grouped: None,
+            heads: 0,
+            activation: 0,
+            brain: false,
+        }
     }
 
     fn tile(&self) -> usize {
@@ -128,6 +152,10 @@ impl Shape {
             ("N", self.columns.to_string()),
             ("PARTS", self.parts.to_string()),
             ("BIAS", u32::from(self.bias).to_string()),
+            ("GROUPED", u32::from(self.grouped.is_some()).to_string()),
+            ("SHARE", self.grouped.unwrap_or(1).to_string()),
+            ("HEADS", self.heads.to_string()),
+            ("ACTIVATION", self.activation.to_string()),
             ("BRAIN", u32::from(self.brain).to_string()),
         ]
     }
@@ -142,10 +170,12 @@ struct TrellisText {
 
 impl Defines for TrellisText {
     const TEXT: &str = concat!(
+        include_str!("../ptx.cuh"),
         include_str!("../halves.cuh"),
         include_str!("../exl3/codes.cuh"),
         include_str!("trellis.cuh"),
         include_str!("common.cuh"),
+        include_str!("warpgroups.cuh"),
         include_str!("wgmma.cu"),
         include_str!("mma.cu")
     );
@@ -168,9 +198,11 @@ struct PlainText(Shape);
 
 impl Defines for PlainText {
     const TEXT: &str = concat!(
+        include_str!("../ptx.cuh"),
         include_str!("../halves.cuh"),
         include_str!("plain.cuh"),
         include_str!("common.cuh"),
+        include_str!("warpgroups.cuh"),
         include_str!("wgmma.cu"),
         include_str!("mma.cu")
     );
@@ -180,28 +212,141 @@ impl Defines for PlainText {
     }
 }
 
+/// Rows of a product, or tiles of entries, as launches are told of them.
+struct Operand<'a> {
+    x: Inputs<'a>,
+    /// Scales of inputs, which a trellis has.
+    suh: &'a Buffer,
+    /// What the launches are told: rows, or tiles that there may be.
+    count: usize,
+    /// Tiles.
+    tiles: usize,
+    order: &'a Buffer,
+    table: Buffer,
+    slots: &'a Buffer,
+}
+
+impl<'a> Operand<'a> {
+    fn dense(gpu: &'a Gpu, x: Inputs<'a>, suh: &'a Buffer, rows: usize, shape: Shape) -> Self {
+        let (none, tiles) = (&gpu.none, rows.div_ceil(shape.tile()));
+        Self { x, suh, count: rows, tiles, order: none, table: none.clone(), slots: none }
+    }
+
+    /// Rows that a launch has room for.
+    fn places(&self, shape: Shape) -> usize {
+        let whole = shape.grouped.is_some() || shape.heads > 0;
+        if whole { self.tiles * shape.tile() } else { self.count }
+    }
+
+    /// Rows in the order of the operand.
+    fn prepare(&self, gpu: &Gpu, shape: Shape, defines: impl Defines) -> Buffer {
+        let prepared = gpu.empty(self.tiles * shape.columns * shape.k_tiles * 8);
+        let blocks = (self.places(shape) as u32, shape.k_tiles.div_ceil(8 * 4) as u32);
+        let arrays =
+            [self.x.x, self.x.up(gpu), self.suh, self.order, &self.table, self.slots, &prepared];
+        let text = Text { function: "prepare", threads: PREPARE, defines };
+        text.launch(gpu, blocks, &arrays, self.count as u64);
+        prepared
+    }
+
+    /// Weights, prepared rows, scales of outputs and bias, multiplied into `out`.
+    fn product(
+        &self,
+        gpu: &Gpu,
+        [weights, rows, svh, bias]: [&Buffer; 4],
+        out: &Buffer,
+        shape: Shape,
+        defines: impl Defines,
+    ) {
+        let units = shape.n_tiles.div_ceil(OUTS / 16) * self.tiles * (shape.k_tiles / 8);
+        let blocks = gpu.multiprocessors() * shape.instruction.resident(shape.columns);
+        let ranges = blocks.min(units);
+        let partial = gpu.empty(ranges * PARTS * shape.tile() * OUTS);
+        let text = Text { function: "multiply", threads: shape.instruction.threads(), defines };
+        let (order, table, slots) = (self.order, &self.table, self.slots);
+        let arrays = [weights, rows, svh, bias, order, table, slots, &partial, &gpu.counters, out];
+        text.launch(gpu, (ranges as u32, 1), &arrays, self.count as u64);
+    }
+}
+
+/// Columns for which `wgmma` leaves registers: words of other rates than four bits lie in several registers a lane.
+fn most_columns(matrix: &Trellis) -> usize {
+    if matrix.twice_bits == 8 { 128 } else { 96 }
+}
+
+/// Rows of a tile of entries.
+pub(super) const ENTRIES: [u32; 2] = [64, 128];
+
+/// Rows of a tile of entries, of experts that are chosen for `average` of them.
+pub(super) fn entries_tile(matrix: &Trellis, average: usize) -> u32 {
+    let [few, many] = ENTRIES;
+    if average > few as usize && most_columns(matrix) == many as usize { many } else { few }
+}
+
+fn trellis_shape(
+    matrix: &Trellis,
+    bias: Option<&Buffer>,
+    shape: Shape,
+    activation: u32,
+) -> TrellisText {
+    let (k_tiles, n_tiles) = (matrix.padded_in / 16, matrix.padded_out / 16);
+    let shape = Shape { k_tiles, n_tiles, bias: bias.is_some(), activation, ..shape };
+    let (twice_bits, generator) = (matrix.twice_bits, generator(matrix.codebook));
+    TrellisText { shape, twice_bits, generator }
+}
+
 /// `x: [rows, in_features]` times a trellis-coded matrix, rotations and bias included.
 pub(super) fn trellis(
     gpu: &Gpu,
     instruction: Instruction,
-    x: &Buffer,
+    x: Inputs<'_>,
     matrix: &Trellis,
     bias: Option<&Buffer>,
     rows: usize,
 ) -> Buffer {
-    // Words of other rates than four bits lie in several registers a lane, and leave too few for 128 columns.
-    let most = if matrix.twice_bits == 8 { 128 } else { 96 };
-    let outputs = matrix.out_features;
-    let mut shape = Shape::new(instruction, matrix.in_features, outputs, outputs, rows, most);
-    (shape.k_tiles, shape.n_tiles) = (matrix.padded_in / 16, matrix.padded_out / 16);
-    shape.bias = bias.is_some();
-    let (twice_bits, generator) = (matrix.twice_bits, generator(matrix.codebook));
-    let text = TrellisText { shape, twice_bits, generator };
-    let prepared = prepare(gpu, x, &matrix.suh, rows, shape, text);
+    let (outputs, most) = (matrix.out_features, most_columns(matrix));
+    let shape = Shape::new(instruction, matrix.in_features, outputs, outputs, rows, most);
+    let text = trellis_shape(matrix, bias, shape, x.activation());
+    let operand = Operand::dense(gpu, x, &matrix.suh, rows, text.shape);
+    let prepared = operand.prepare(gpu, text.shape, text);
     let out = gpu.empty(rows * outputs);
-    let added = bias.unwrap_or(&gpu.none);
-    product(gpu, [&matrix.tiles, &prepared, &matrix.svh, added], &out, rows, shape, text);
+    let arrays = [&matrix.tiles, &prepared, &matrix.svh, bias.unwrap_or(&gpu.none)];
+    operand.product(gpu, arrays, &out, text.shape, text);
     out
+}
+
+/// Entries of `x`, in tiles of [`entries_tile`] rows, times their experts' matrices.
+pub(super) fn trellis_entries(
+    gpu: &Gpu,
+    instruction: Instruction,
+    x: Inputs<'_>,
+    matrix: &Trellis,
+    bias: Option<&Buffer>,
+    entries: &Entries,
+) -> Option<Buffer> {
+    let grouped = entries.grouped.as_ref()?;
+    let (outputs, columns) = (matrix.out_features, grouped.m as usize);
+    let shape = Shape::new(instruction, matrix.in_features, outputs, outputs, columns, columns);
+    let shape = Shape { columns, parts: 1, grouped: Some(entries.divisor), ..shape };
+    let text = trellis_shape(matrix, bias, shape, x.activation());
+    let out = gpu.empty(entries.count * outputs);
+    let step = (PREPARED_WORDS / (columns * matrix.padded_in / 2)).max(1);
+    for done in (0..grouped.count).step_by(step) {
+        let tiles = step.min(grouped.count - done);
+        let operand = Operand {
+            x,
+            suh: &matrix.suh,
+            count: tiles,
+            tiles,
+            order: &grouped.order,
+            table: grouped.tiles.after(3 * done),
+            slots: &entries.slots,
+        };
+        let prepared = operand.prepare(gpu, text.shape, text);
+        let arrays = [&matrix.tiles, &prepared, &matrix.svh, bias.unwrap_or(&gpu.none)];
+        operand.product(gpu, arrays, &out, text.shape, text);
+    }
+    Some(out)
 }
 
 /// `x: [rows, in_features]` times a matrix in a row format, plus the bias.
@@ -221,52 +366,54 @@ pub(crate) fn plain(
         let shape = Shape::new(instruction, in_features, outputs, width, rows, 96);
         Shape { bias: bias.is_some(), brain: matrix.format == Format::Bf16, ..shape }
     };
-    let prepared = prepare(gpu, x, &gpu.none, rows, of(0), PlainText(of(0)));
+    let operand = Operand::dense(gpu, x.into(), &gpu.none, rows, of(0));
+    let prepared = operand.prepare(gpu, of(0), PlainText(of(0)));
     let out = gpu.empty(rows * outputs);
     for first in (0..outputs).step_by(band) {
         let shape = of(first);
         let halves = halves(gpu, matrix, first, shape);
         let added = bias.map_or(gpu.none.clone(), |b| b.after(first));
         let arrays = [&halves, &prepared, &gpu.none, &added];
-        product(gpu, arrays, &out.after(first), rows, shape, PlainText(shape));
+        operand.product(gpu, arrays, &out.after(first), shape, PlainText(shape));
     }
     out
 }
 
-/// Rows in the order of the operand.
-fn prepare(
+/// Rows of heads, each times its own matrix, as precise as those of few rows; `None` where that is not for them.
+pub(crate) fn heads(
     gpu: &Gpu,
     x: &Buffer,
-    suh: &Buffer,
+    in_features: usize,
+    matrix: &RowMatrix,
     rows: usize,
-    shape: Shape,
-    defines: impl Defines,
-) -> Buffer {
-    let tiles = rows.div_ceil(shape.tile());
-    let prepared = gpu.empty(tiles * shape.columns * shape.k_tiles * 8);
-    let blocks = (rows as u32, shape.k_tiles.div_ceil(8 * 4) as u32);
-    let text = Text { function: "prepare", threads: PREPARE, defines };
-    text.launch(gpu, blocks, &[x, suh, &prepared], rows as u64);
-    prepared
+    heads: usize,
+) -> Option<Buffer> {
+    let (instruction, outputs) = (takes_heads(gpu, matrix, rows, heads)?, matrix.out_features);
+    let shape = Shape::new(instruction, in_features, outputs, outputs, HEAD_ROWS, 0);
+    let brain = matrix.format == Format::Bf16;
+    let shape = Shape { n_tiles: outputs / 16, heads, brain, ..shape };
+    let side_by_side = Shape { n_tiles: heads * outputs / 16, width: heads * outputs, ..shape };
+    let halves = halves(gpu, matrix, 0, side_by_side);
+    let operand = Operand::dense(gpu, x.into(), &gpu.none, rows, shape);
+    let operand = Operand { tiles: heads * operand.tiles, ..operand };
+    let prepared = operand.prepare(gpu, shape, PlainText(shape));
+    let out = gpu.empty(rows * heads * outputs);
+    let arrays = [&halves, &prepared, &gpu.none, &gpu.none];
+    operand.product(gpu, arrays, &out, shape, PlainText(shape));
+    Some(out)
 }
 
-/// Weights, prepared rows, scales of outputs and bias, multiplied into `out`.
-fn product(
+/// What multiplies `rows` rows of heads.
+pub(crate) fn takes_heads(
     gpu: &Gpu,
-    [weights, rows, svh, bias]: [&Buffer; 4],
-    out: &Buffer,
-    count: usize,
-    shape: Shape,
-    defines: impl Defines,
-) {
-    let tiles = count.div_ceil(shape.tile());
-    let units = shape.n_tiles.div_ceil(OUTS / 16) * tiles * (shape.k_tiles / 8);
-    let blocks = gpu.multiprocessors() * shape.instruction.resident(shape.columns);
-    let ranges = blocks.min(units);
-    let partial = gpu.empty(ranges * PARTS * shape.tile() * OUTS);
-    let text = Text { function: "multiply", threads: shape.instruction.threads(), defines };
-    let arrays = [weights, rows, svh, bias, &partial, &gpu.counters, out];
-    text.launch(gpu, (ranges as u32, 1), &arrays, count as u64);
+    matrix: &RowMatrix,
+    rows: usize,
+    heads: usize,
+) -> Option<Instruction> {
+    let weights = heads * matrix.out_features * (8 * matrix.units).next_multiple_of(128);
+    let fits = matrix.out_features.is_multiple_of(16) && weights <= BAND_WEIGHTS;
+    let is_halves = matches!(matrix.format, Format::F16 | Format::Bf16);
+    Instruction::of(gpu).filter(|_| rows > HEAD_ROWS && fits && is_halves)
 }
 
 /// Outputs `first ..` of a matrix as halves, tile by tile, 16 bytes a lane: zeros where there is nothing.

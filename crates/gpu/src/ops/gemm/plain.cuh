@@ -20,7 +20,7 @@ struct Lane {
     __device__ __forceinline__ void operand(u32*, const u32*) const {}
 };
 
-__device__ __forceinline__ void inputs(float* v, const float* x, const float*, u32 column) {
+__device__ __forceinline__ void inputs(float* v, const float* x, const float*, const float*, u32 column) {
 #pragma unroll
     for (int i = 0; i < 4; i++) v[i] = column + i < INPUTS ? x[column + i] : 0;
 }

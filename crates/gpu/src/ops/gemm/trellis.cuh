@@ -4,8 +4,8 @@
 #define DIRECT 0
 
 // Four inputs, rotated by their warp.
-__device__ __forceinline__ void inputs(float* v, const float* x, const float* scales, u32 column) {
-    const float4 f = scaled(x, nullptr, *(const float4*)(scales + column), column);
+__device__ __forceinline__ void inputs(float* v, const float* x, const float* up, const float* scales, u32 column) {
+    const float4 f = scaled(x, up, *(const float4*)(scales + column), column);
     v[0] = f.x, v[1] = f.y, v[2] = f.z, v[3] = f.w;
     rotate(v);
 }

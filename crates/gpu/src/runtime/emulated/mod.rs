@@ -3,8 +3,11 @@
 //!
 //! * An Apple GPU: Metal text is C++ enough to be compiled with a header in place of Apple's (`metal_stdlib`), in which the
 //!   threads of a threadgroup are fibers. It is thousands of times slower than a GPU.
-//! * An NVIDIA GPU: kernels become CUDA text, which is left for that maker's compiler to see (`.ci/check_cuda.py`), and run as
-//!   Metal text. Those with NVIDIA's own instructions are not run, and what they would have written is not there.
+//! * An NVIDIA GPU of compute capability 9.0: what CubeCL makes becomes CUDA text, which is left for that maker's compiler to see
+//!   (`.ci/check_cuda.py`), and runs as Metal text; the search for EXL3's states, which asks for an instruction of that maker's, is not run, and what it would
+//!   have written is not there. What is written in CUDA C++ runs as it is, with a header (`cuda`) for the
+//!   compiler's names and the instructions of `ops/ptx.cuh`
+//!   and `ops/gemm/warpgroups.cuh`.
 
 mod program;
 mod properties;
@@ -26,7 +29,7 @@ impl Target {
     fn name(self) -> &'static str {
         match self {
             Self::Apple => "Metal text on the processor",
-            Self::Nvidia => "CUDA text, tensor cores not run",
+            Self::Nvidia => "CUDA text on the processor",
         }
     }
 }

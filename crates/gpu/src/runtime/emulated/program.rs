@@ -9,15 +9,25 @@ use cubecl_server::id::KernelId;
 use cubecl_server::kernel::CubeKernel;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
-use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// In place of Apple's headers.
-const HEADERS: [(&str, &str); 2] = [
+/// In place of Apple's headers and of NVIDIA's compiler.
+const HEADERS: [(&str, &str); 4] = [
+    ("fibers", include_str!("fibers")),
+    ("cuda", include_str!("cuda")),
     ("metal_stdlib", include_str!("metal_stdlib")),
     ("metal_simdgroup_matrix", include_str!("metal_simdgroup_matrix")),
+];
+/// Instructions in texts in CUDA C++, and what there is of `cuda` in their place.
+const INSTRUCTIONS: [(&str, &str); 2] = [
+    (include_str!("../../ops/ptx.cuh"), ""),
+    (
+        include_str!("../../ops/gemm/warpgroups.cuh"),
+        "#define multiply_add_all shim::multiply_columns<N, LINE, BRAIN>\n",
+    ),
 ];
 /// What runs a kernel; null, or what went wrong.
 type Entry = unsafe extern "C" fn(*const *mut u8, u32, *const u32, *const u32) -> *const c_char;
@@ -72,7 +82,7 @@ impl Programs {
         Self { target, emulation, known: HashMap::new() }
     }
 
-    /// The kernel as code, made at its first use; `None` for one that only an NVIDIA GPU can run.
+    /// The kernel as code, made at its first use; `None` for one of CubeCL's that only an NVIDIA GPU can run.
     pub(super) fn load(
         &mut self,
         kernel: &dyn CubeKernel,
@@ -81,27 +91,25 @@ impl Programs {
         if let Some(program) = self.known.get(&id) {
             return Ok(program.clone());
         }
-        let program = match self.is_portable(kernel)? {
-            true => {
-                let text = lower::<Metal>(kernel, &options())?;
-                let program = self.build(&text.name, &text.source, text.block);
-                Some(Arc::new(program.map_err(failed)?))
+        let program = match (self.target, kernel.source().is_some()) {
+            (Target::Nvidia, true) => {
+                let text = lower_cuda(kernel, &options())?;
+                Some(self.build(&text, "cu", &translate_cuda(&text)))
             }
-            false => None,
+            (Target::Nvidia, false) if !self.is_portable(kernel)? => None,
+            _ => {
+                let text = lower::<Metal>(kernel, &options())?;
+                let code = translate(&text.name, &text.source);
+                Some(code.and_then(|code| self.build(&text, "metal", &code)))
+            }
         };
+        let program = program.transpose().map_err(failed)?.map(Arc::new);
         self.known.insert(id, program.clone());
         Ok(program)
     }
 
-    /// Leaves the kernel's CUDA text where it stands for an NVIDIA GPU; whether it is without that maker's instructions.
+    /// Leaves the kernel's CUDA text where it stands for an NVIDIA GPU; whether it is without that maker's instructions, so that it can be run as Metal's.
     fn is_portable(&self, kernel: &dyn CubeKernel) -> Result<bool, ServerError> {
-        if self.target == Target::Apple {
-            return Ok(true);
-        }
-        // Written by hand, and compiled where it lies.
-        if kernel.source().is_some() {
-            return Ok(false);
-        }
         let Text { name, source: text, .. } = lower_cuda(kernel, &options())?;
         let file = self.emulation.folder.join(format!("{name}-{}.cu", self.known.len()));
         std::fs::create_dir_all(&self.emulation.folder)
@@ -113,31 +121,77 @@ impl Programs {
         Ok(!text.lines().any(|line| line.contains("asm") && !others(line)))
     }
 
-    fn build(&self, name: &str, text: &str, cube: [u32; 3]) -> Result<Program, String> {
+    /// A text, of a `kind`, as `code` in C++.
+    fn build(&self, text: &Text, kind: &str, code: &str) -> Result<Program, String> {
         let Emulation { folder, compiler } = &self.emulation;
+        let name = &text.name;
         let file = |kind: &str| folder.join(format!("{name}-{}.{kind}", self.known.len()));
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: std::io::Error| format!("{what}: {error}")
         };
         std::fs::create_dir_all(folder).map_err(failed(folder))?;
-        let code = translate(name, text)?;
-        let headers = HEADERS.map(|(name, content)| (folder.join(name), content));
-        for (path, content) in headers.iter().chain(&[(file("metal"), text), (file("cpp"), &code)])
-        {
+        for (name, content) in HEADERS {
+            let path = folder.join(name);
+            write_once(&path, content).map_err(failed(&path))?;
+        }
+        // Those in CUDA C++ are compiled for an NVIDIA GPU where they lie.
+        let left = (kind == "metal").then(|| (file(kind), text.source.as_str()));
+        for (path, content) in left.iter().chain(&[(file("cpp"), code)]) {
             std::fs::write(path, content).map_err(failed(path))?;
         }
-        let (source, library) = (file("cpp"), file("so"));
-        let mut command = Command::new(compiler);
-        command.args(["-std=c++20", "-O1", "-march=native", "-ffp-contract=off", "-w"]);
-        command.args(["-fPIC", "-shared", "-I"]).arg(folder).arg("-o").arg(&library).arg(&source);
-        let done = command.output().map_err(failed(Path::new(compiler)))?;
-        if !done.status.success() {
-            let said = String::from_utf8_lossy(&done.stderr).into_owned();
-            return Err(format!("{}: {said}", source.display()));
+        // Parsing the headers is most of the time that a kernel takes: compilers that look for it find them parsed.
+        let header = folder.join(if kind == "metal" { "metal_stdlib" } else { "cuda" });
+        let parsed = header.with_extension("gch");
+        if HEADERS.iter().any(|(name, _)| is_newer(&folder.join(name), &parsed)) {
+            let new = unique(&parsed);
+            compile(compiler, folder, &["-x", "c++-header"], &header, &new)?;
+            std::fs::rename(new, &parsed).map_err(failed(&parsed))?;
         }
-        open(&library, name, cube)
+        let library = file("so");
+        compile(compiler, folder, &["-shared"], &file("cpp"), &library)?;
+        open(&library, name, text.block)
     }
+}
+
+fn compile(
+    compiler: &str,
+    folder: &Path,
+    what: &[&str],
+    from: &Path,
+    to: &Path,
+) -> Result<(), String> {
+    let mut command = Command::new(compiler);
+    command.args(["-std=c++20", "-O1", "-march=native", "-ffp-contract=off", "-w", "-fPIC"]);
+    command.args(what).arg("-I").arg(folder).arg("-o").arg(to).arg(from);
+    let done = command.output().map_err(|error| format!("{compiler}: {error}"))?;
+    match done.status.success() {
+        true => Ok(()),
+        false => Err(format!("{}: {}", from.display(), String::from_utf8_lossy(&done.stderr))),
+    }
+}
+
+/// Whether `from` was written after `made`, or that is not there.
+fn is_newer(from: &Path, made: &Path) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|about| about.modified()).ok();
+    time(made).is_none_or(|made| time(from).is_none_or(|from| from > made))
+}
+
+/// A name beside `path` that nobody else has.
+fn unique(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_extension(format!("{}-{number}", std::process::id()))
+}
+
+/// Writes what others may be reading, or writing too.
+fn write_once(path: &Path, content: &str) -> std::io::Result<()> {
+    if std::fs::read(path).is_ok_and(|there| there == content.as_bytes()) {
+        return Ok(());
+    }
+    let new = unique(path);
+    std::fs::write(&new, content)?;
+    std::fs::rename(new, path)
 }
 
 fn open(library: &Path, name: &str, cube: [u32; 3]) -> Result<Program, String> {
@@ -179,15 +233,21 @@ fn translate(name: &str, text: &str) -> Result<String, String> {
             None => format!("shim::{attribute}()"),
         });
     }
-    let mut out = text.clone();
-    write!(
-        out,
-        "\nextern \"C\" const char* marlin_run(uint8_t* const* buffers, uint32_t count, const uint32_t* groups, const uint32_t* threads) {{\n    \
-         return shim::run(buffers, count, groups, threads, [] {{ {name}({}); }});\n}}\n",
-        arguments.join(", ")
+    Ok(format!("{text}\n{}\n", entry(&format!("{name}({});", arguments.join(", ")))))
+}
+
+/// The text, after what stands for the compiler and the GPU, and a function that calls the kernel for one thread.
+fn translate_cuda(text: &Text) -> String {
+    let source = INSTRUCTIONS.iter().fold(text.source.clone(), |s, (from, to)| s.replace(from, to));
+    format!("#include <cuda>\n{source}\n{}\n", entry(&format!("shim::call({});", text.name)))
+}
+
+/// The function that runs `call` for all threads.
+fn entry(call: &str) -> String {
+    format!(
+        "extern \"C\" const char* marlin_run(uint8_t* const* buffers, uint32_t count, const uint32_t* groups, const uint32_t* threads) {{\n    \
+         return shim::run(buffers, count, groups, threads, [] {{ {call} }});\n}}"
     )
-    .map_err(|error| error.to_string())?;
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -205,7 +265,9 @@ mod tests {
              alignas(16) threadgroup char shared[256];\nthreadgroup uint32_t* const s = (threadgroup uint32_t*)shared;\n\
              {value}\n}}\n"
         );
-        let program = Programs::new(Target::Apple, emulation).build(name, &text, [64, 1, 1])?;
+        let text = Text { name: name.to_owned(), source: text, block: [64, 1, 1], shared_bytes: 0 };
+        let code = translate(name, &text.source)?;
+        let program = Programs::new(Target::Apple, emulation).build(&text, "metal", &code)?;
         let mut out = vec![0u32; 64];
         let done = program.run(&[out.as_mut_ptr().cast()], [1, 1, 1]);
         std::fs::remove_dir_all(&folder).map_err(|e| e.to_string())?;

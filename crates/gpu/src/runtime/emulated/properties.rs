@@ -1,5 +1,5 @@
 //! What kernels are told of the emulated devices: what CubeCL's own runtime tells them of an Apple GPU of the Metal 3 family, and ours
-//! of an NVIDIA one of compute capability 8.0.
+//! of an NVIDIA one of compute capability 9.0.
 
 use super::Target;
 use crate::runtime::cpp::{self, ALIGNMENT, Nvidia};
@@ -20,15 +20,16 @@ const MEMORY: u64 = 1 << 34;
 pub(super) fn device(target: Target) -> DeviceProperties {
     match target {
         Target::Apple => apple(),
-        // The oldest generation with all that our kernels use.
+        // The generation that our kernels use most of.
         Target::Nvidia => Nvidia {
             name: target.name().to_owned(),
-            fingerprint: format!("{target:?}"),
-            generation: 80,
+            fingerprint: "ptx_sm90".to_owned(),
+            generation: 90,
             memory_bytes: MEMORY,
-            shared_bytes: 99 << 10,
+            shared_bytes: 227 << 10,
             most_units: 1024,
-            multiprocessors: None,
+            // More than small products have parts for: blocks of threads with nothing to do are met.
+            multiprocessors: Some(24),
         }
         .properties(),
     }

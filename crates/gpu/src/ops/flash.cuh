@@ -1,0 +1,79 @@
+// What both kernels for attention of prompts share, after `halves.cuh`: where rows of keys lie in shared memory, which rows of the batch see which of them, and
+// an online softmax.
+//
+// Defined before this text: WINDOW (0: none), CAPPED, CAP.
+
+// Where 16 bytes of a row lie: they change places by the row's number, so that eight rows meet no bank twice.
+__device__ __forceinline__ u32 place(u32 row, u32 chunk, u32 line) { return row * line + ((chunk ^ (row & 7)) * 16); }
+
+// The last row from `start` to `last` that is of the same sequence: rows of one follow each other, and so do their positions.
+__device__ __forceinline__ u32 end_of_sequence(const u32* meta, u32 start, u32 last) {
+    u32 stop = start;
+    for (u32 low = start, high = last; low <= high;) {
+        const u32 middle = (low + high) / 2;
+        if (meta[middle * 4 + 3] == meta[start * 4 + 3]) stop = middle, low = middle + 1;
+        else high = middle - 1;
+    }
+    return stop;
+}
+
+// A lane's two rows of sixteen.
+struct Seen {
+    u32 row[2], position[2], sequence[2];
+
+    __device__ __forceinline__ Seen(const u32* meta, u32 first_row, u32 last_row) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            row[h] = first_row + threadIdx.x % 32 / 4 + 8 * h;
+            const bool there = row[h] <= last_row;
+            position[h] = there ? meta[row[h] * 4 + 1] : 0;
+            sequence[h] = there ? meta[row[h] * 4 + 3] : ~0u;
+        }
+    }
+};
+
+// Of a lane's two rows: the highest score so far, and the sum of the lane's exponentials.
+struct Softmax {
+    float highest[2] = {-1e30f, -1e30f}, total[2] = {0, 0};
+
+    // Makes exponentials of scores of COUNT times eight keys, `first` and those after it, of sequence `own`. What was summed before fades.
+    template <int COUNT>
+    __device__ __forceinline__ void take(float (*scores)[4], u32 first, u32 own, const Seen& seen, float* faded) {
+        const u32 quad = threadIdx.x % 4;
+        float top[2] = {highest[0], highest[1]};
+#pragma unroll
+        for (int n = 0; n < COUNT; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const u32 h = i / 2, p = first + n * 8 + quad * 2 + i % 2;
+                float s = scores[n][i];
+                if (CAPPED) s = CAP * tanhf(s / CAP);
+                const bool is_seen = seen.sequence[h] == own && p <= seen.position[h] && (WINDOW == 0 || seen.position[h] - p < WINDOW);
+                s = is_seen ? s : __int_as_float(0xff800000);
+                scores[n][i] = s;
+                top[h] = fmaxf(top[h], s);
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
+            faded[h] = __expf(highest[h] - top[h]);
+            highest[h] = top[h];
+            total[h] *= faded[h];
+        }
+#pragma unroll
+        for (int n = 0; n < COUNT; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                scores[n][i] = __expf(scores[n][i] - highest[i / 2]);
+                total[i / 2] += scores[n][i];
+            }
+    }
+
+    // The sum over all lanes of a row.
+    __device__ __forceinline__ float whole(int h) const {
+        float sum = total[h];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        return sum + __shfl_xor_sync(~0u, sum, 2);
+    }
+};
