@@ -141,25 +141,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
             wait_for_copies<1>();
             __syncthreads();
 #pragma unroll
-            for (int k = 0; k < KEYS / 16; k++) {
-                u32 weight[2][4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float* s = scores[2 * k + i / 2] + i % 2 * 2;
-                    split(s[0], s[1], weight[0][i], weight[1][i]);
-                }
-#pragma unroll
-                for (int n = 0; n < VALUE / 16; n++) {
-                    u32 b[4];
-                    const u32 at = value_at + place(k * 16 + lane % 16, n * 2 + lane / 16, LINE(VALUE));
-                    load_matrices_turned(b, at);
-#pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        multiply_add(sums[2 * n], weight[part], b[0], b[1]);
-                        multiply_add(sums[2 * n + 1], weight[part], b[2], b[3]);
-                    }
-                }
-            }
+            for (int k = 0; k < KEYS / 16; k++) add_values<VALUE / 8, LINE(VALUE)>(sums, scores + 2 * k, value_at, k * 16, 0);
             __syncthreads();
         }
         wait_for_copies<0>();

@@ -1,5 +1,5 @@
-// What both kernels for attention of prompts share, after `halves.cuh`: where rows of keys lie in shared memory, which rows of the batch see which of them, and
-// an online softmax.
+// What both kernels for attention of prompts share, after `halves.cuh`: where rows of keys lie in shared memory, which rows of the batch see which of them,
+// an online softmax, and products of its shares with values.
 //
 // Defined before this text: WINDOW (0: none), CAPPED, CAP.
 
@@ -77,3 +77,26 @@ struct Softmax {
         return sum + __shfl_xor_sync(~0u, sum, 2);
     }
 };
+
+// Adds sixteen keys' values, each times its share of `scores`: WIDE times eight columns, from sixteen bytes `chunk` of rows of LENGTH bytes on. `row` is
+// the first key's.
+template <int WIDE, int LENGTH>
+__device__ __forceinline__ void add_values(float (*sums)[4], const float (*scores)[4], u32 values_at, u32 row, u32 chunk) {
+    const u32 lane = threadIdx.x % 32;
+    u32 weight[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float* s = scores[i / 2] + i % 2 * 2;
+        split(s[0], s[1], weight[0][i], weight[1][i]);
+    }
+#pragma unroll
+    for (int n = 0; n < WIDE / 2; n++) {
+        u32 b[4];
+        load_matrices_turned(b, values_at + place(row + lane % 16, chunk + n * 2 + lane / 16, LENGTH));
+#pragma unroll
+        for (int part = 0; part < 2; part++) {
+            multiply_add(sums[2 * n], weight[part], b[0], b[1]);
+            multiply_add(sums[2 * n + 1], weight[part], b[2], b[3]);
+        }
+    }
+}

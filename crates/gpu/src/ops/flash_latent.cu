@@ -11,7 +11,7 @@
 #define KEYS 32
 #define LINE (KEY * 2)
 // Sixteen columns of keys, and eight of values, of a warp.
-#define DEEP ((KEY / 16 + WARPS - 1) / WARPS)
+#define DEEP (KEY / 16 / WARPS)
 #define WIDE (VALUE / 8 / WARPS)
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
         for (int i = 0; i < 4; i++) {
             const u32 row = seen.row[i % 2], column = (deep + k) * 16 + quad * 2 + i / 2 * 8;
             float2 v = make_float2(0, 0);
-            if (row <= last_row && column < KEY) v = *(const float2*)(q + ((u64)row * HEADS + head) * KEY + column);
+            if (row <= last_row) v = *(const float2*)(q + ((u64)row * HEADS + head) * KEY + column);
             split(v.x * SCALE, v.y * SCALE, query[k][0][i], query[k][1][i]);
         }
 
@@ -68,7 +68,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
                 for (int i = 0; i < 8; i++) scores[2 * n + i / 4][i % 4] = 0;
 #pragma unroll
                 for (int k = 0; k < DEEP; k++) {
-                    if (KEY / 16 % WARPS > 0 && deep + k >= KEY / 16) break;
                     u32 b[4];
                     load_matrices(b, keys_at + place(n * 16 + lane % 8 + lane / 16 * 8, (deep + k) * 2 + lane / 8 % 2, LINE));
 #pragma unroll
@@ -99,24 +98,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[n][i] *= faded[i / 2];
 #pragma unroll
-            for (int k = 0; k < KEYS / 16; k++) {
-                u32 weight[2][4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float* s = scores[2 * k + i / 2] + i % 2 * 2;
-                    split(s[0], s[1], weight[0][i], weight[1][i]);
-                }
-#pragma unroll
-                for (int n = 0; n < WIDE / 2; n++) {
-                    u32 b[4];
-                    load_matrices_turned(b, keys_at + place(k * 16 + lane % 16, warp * WIDE + n * 2 + lane / 16, LINE));
-#pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        multiply_add(sums[2 * n], weight[part], b[0], b[1]);
-                        multiply_add(sums[2 * n + 1], weight[part], b[2], b[3]);
-                    }
-                }
-            }
+            for (int k = 0; k < KEYS / 16; k++) add_values<WIDE, LINE>(sums, scores + 2 * k, keys_at, k * 16, warp * WIDE);
             // The keys have been read, and the parts.
             __syncthreads();
         }
