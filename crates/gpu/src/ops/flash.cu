@@ -85,15 +85,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
 
     const Seen seen(meta, first_row + warp * 16, last_row);
     u32 query[KEY / 16][2][4];
-#pragma unroll
-    for (int k = 0; k < KEY / 16; k++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 h = i % 2, column = k * 16 + quad * 2 + i / 2 * 8;
-            float2 v = make_float2(0, 0);
-            if (seen.row[h] <= last_row) v = *(const float2*)(q + ((u64)seen.row[h] * HEADS + head) * KEY + column);
-            split(v.x * SCALE, v.y * SCALE, query[k][0][i], query[k][1][i]);
-        }
+    read_queries<KEY / 16>(query, q, HEADS * KEY, head * KEY, seen, last_row, SCALE);
 
     float sums[VALUE / 8][4];
 #pragma unroll
@@ -112,22 +104,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) attend(
             wait_for_copies<1>();
             __syncthreads();
             float scores[KEYS / 8][4];
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; n++) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) scores[2 * n + i / 4][i % 4] = 0;
-#pragma unroll
-                for (int k = 0; k < KEY / 16; k++) {
-                    u32 b[4];
-                    const u32 at = key_at + place(n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2, LINE(KEY));
-                    load_matrices(b, at);
-#pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        multiply_add(scores[2 * n], query[k][part], b[0], b[1]);
-                        multiply_add(scores[2 * n + 1], query[k][part], b[2], b[3]);
-                    }
-                }
-            }
+            multiply_keys<KEYS / 8, KEY / 16, LINE(KEY)>(scores, query, key_at, 0);
             __syncthreads();
             if (first + KEYS < end) fetch<KEY, KEY_BITS>(key_at, keys, table, first + KEYS, end, kv_head);
             else end_copies();

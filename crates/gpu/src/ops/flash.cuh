@@ -1,5 +1,5 @@
 // What both kernels for attention of prompts share, after `halves.cuh`: where rows of keys lie in shared memory, which rows of the batch see which of them,
-// an online softmax, and products of its shares with values.
+// products of queries with keys, an online softmax, and products of its shares with values.
 //
 // Defined before this text: WINDOW (0: none), CAPPED, CAP.
 
@@ -31,6 +31,41 @@ struct Seen {
         }
     }
 };
+
+// Sixteen rows' queries times `scale`, in two halves each: DEEP times sixteen columns, from `column` on, of `row_length` in a row.
+template <int DEEP>
+__device__ __forceinline__ void read_queries(u32 (*query)[2][4], const float* q, u32 row_length, u32 column, const Seen& seen, u32 last_row, float scale) {
+#pragma unroll
+    for (int k = 0; k < DEEP; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 row = seen.row[i % 2];
+            float2 v = make_float2(0, 0);
+            if (row <= last_row) v = *(const float2*)(q + (u64)row * row_length + column + k * 16 + threadIdx.x % 4 * 2 + i / 2 * 8);
+            split(v.x * scale, v.y * scale, query[k][0][i], query[k][1][i]);
+        }
+}
+
+// Products of such queries with COUNT times eight keys, whose rows of LENGTH bytes have those columns from sixteen bytes `chunk` on.
+template <int COUNT, int DEEP, int LENGTH>
+__device__ __forceinline__ void multiply_keys(float (*scores)[4], const u32 (*query)[2][4], u32 keys_at, u32 chunk) {
+    const u32 lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < COUNT / 2; n++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) scores[2 * n + i / 4][i % 4] = 0;
+#pragma unroll
+        for (int k = 0; k < DEEP; k++) {
+            u32 b[4];
+            load_matrices(b, keys_at + place(n * 16 + lane % 8 + lane / 16 * 8, chunk + k * 2 + lane / 8 % 2, LENGTH));
+#pragma unroll
+            for (int part = 0; part < 2; part++) {
+                multiply_add(scores[2 * n], query[k][part], b[0], b[1]);
+                multiply_add(scores[2 * n + 1], query[k][part], b[2], b[3]);
+            }
+        }
+    }
+}
 
 // Of a lane's two rows: the highest score so far, and the sum of the lane's exponentials.
 struct Softmax {

@@ -27,15 +27,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
     const Seen seen(meta, first_row, last_row);
 
     u32 query[DEEP][2][4];
-#pragma unroll
-    for (int k = 0; k < DEEP; k++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 row = seen.row[i % 2], column = (deep + k) * 16 + quad * 2 + i / 2 * 8;
-            float2 v = make_float2(0, 0);
-            if (row <= last_row) v = *(const float2*)(q + ((u64)row * HEADS + head) * KEY + column);
-            split(v.x * SCALE, v.y * SCALE, query[k][0][i], query[k][1][i]);
-        }
+    read_queries<DEEP>(query, q, HEADS * KEY, head * KEY + deep * 16, seen, last_row, SCALE);
 
     float sums[WIDE][4];
 #pragma unroll
@@ -62,21 +54,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) attend(
             __syncthreads();
 
             float scores[KEYS / 8][4];
-#pragma unroll
-            for (int n = 0; n < KEYS / 16; n++) {
-#pragma unroll
-                for (int i = 0; i < 8; i++) scores[2 * n + i / 4][i % 4] = 0;
-#pragma unroll
-                for (int k = 0; k < DEEP; k++) {
-                    u32 b[4];
-                    load_matrices(b, keys_at + place(n * 16 + lane % 8 + lane / 16 * 8, (deep + k) * 2 + lane / 8 % 2, LINE));
-#pragma unroll
-                    for (int part = 0; part < 2; part++) {
-                        multiply_add(scores[2 * n], query[k][part], b[0], b[1]);
-                        multiply_add(scores[2 * n + 1], query[k][part], b[2], b[3]);
-                    }
-                }
-            }
+            multiply_keys<KEYS / 8, DEEP, LINE>(scores, query, keys_at, deep * 2);
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++) parts[warp][n][lane] = make_float4(scores[n][0], scores[n][1], scores[n][2], scores[n][3]);
             __syncthreads();

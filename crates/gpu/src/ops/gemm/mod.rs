@@ -249,7 +249,20 @@ impl<'a> Operand<'a> {
         prepared
     }
 
-    /// Weights, prepared rows, scales of outputs and bias, multiplied into `out`.
+    /// Weights, scales of outputs and bias, multiplied into `out`.
+    fn multiply(
+        &self,
+        gpu: &Gpu,
+        [weights, svh, bias]: [&Buffer; 3],
+        out: &Buffer,
+        shape: Shape,
+        defines: impl Defines,
+    ) {
+        let prepared = self.prepare(gpu, shape, defines.clone());
+        self.product(gpu, [weights, &prepared, svh, bias], out, shape, defines);
+    }
+
+    /// The same with rows that were prepared.
     fn product(
         &self,
         gpu: &Gpu,
@@ -283,7 +296,8 @@ pub(super) fn entries_tile(matrix: &Trellis, average: usize) -> u32 {
     if average > few as usize && most_columns(matrix) == many as usize { many } else { few }
 }
 
-fn trellis_shape(
+/// What the product with a matrix is compiled for.
+fn trellis_text(
     matrix: &Trellis,
     bias: Option<&Buffer>,
     shape: Shape,
@@ -306,12 +320,11 @@ pub(super) fn trellis(
 ) -> Buffer {
     let (outputs, most) = (matrix.out_features, most_columns(matrix));
     let shape = Shape::new(instruction, matrix.in_features, outputs, outputs, rows, most);
-    let text = trellis_shape(matrix, bias, shape, x.activation());
+    let text = trellis_text(matrix, bias, shape, x.activation());
     let operand = Operand::dense(gpu, x, &matrix.suh, rows, text.shape);
-    let prepared = operand.prepare(gpu, text.shape, text);
     let out = gpu.empty(rows * outputs);
-    let arrays = [&matrix.tiles, &prepared, &matrix.svh, bias.unwrap_or(&gpu.none)];
-    operand.product(gpu, arrays, &out, text.shape, text);
+    let arrays = [&matrix.tiles, &matrix.svh, bias.unwrap_or(&gpu.none)];
+    operand.multiply(gpu, arrays, &out, text.shape, text);
     out
 }
 
@@ -328,7 +341,7 @@ pub(super) fn trellis_entries(
     let (outputs, columns) = (matrix.out_features, grouped.m as usize);
     let shape = Shape::new(instruction, matrix.in_features, outputs, outputs, columns, columns);
     let shape = Shape { columns, parts: 1, grouped: Some(entries.divisor), ..shape };
-    let text = trellis_shape(matrix, bias, shape, x.activation());
+    let text = trellis_text(matrix, bias, shape, x.activation());
     let out = gpu.empty(entries.count * outputs);
     let step = (PREPARED_WORDS / (columns * matrix.padded_in / 2)).max(1);
     for done in (0..grouped.count).step_by(step) {
@@ -342,9 +355,8 @@ pub(super) fn trellis_entries(
             table: grouped.tiles.after(3 * done),
             slots: &entries.slots,
         };
-        let prepared = operand.prepare(gpu, text.shape, text);
-        let arrays = [&matrix.tiles, &prepared, &matrix.svh, bias.unwrap_or(&gpu.none)];
-        operand.product(gpu, arrays, &out, text.shape, text);
+        let arrays = [&matrix.tiles, &matrix.svh, bias.unwrap_or(&gpu.none)];
+        operand.multiply(gpu, arrays, &out, text.shape, text);
     }
     Some(out)
 }
@@ -396,10 +408,9 @@ pub(crate) fn heads(
     let halves = halves(gpu, matrix, 0, side_by_side);
     let operand = Operand::dense(gpu, x.into(), &gpu.none, rows, shape);
     let operand = Operand { tiles: heads * operand.tiles, ..operand };
-    let prepared = operand.prepare(gpu, shape, PlainText(shape));
     let out = gpu.empty(rows * heads * outputs);
-    let arrays = [&halves, &prepared, &gpu.none, &gpu.none];
-    operand.product(gpu, arrays, &out, shape, PlainText(shape));
+    let arrays = [&halves, &gpu.none, &gpu.none];
+    operand.multiply(gpu, arrays, &out, shape, PlainText(shape));
     Some(out)
 }
 
