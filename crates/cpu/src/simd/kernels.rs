@@ -68,12 +68,13 @@ pub(crate) fn multiply_amx(
     outs: Vec<&mut [f32]>,
     pool: &Pool,
 ) {
-    let x = &Packed::new(amx, x, columns, pool);
     // Threads keep to rows of their own, which are then in their cache, if these are so many that
     // decoding the weights for each does not matter.
     let threads = pool.available_threads();
-    let groups = (x.rows / ROWS_OF_A_THREAD).clamp(1, threads);
-    let height = x.rows.div_ceil(groups).next_multiple_of(2 * amx::ROWS);
+    let rows = x.len() / columns;
+    let groups = (rows / ROWS_OF_A_THREAD).clamp(1, threads);
+    let height = rows.div_ceil(groups).next_multiple_of(2 * amx::ROWS);
+    let x = &Packed::new(amx, x, columns, height, pool);
     let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(groups) };
     let total: usize = outs.iter().map(|out| out.len() / x.rows).sum();
     let width = total.div_ceil(tasks).next_multiple_of(2 * BAND);
@@ -410,7 +411,7 @@ impl Kernel for DecodedBands {
         assert_eq!(x.len(), rows * k, "input fills [rows, in_features]");
         let band = DECODED_ROWS.next_multiple_of(self.format.row_granularity());
         let amx = self.amx.filter(|_| kind == RowKind::Prompt);
-        let packed = amx.map(|amx| (amx, Packed::new(amx, x, k, pool)));
+        let packed = amx.map(|amx| (amx, Packed::new(amx, x, k, rows, pool)));
         pool.run_columns(out, n, band, |columns, out| {
             let mut decoded = vec![0.0f32; columns.len() * k];
             if let Err(e) = self.format.decode_rows(&self.weight, columns, &mut decoded) {

@@ -13,9 +13,10 @@ use crate::cache::{Elements, Layer};
 use crate::memory::grown;
 use crate::reference::first_visible;
 use crate::simd::avx512::Avx512;
-use crate::simd::elementwise::{exponentials, softcap};
+use crate::simd::elementwise::softcap;
 use crate::simd::float::{Bf16, Element, F16, F32};
 use crate::simd::isa::Isa;
+use crate::simd::vector::{Avx512 as Lanes512, exp};
 use marlin_tensor::AttentionParams;
 use std::arch::x86_64::*;
 use std::cell::Cell;
@@ -94,7 +95,7 @@ impl Attend<'_> {
         for (i, tiles) in queries.chunks_exact_mut(depth).enumerate() {
             let x = &self.queries[(i * ROWS * dk).min(rows * dk)..rows.min((i + 1) * ROWS) * dk];
             // SAFETY: `amx` proves the features; `depth` tiles cover a query.
-            unsafe { pack_rows(self.amx, Part::Nearest, x, dk, tiles) };
+            unsafe { pack_rows(self.amx, Part::Nearest, x, dk, 0, tiles) };
         }
         let queries = &*queries;
         let keys = grown(&mut scratch.keys, STEP / ROWS * depth, Tile::ZERO);
@@ -129,18 +130,14 @@ impl Attend<'_> {
                     // SAFETY: each pointer has `depth` tiles; scores hold 32 rows of `columns`.
                     unsafe {
                         let to = scores.as_mut_ptr().add(column * ROWS);
-                        sums::<2, 2>(&engine, &[block], 1, to, columns, false);
+                        sums::<2, 2, false>(&engine, &[block], 1, to, columns, false);
                     }
                 }
                 let totals = &mut totals[first * wide..][..PAIR * wide];
                 let softmax = &mut softmax[first..last];
-                self.soften(first..last, &(start..high), scores, columns, totals, softmax);
                 let len = columns / DEPTH;
-                for (half, weights) in weights.chunks_exact_mut(len).take(2).enumerate() {
-                    let x = &scores[half * ROWS * columns..][..ROWS * columns];
-                    // SAFETY: `amx` proves the features; `len` tiles cover the columns.
-                    unsafe { pack_rows(self.amx, Part::Nearest, x, columns, weights) };
-                }
+                let weights = &mut weights[..2 * len];
+                self.soften(first..last, &(start..high), scores, weights, totals, softmax);
                 for column in (0..across).step_by(2) {
                     let block = Block {
                         a: [weights.as_ptr(), weights[len..].as_ptr()],
@@ -151,7 +148,7 @@ impl Attend<'_> {
                     // 32 rows of `wide`.
                     unsafe {
                         let to = totals.as_mut_ptr().add(column * ROWS);
-                        sums::<2, 2>(&engine, &[block], across, to, wide, true);
+                        sums::<2, 2, false>(&engine, &[block], across, to, wide, true);
                     }
                 }
             }
@@ -169,35 +166,41 @@ impl Attend<'_> {
         low..self.positions[rows.end - 1] + 1
     }
 
-    /// Scores of rows `rows` over `positions` to softmax numerators, zero where a row sees nothing;
-    /// shrinks earlier sums to a new maximum.
+    /// Scores of rows `rows` over `positions` to softmax numerators, two rows of tiles, zero where a row sees
+    /// nothing; shrinks earlier sums to a new maximum.
     fn soften(
         &self,
         rows: Range<usize>,
         positions: &Range<usize>,
         scores: &mut [f32],
-        columns: usize,
+        weights: &mut [Tile],
         totals: &mut [f32],
         softmax: &mut [(f32, f32)],
     ) {
-        let wide = totals.len() / PAIR;
-        let mut lines = scores.chunks_exact_mut(columns);
-        let mut totals = totals.chunks_exact_mut(wide);
-        for (&position, (max, total)) in self.positions[rows].iter().zip(softmax) {
-            let (Some(line), Some(sums)) = (lines.next(), totals.next()) else { return };
+        let (columns, wide) = (scores.len() / PAIR, totals.len() / PAIR);
+        let lines = scores.chunks_exact_mut(columns).zip(totals.chunks_exact_mut(wide));
+        let mut tiles = weights.chunks_exact_mut(columns / DEPTH);
+        let mut present = self.positions[rows].iter().zip(softmax);
+        let mut tiles_of = tiles.next();
+        for (r, (line, sums)) in lines.enumerate() {
+            if r == ROWS {
+                tiles_of = tiles.next();
+            }
+            let Some(tiles) = tiles_of.as_deref_mut() else { return };
+            let Some((&position, (max, total))) = present.next() else {
+                // SAFETY: `amx` proves the features.
+                unsafe { numerators(self.amx, line, 0..0, 0.0, tiles, r % ROWS) };
+                continue;
+            };
             let low = first_visible(position, self.params.window);
             let low = low.clamp(positions.start, positions.end) - positions.start;
             let high = (position + 1).clamp(positions.start, positions.end) - positions.start;
-            line[..low.min(columns)].fill(0.0);
-            line[high.max(low)..].fill(0.0);
-            if low >= high {
-                continue;
-            }
-            let line = &mut line[low..high];
+            let seen = low..high.max(low);
             if let Some(cap) = self.params.softcap {
-                softcap(self.level, line, cap);
+                softcap(self.level, &mut line[seen.clone()], cap);
             }
-            let (sum, new_max) = exponentials(self.level, line, *max);
+            // SAFETY: `amx` proves the features.
+            let (sum, new_max) = unsafe { numerators(self.amx, line, seen, *max, tiles, r % ROWS) };
             if new_max > *max {
                 let shrink = (*max - new_max).exp();
                 *total *= shrink;
@@ -206,8 +209,6 @@ impl Attend<'_> {
             }
             *total += sum;
         }
-        // Rows that do not exist.
-        lines.for_each(|line| line.fill(0.0));
     }
 
     /// Keys and values of `step` to tiles.
@@ -390,5 +391,49 @@ impl Attend<'_> {
                 }
             }
         }
+    }
+}
+
+/// `e^(score - max)` of the scores `seen` of a row, rounded to bf16, and zeros for the others, to row `row` of `tiles`; returns
+/// their sum and `max`, the largest of them and `floor`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn numerators(
+    _: Amx,
+    scores: &[f32],
+    seen: Range<usize>,
+    floor: f32,
+    tiles: &mut [Tile],
+    row: usize,
+) -> (f32, f32) {
+    let lanes = |register: usize| {
+        let before = |end: usize| (1u32 << end.saturating_sub(16 * register).min(16)) - 1;
+        (before(seen.end) & !before(seen.start)) as u16
+    };
+    let registers = scores.as_chunks::<16>().0;
+    // SAFETY: a register is sixteen scores, or words of a row of a tile.
+    unsafe {
+        let load = |register: usize| _mm512_loadu_ps(registers[register].as_ptr());
+        let mut max = _mm512_set1_ps(floor);
+        for register in seen.start / 16..seen.end.div_ceil(16) {
+            // The second is what comes out when one is not a number: such scores stay visible.
+            max = _mm512_mask_max_ps(max, lanes(register), max, load(register));
+        }
+        let max = _mm512_reduce_max_ps(max);
+        let (shift, mut sum) = (_mm512_set1_ps(max), _mm512_setzero_ps());
+        for (i, tile) in tiles.iter_mut().enumerate() {
+            let mut pair = [_mm512_setzero_ps(); 2];
+            for (half, numerators) in pair.iter_mut().enumerate() {
+                let (register, lanes) = (2 * i + half, lanes(2 * i + half));
+                if lanes != 0 {
+                    let e = exp::<Lanes512>(_mm512_sub_ps(load(register), shift));
+                    *numerators = _mm512_maskz_mov_ps(lanes, e);
+                    sum = _mm512_add_ps(sum, *numerators);
+                }
+            }
+            let packed = _mm512_cvtne2ps_pbh(pair[1], pair[0]);
+            let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
+            _mm512_storeu_si512(tile.0[16 * row..].as_mut_ptr().cast(), packed);
+        }
+        (_mm512_reduce_add_ps(sum), max)
     }
 }

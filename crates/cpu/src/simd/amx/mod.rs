@@ -235,6 +235,19 @@ impl Tiles {
         }
     }
 
+    /// The same of rows that are not needed soon again: they need not stay in the first-level cache.
+    ///
+    /// # Safety
+    /// The rows must be readable.
+    #[inline(always)]
+    pub(crate) unsafe fn load_once<const T: u8>(&self, rows: *const u8, stride: usize) {
+        // SAFETY: the value proves that tiles are configured; the caller vouches for the rows.
+        unsafe {
+            asm!("tileloaddt1 tmm{t}, [{p} + {s}*1]", t = const T, p = in(reg) rows, s = in(reg) stride,
+                options(nostack, readonly));
+        }
+    }
+
     /// `T` to 16 rows of 64 bytes, `stride` bytes apart.
     ///
     /// # Safety

@@ -1,6 +1,6 @@
 //! Activations as bf16 tiles.
 
-use super::{Amx, DEPTH, Part, ROWS, Tile};
+use super::{Amx, DEPTH, GRANULE, Part, ROWS, Tile};
 use crate::Pool;
 use crate::memory::grown;
 use crate::simd::avx512::Avx512;
@@ -9,8 +9,9 @@ use crate::simd::isa::Isa;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 
-/// Rows of activations as bf16, zero-padded to whole tiles: for every sixteen rows and each of the
-/// parts, the tiles one after another along the inputs.
+/// Rows of activations as bf16, zero-padded to whole tiles: chunks of the depth one after another, in each all sixteens of
+/// rows, of these each of the parts, and of a part the tiles along the inputs. A chunk of neighbouring rows lies in one piece
+/// and so fits a cache, whatever the depth is a multiple of.
 pub(crate) struct Packed {
     tiles: Vec<Tile>,
     /// What they are the tiles of.
@@ -19,7 +20,16 @@ pub(crate) struct Packed {
     pub rows: usize,
     /// Tiles along the inputs.
     pub depth: usize,
+    /// Tiles along the inputs of a chunk; the last may have fewer.
+    pub chunk: usize,
 }
+
+/// Bytes of a chunk of the rows that a thread multiplies, to keep in its second-level cache.
+const CACHED_BYTES: usize = 1 << 20;
+/// Fewest tiles of depth of a chunk.
+const FEWEST: usize = 16;
+/// Tiles of a row that are written before those of the next: whole lines of it are read one after another.
+const ALONG: usize = 8;
 
 thread_local! {
     /// Memory of the last call on this thread.
@@ -27,21 +37,29 @@ thread_local! {
 }
 
 impl Packed {
-    /// Packs `x: [rows, columns]`.
-    pub(crate) fn new(amx: Amx, x: &[f32], columns: usize, pool: &Pool) -> Self {
+    /// Packs `x: [rows, columns]`, of which `height` rows will be multiplied together.
+    pub(crate) fn new(amx: Amx, x: &[f32], columns: usize, height: usize, pool: &Pool) -> Self {
         let rows = x.len() / columns;
         let depth = columns.div_ceil(DEPTH);
         let parts = amx.parts;
-        let len = rows.div_ceil(ROWS) * parts.len() * depth;
+        let cached =
+            CACHED_BYTES / (height.div_ceil(ROWS).max(1) * parts.len() * size_of::<Tile>());
+        let cached = cached.max(FEWEST).min(depth).max(1);
+        // Chunks of about one depth.
+        let chunk = depth.div_ceil(depth.div_ceil(cached).max(1)).next_multiple_of(GRANULE);
+        let blocks = rows.div_ceil(ROWS);
+        let len = depth.div_ceil(chunk.max(1)) * blocks * parts.len() * chunk;
         let mut tiles = SCRATCH.take();
-        pool.run_chunks(grown(&mut tiles, len, Tile::ZERO), depth, |i, tiles| {
-            let (block, part) = (i / parts.len(), parts[i % parts.len()]);
+        pool.run_chunks(grown(&mut tiles, len, Tile::ZERO), chunk, |i, tiles| {
+            let part = parts[i % parts.len()];
+            let (first, block) = (i / parts.len() / blocks * chunk, i / parts.len() % blocks);
+            let tiles = &mut tiles[..chunk.min(depth - first)];
             let x = &x[block * ROWS * columns..];
             let x = &x[..x.len().min(ROWS * columns)];
-            // SAFETY: `amx` proves the features; `tiles` has a tile for every 32 columns.
-            unsafe { pack_rows(amx, part, x, columns, tiles) };
+            // SAFETY: `amx` proves the features; the tiles are those of 32 columns each.
+            unsafe { pack_rows(amx, part, x, columns, first, tiles) };
         });
-        Self { tiles, parts, rows, depth }
+        Self { tiles, parts, rows, depth, chunk }
     }
 
     /// Sixteens of rows.
@@ -49,10 +67,11 @@ impl Packed {
         self.rows.div_ceil(ROWS)
     }
 
-    /// The tiles of a part of the `block`th sixteen rows from tile `start` on.
+    /// The tiles of a part of the `block`th sixteen rows in the chunk that begins with tile `start`.
     pub(crate) fn block(&self, block: usize, part: usize, start: usize) -> &[Tile] {
-        let first = (block * self.parts.len() + part) * self.depth;
-        &self.tiles[first + start..first + self.depth]
+        let before = start * self.blocks() * self.parts.len();
+        let first = before + (block * self.parts.len() + part) * self.chunk;
+        &self.tiles[first..first + self.chunk.min(self.depth - start)]
     }
 }
 
@@ -62,34 +81,44 @@ impl Drop for Packed {
     }
 }
 
-/// Packs up to sixteen rows; rows that do not exist become zeros.
+/// Packs columns of up to sixteen rows, those of tile `first` on; rows that do not exist become zeros.
 ///
 /// # Safety
-/// The processor has AVX-512 with BF16 and BW; `tiles` covers `columns`.
+/// The processor has AVX-512 with BF16 and BW; every tile has columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn pack_rows(_: Amx, part: Part, x: &[f32], columns: usize, tiles: &mut [Tile]) {
+pub(super) unsafe fn pack_rows(
+    _: Amx,
+    part: Part,
+    x: &[f32],
+    columns: usize,
+    first: usize,
+    tiles: &mut [Tile],
+) {
     let rows = x.len() / columns;
-    debug_assert!(rows <= ROWS && tiles.len() * DEPTH >= columns);
-    for (i, tile) in tiles.iter_mut().enumerate() {
-        let at = i * DEPTH;
-        let left = (columns - at).min(DEPTH);
-        let mask = u32::MAX >> (DEPTH - left);
-        for (r, out) in tile.0.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            if r >= rows {
-                out.fill(0);
-                continue;
-            }
-            // SAFETY: the masks keep the loads inside row `r`; `out` is one register.
-            unsafe {
-                let x = x.as_ptr().add(r * columns + at);
-                let low = _mm512_maskz_loadu_ps(mask as u16, x);
-                let high = match left > 16 {
-                    true => _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(16)),
-                    false => _mm512_setzero_ps(),
-                };
-                let packed = _mm512_cvtne2ps_pbh(part.of(high), part.of(low));
-                let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
-                _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
+    debug_assert!(rows <= ROWS && columns.div_ceil(DEPTH) >= first + tiles.len());
+    for (group, tiles) in tiles.chunks_mut(ALONG).enumerate() {
+        for r in 0..ROWS {
+            for (i, tile) in tiles.iter_mut().enumerate() {
+                let out = &mut tile.0.as_chunks_mut::<16>().0[r];
+                if r >= rows {
+                    out.fill(0);
+                    continue;
+                }
+                let at = (first + group * ALONG + i) * DEPTH;
+                let left = (columns - at).min(DEPTH);
+                let mask = u32::MAX >> (DEPTH - left);
+                // SAFETY: the masks keep the loads inside row `r`; `out` is one register.
+                unsafe {
+                    let x = x.as_ptr().add(r * columns + at);
+                    let low = _mm512_maskz_loadu_ps(mask as u16, x);
+                    let high = match left > 16 {
+                        true => _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(16)),
+                        false => _mm512_setzero_ps(),
+                    };
+                    let packed = _mm512_cvtne2ps_pbh(part.of(high), part.of(low));
+                    let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
+                    _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
+                }
             }
         }
     }

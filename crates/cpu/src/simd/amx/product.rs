@@ -2,13 +2,13 @@
 //!
 //! Two bands of sixteen outputs are decoded for a chunk of the depth and then multiplied with all
 //! rows, 32 at a time: four tiles of sums, two of activations, two of weights, so that every tile
-//! loaded is used twice. A chunk is as deep as keeps its activations in the second-level cache;
-//! sums of later chunks continue in the output.
+//! loaded is used twice. A chunk is as deep as keeps its activations in the second-level cache, and of that
+//! as much is multiplied with all rows as keeps the two bands in the first. Sums lie side by side meanwhile;
+//! to and from the output, whose rows are pages apart, they go several bands at a time.
 
 use super::{Amx, Engine, Packed, Part, ROWS, Tile, Tiles, dots};
 use crate::ColumnBand;
 use crate::memory::grown;
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -20,19 +20,32 @@ pub trait Panels: Sync {
     fn fill(&self, amx: Amx, part: Part, bands: Range<usize>, start: usize, out: &mut [Tile]);
 }
 
-/// Bytes of packed activations to keep in the second-level cache.
-const CACHED_BYTES: usize = 1 << 20;
-/// Fewest tiles of depth of a chunk.
-const FEWEST: usize = 16;
+/// Most tiles of depth multiplied before the next rows: two bands of them stay in the first-level cache.
+const SHALLOW: usize = 20;
 /// Tiles that begin a chunk are a multiple of this: what formats are made of, 128 inputs, or a part
 /// of it.
 pub(crate) const GRANULE: usize = 4;
 /// Bands multiplied together.
 const TOGETHER: usize = 2;
+/// Times as many go to the output together, so that of a row a kilobyte does.
+const ABREAST: usize = 8;
 
 thread_local! {
-    static PANELS: Cell<Vec<Tile>> = const { Cell::new(Vec::new()) };
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
+
+/// Memory of a call, kept by the thread.
+#[derive(Default)]
+struct Scratch {
+    panels: Vec<Tile>,
+    /// Sums of two bands after two, of each 32 rows by 32 columns after 32 rows.
+    sums: Vec<Sums>,
+}
+
+/// Sums of up to 32 rows by up to 32 columns, on a few pages, which rows of an output are not.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Sums([[f32; TOGETHER * ROWS]; 2 * ROWS]);
 
 /// `bands` of `weights` times the sixteens of rows `blocks` of `x`, to `out`, which begins with the
 /// first of either.
@@ -44,38 +57,65 @@ pub(crate) fn multiply(
     bands: Range<usize>,
     out: &mut ColumnBand<'_>,
 ) {
-    let parts = x.parts.len();
-    let chunk = CACHED_BYTES / (blocks.len().max(1) * parts * size_of::<Tile>());
-    let chunk = chunk.max(FEWEST).min(x.depth);
-    // Chunks of about one depth.
-    let chunk = x.depth.div_ceil(x.depth.div_ceil(chunk.max(1)).max(1));
-    let chunk = chunk.next_multiple_of(GRANULE);
-    let mut panels = PANELS.take();
-    let memory = grown(&mut panels, parts * TOGETHER * chunk, Tile::ZERO);
+    let (parts, chunk) = (x.parts.len(), x.chunk);
+    let mut scratch = SCRATCH.take();
+    let memory = grown(&mut scratch.panels, parts * TOGETHER * chunk, Tile::ZERO);
+    let pairs = blocks.len().div_ceil(2).max(1);
+    let sums = grown(&mut scratch.sums, ABREAST * pairs, Sums([[0.0; TOGETHER * ROWS]; 2 * ROWS]));
     let engine = amx.engine();
-    for start in (0..x.depth).step_by(chunk.max(1)) {
+    let rows = x.rows.min(blocks.end * ROWS) - blocks.start * ROWS;
+    for start in (0..x.depth).step_by(chunk) {
         let len = chunk.min(x.depth - start);
-        for band in bands.clone().step_by(TOGETHER) {
-            let together = TOGETHER.min(bands.end - band);
-            let panels = &mut memory[..parts * together * len];
-            for (&part, out) in x.parts.iter().zip(panels.chunks_exact_mut(together * len)) {
-                weights.fill(amx, part, band..band + together, start, out);
+        for first in bands.clone().step_by(ABREAST * TOGETHER) {
+            let group = first..bands.end.min(first + ABREAST * TOGETHER);
+            let column = (first - bands.start) * ROWS;
+            if start > 0 {
+                carry(out, rows, column, sums, pairs, |out, sums| sums.copy_from_slice(out));
             }
-            let first = band - bands.start;
-            for block in blocks.clone().step_by(2) {
-                let row = (block - blocks.start) * ROWS;
-                let step = Step { engine: &engine, x, panels, start, len, block, row, first };
-                match (blocks.end - block, together) {
-                    (2.., 2) => step.run::<2, 2>(out),
-                    (2.., _) => step.run::<2, 1>(out),
-                    (_, 2) => step.run::<1, 2>(out),
-                    _ => step.run::<1, 1>(out),
+            for (band, sums) in group.step_by(TOGETHER).zip(sums.chunks_exact_mut(pairs)) {
+                let together = TOGETHER.min(bands.end - band);
+                let panels = &mut memory[..parts * together * len];
+                for (&part, out) in x.parts.iter().zip(panels.chunks_exact_mut(together * len)) {
+                    weights.fill(amx, part, band..band + together, start, out);
+                }
+                let step = Step { engine: &engine, x, panels, start, len };
+                let shallow = len.div_ceil(len.div_ceil(SHALLOW));
+                for at in (0..len).step_by(shallow) {
+                    let range = at..len.min(at + shallow);
+                    for (block, sums) in blocks.clone().step_by(2).zip(&mut *sums) {
+                        let range = range.clone();
+                        match (blocks.end - block, together) {
+                            (2.., 2) => step.run::<2, 2>(block, range, sums),
+                            (2.., _) => step.run::<2, 1>(block, range, sums),
+                            (_, 2) => step.run::<1, 2>(block, range, sums),
+                            _ => step.run::<1, 1>(block, range, sums),
+                        }
+                    }
                 }
             }
+            carry(out, rows, column, sums, pairs, |out, sums| out.copy_from_slice(sums));
         }
     }
     drop(engine);
-    PANELS.set(panels);
+    SCRATCH.set(scratch);
+}
+
+/// Calls `copy` with pieces of a row of `out` from `column` on, as many as it has and `sums` are for, and their sums.
+fn carry(
+    out: &mut ColumnBand<'_>,
+    rows: usize,
+    column: usize,
+    sums: &mut [Sums],
+    pairs: usize,
+    copy: impl Fn(&mut [f32], &mut [f32]),
+) {
+    for row in 0..rows {
+        let out = out.row(row)[column..].chunks_mut(TOGETHER * ROWS);
+        for (out, sums) in out.zip(sums.chunks_exact_mut(pairs)) {
+            let sums = &mut sums[row / (2 * ROWS)].0[row % (2 * ROWS)];
+            copy(out, &mut sums[..out.len()]);
+        }
+    }
 }
 
 /// Tiles of one or two sixteens of rows, and of one or two sixteens of columns, to multiply.
@@ -88,40 +128,47 @@ pub(super) struct Block {
 }
 
 /// Adds the products of `M` rows and `N` columns of tiles to registers 0 (row 0, column 0), 1 (0, 1),
-/// 2 (1, 0) and 3 (1, 1). Tiles of `b` are `step` apart.
+/// 2 (1, 0) and 3 (1, 1). Tiles of `b` are `step` apart; those of `a` need not stay in the first-level cache if they are
+/// read `ONCE`.
 ///
 /// # Safety
 /// Every pointer in use must have as many tiles as the block is deep.
 #[inline(always)]
-unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Block, step: usize) {
+unsafe fn inner<const M: usize, const N: usize, const ONCE: bool>(
+    t: &Tiles,
+    block: Block,
+    step: usize,
+) {
     const STRIDE: usize = 64;
     let Block { a, b, len } = block;
+    macro_rules! row {
+        ($t:literal, $m:literal, $k:expr) => {
+            match ONCE {
+                true => t.load_once::<$t>(a[$m].add($k).cast(), STRIDE),
+                false => t.load::<$t>(a[$m].add($k).cast(), STRIDE),
+            }
+        };
+    }
     // Every register is loaded again right after its last use, so that little of the order has to be
     // changed by the processor to keep products going while loads are under way.
     // SAFETY: the caller's; the last tiles are not followed by more.
     unsafe {
-        t.load::<4>(a[0].cast(), STRIDE);
+        row!(4, 0, 0);
         t.load::<6>(b[0].cast(), STRIDE);
         if M > 1 {
-            t.load::<5>(a[1].cast(), STRIDE);
+            row!(5, 1, 0);
         }
         if N > 1 {
             t.load::<7>(b[1].cast(), STRIDE);
         }
         for k in 1..=len {
             let more = k < len;
-            if more && k + 1 < len {
-                prefetch(a[0].add(k + 1));
-                if M > 1 {
-                    prefetch(a[1].add(k + 1));
-                }
-            }
             t.add_bf16::<0, 4, 6>();
             if N > 1 {
                 t.add_bf16::<1, 4, 7>();
             }
             if more {
-                t.load::<4>(a[0].add(k).cast(), STRIDE);
+                row!(4, 0, k);
             }
             if M > 1 {
                 t.add_bf16::<2, 5, 6>();
@@ -133,7 +180,7 @@ unsafe fn inner<const M: usize, const N: usize>(t: &Tiles, block: Block, step: u
                 t.add_bf16::<3, 5, 7>();
             }
             if more && M > 1 {
-                t.load::<5>(a[1].add(k).cast(), STRIDE);
+                row!(5, 1, k);
             }
             if more && N > 1 {
                 t.load::<7>(b[1].add(k * step).cast(), STRIDE);
@@ -196,22 +243,13 @@ unsafe fn exact<const M: usize, const N: usize>(t: &Tiles, parts: [Block; 3]) {
     }
 }
 
-/// Starts to bring a tile into the first-level cache.
-#[inline(always)]
-fn prefetch(tile: *const Tile) {
-    for line in 0..size_of::<Tile>() / 64 {
-        // SAFETY: a hint, which reads nothing, of an instruction every processor of this kind has.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.cast::<i8>().wrapping_add(line * 64)) };
-    }
-}
-
 /// Puts the products of `M` rows and `N` columns of tiles to `out`, or adds them to what is there: of one block, or of the three
-/// parts of both factors. Tiles of `b` are `step` apart, rows of `out` `stride`.
+/// parts of both factors. Tiles of `b` are `step` apart, rows of `out` `stride`. `ONCE`: as of [`inner`].
 ///
 /// # Safety
 /// Every pointer in use must have as many tiles as the blocks are deep, and `out` room for whole tiles.
 #[inline(always)]
-pub(super) unsafe fn sums<const M: usize, const N: usize>(
+pub(super) unsafe fn sums<const M: usize, const N: usize, const ONCE: bool>(
     engine: &Engine,
     parts: &[Block],
     step: usize,
@@ -258,62 +296,50 @@ pub(super) unsafe fn sums<const M: usize, const N: usize>(
         tiles!(begin);
         match *parts {
             [a, b, c] => exact::<M, N>(t, [a, b, c]),
-            _ => inner::<M, N>(t, parts[0], step),
+            _ => inner::<M, N, ONCE>(t, parts[0], step),
         }
         tiles!(end);
     }
 }
 
-/// Up to 32 rows times up to 32 outputs over one chunk.
+/// Two bands over one chunk.
 struct Step<'a> {
     engine: &'a Engine,
     x: &'a Packed,
     panels: &'a [Tile],
     start: usize,
     len: usize,
-    block: usize,
-    /// First row in the output.
-    row: usize,
-    /// First band in the output.
-    first: usize,
 }
 
-/// Sums on their way to an output that has no room for whole tiles.
-#[repr(align(64))]
-struct Edge([f32; 4 * ROWS * ROWS]);
-
 impl Step<'_> {
-    fn run<const M: usize, const N: usize>(&self, out: &mut ColumnBand<'_>) {
-        let parts = [0, 1, 2].map(|part| self.tiles_of::<M, N>(part.min(self.x.parts.len() - 1)));
-        let parts = &parts[..self.x.parts.len()];
-        let (engine, add) = (self.engine, self.start > 0);
-        let (stride, column) = (out.stride(), self.first * ROWS);
-        let rows = (self.x.rows - self.block * ROWS).min(M * ROWS);
-        let width = out.row(self.row).len() - column;
-        if rows == M * ROWS && width >= N * ROWS {
-            let sums_at = out.row(self.row)[column..].as_mut_ptr();
-            // SAFETY: the blocks hold `len` tiles, and whole tiles of sums exist in the output.
-            return unsafe { sums::<M, N>(engine, parts, 1, sums_at, stride, add) };
-        }
-        let (width, apart) = (width.min(N * ROWS), N * ROWS);
-        let mut edge = Edge([0.0; 4 * ROWS * ROWS]);
-        if add {
-            for (r, edge) in edge.0.chunks_exact_mut(apart).enumerate().take(rows) {
-                edge[..width].copy_from_slice(&out.row(self.row + r)[column..][..width]);
-            }
-        }
-        // SAFETY: as above; the edge has room for whole tiles.
-        unsafe { sums::<M, N>(engine, parts, 1, edge.0.as_mut_ptr(), apart, add) };
-        for (r, edge) in edge.0.chunks_exact(apart).enumerate().take(rows) {
-            out.row(self.row + r)[column..][..width].copy_from_slice(&edge[..width]);
+    /// Adds the products of tiles `range` of the chunk's depth, of up to 32 rows, to `to`; the first of all begin it.
+    #[inline(always)]
+    fn run<const M: usize, const N: usize>(
+        &self,
+        block: usize,
+        range: Range<usize>,
+        to: &mut Sums,
+    ) {
+        let count = self.x.parts.len();
+        let parts = [0, 1, 2].map(|part| self.tiles_of::<M, N>(part.min(count - 1), block, &range));
+        let add = self.start + range.start > 0;
+        // SAFETY: the blocks hold the tiles of `range`, and there is room for 32 rows by 32 columns.
+        unsafe {
+            let to = to.0.as_mut_ptr().cast();
+            sums::<M, N, true>(self.engine, &parts[..count], 1, to, TOGETHER * ROWS, add);
         }
     }
 
     /// The tiles to multiply, of one part.
     #[inline(always)]
-    fn tiles_of<const M: usize, const N: usize>(&self, part: usize) -> Block {
-        let a = |m| self.x.block(self.block + m, part, self.start)[..self.len].as_ptr();
-        let b = |n| self.panels[(part * N + n) * self.len..][..self.len].as_ptr();
-        Block { a: [a(0), a(M - 1)], b: [b(0), b(N - 1)], len: self.len }
+    fn tiles_of<const M: usize, const N: usize>(
+        &self,
+        part: usize,
+        block: usize,
+        range: &Range<usize>,
+    ) -> Block {
+        let a = |m| self.x.block(block + m, part, self.start)[range.clone()].as_ptr();
+        let b = |n| self.panels[(part * N + n) * self.len..][range.clone()].as_ptr();
+        Block { a: [a(0), a(M - 1)], b: [b(0), b(N - 1)], len: range.len() }
     }
 }
