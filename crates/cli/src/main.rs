@@ -22,6 +22,9 @@ mod tuned;
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: marlin_cpu::HugePages = marlin_cpu::HugePages;
+
 fn main() -> ExitCode {
     if std::env::args_os().len() <= 1 {
         // Someone looks at what this is: that is no mistake.

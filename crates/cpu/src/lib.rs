@@ -29,5 +29,6 @@ pub use backend::{Activations, CpuBackend, CpuOptions};
 pub use encoder::CpuEncoder;
 pub use kernel::{Inputs, Kernel, Prepared, RowKind};
 pub use level::{Level, UnknownLevel};
+pub use memory::pages::HugePages;
 pub use memory::system;
 pub use pool::{ColumnBand, Pool};

@@ -5,6 +5,7 @@
 //! An allocation that finds no room unwinds to the operator that wanted it ([`no_room`], [`catch`]), which fails: a server goes on, and a
 //! program says what it lacked. Small ones, of a few rows or names, end the process, as they do everywhere in Rust.
 
+pub(crate) mod pages;
 pub mod system;
 
 use marlin_tensor::BackendError;

@@ -3,12 +3,11 @@
 //! translation buffers every 4 kB.
 
 use crate::memory::no_room;
+use crate::memory::pages::{self, HUGE_PAGE};
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, Weak};
 
-/// A huge page on the processors this is for.
-const HUGE_PAGE: usize = 2 << 20;
 /// Bytes of a region, unless a single matrix needs more. What a region does not use is never
 /// touched and costs only addresses, but for a part of one page.
 const REGION: usize = 64 << 20;
@@ -33,11 +32,7 @@ impl Region {
             .expect("a matrix fits the address space");
         // SAFETY: the layout is not empty.
         let start = NonNull::new(unsafe { alloc(layout) })?;
-        #[cfg(target_os = "linux")]
-        // SAFETY: the range is this allocation. Advice only: a system that refuses it is as right.
-        unsafe {
-            libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE);
-        }
+        pages::ask(start.as_ptr(), layout.size());
         Some(Self { start, layout })
     }
 }
