@@ -10,7 +10,7 @@ fn operators_conform() {
     conform(|name| !is_draw(name));
 }
 
-/// Apart from the others: the kernel that chooses a token waits so often that software Vulkan compiles it for minutes.
+/// Beside the others: the kernel that chooses a token waits so often that software Vulkan takes longer to compile it than for all of them.
 #[test]
 fn draws_conform() {
     conform(is_draw);

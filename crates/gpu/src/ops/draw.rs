@@ -63,21 +63,23 @@ const ADJUSTMENT: u32 = 3;
 /// What a kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
-    vocab: u32,
-    /// Tokens of a part, parts of a row.
+    /// Tokens of a part.
     part: u32,
-    parts: u32,
+    /// Parts that a unit of a cube that chooses has at most, a power of two.
+    each: u32,
     plane: u32,
     /// Units of a cube that chooses.
     units: u32,
 }
 
 impl Shape {
-    fn new(vocab: usize, gpu: &Gpu) -> Self {
+    /// For rows of `vocab` logits, and how many parts they have.
+    fn new(vocab: usize, gpu: &Gpu) -> (Self, u32) {
         let part = if vocab.div_ceil(PART) > MOST_PARTS { UNITS as usize } else { PART };
         let parts = vocab.div_ceil(part) as u32;
         let units = if gpu.tensor_cores { MANY_UNITS } else { UNITS };
-        Self { vocab: vocab as u32, part: part as u32, parts, plane: gpu.plane, units }
+        let each = parts.div_ceil(units).next_power_of_two();
+        (Self { part: part as u32, each, plane: gpu.plane, units }, parts)
     }
 
     /// Planes of a cube that chooses.
@@ -95,14 +97,20 @@ impl Shape {
         self.part / self.plane
     }
 
-    /// Parts that a unit has.
-    const fn each(&self) -> u32 {
-        self.parts.div_ceil(self.units)
+    /// Whether loops over what a lane has are written out: not where planes are narrow and loops long, which takes software that compiles to
+    /// coroutines, as Mesa's does, minutes.
+    const fn unrolls(&self) -> bool {
+        self.plane >= 32
+    }
+
+    /// Parts that a cube has room for.
+    const fn slots(&self) -> u32 {
+        self.each * self.units
     }
 
     /// Bytes of shared memory of a cube.
     const fn shared_bytes(&self) -> usize {
-        4 * (2 * self.parts + 3 * RANKED + 3 * self.planes() + 2) as usize
+        4 * (2 * self.slots() + 3 * RANKED + 4 * self.planes() + 2) as usize
     }
 }
 
@@ -116,7 +124,7 @@ pub(crate) fn draw(
     vocab: usize,
     draws: &[Draw],
 ) -> Result<Vec<Option<Drawn>>, BackendError> {
-    let shape = Shape::new(vocab, gpu);
+    let (shape, parts) = Shape::new(vocab, gpu);
     if draws.is_empty()
         || shape.shared_bytes() > gpu.client.properties().hardware.max_shared_memory_size
     {
@@ -128,12 +136,11 @@ pub(crate) fn draw(
     let (words, adjusted) = words(draws, vocab);
     let asked = gpu.words(&words);
     let rows = draws.len();
-    let parts = shape.parts as usize;
     let adjusted = if adjusted == 0 { gpu.none.clone() } else { gpu.empty(adjusted * vocab) };
-    let stats = gpu.empty(rows * parts * 4);
+    let stats = gpu.empty(rows * parts as usize * 4);
     let out = gpu.empty(rows * stride);
     let client = &gpu.client;
-    let scanned = CubeCount::Static(shape.parts.div_ceil(shape.scanning()), rows as u32, 1);
+    let scanned = CubeCount::Static(parts.div_ceil(shape.scanning()), rows as u32, 1);
     let (each, dim) = (CubeCount::Static(rows as u32, 1, 1), gpu.planes(shape.planes()));
     // SAFETY: units past the vocabulary and planes past the parts read and write nothing; places of adjusted rows are counted above.
     unsafe {
@@ -145,6 +152,8 @@ pub(crate) fn draw(
             asked.arg(),
             adjusted.arg(),
             stats.arg(),
+            vocab as u32,
+            parts,
             shape,
         );
         choose_kernel::launch_unchecked(
@@ -157,6 +166,8 @@ pub(crate) fn draw(
             stats.arg(),
             out.arg(),
             stride as u32,
+            vocab as u32,
+            parts,
             shape,
         );
         if most.is_some() {
@@ -169,6 +180,8 @@ pub(crate) fn draw(
                 stats.arg(),
                 out.arg(),
                 stride as u32,
+                vocab as u32,
+                parts,
                 shape,
             );
         }

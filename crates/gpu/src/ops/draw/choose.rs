@@ -3,8 +3,8 @@
 #![allow(clippy::too_many_arguments)]
 
 use super::row::{
-    Row, activate, best, bound, cube_before, cube_max, cube_sum, first_of, key, key_of_weight,
-    logit, mass, value, weight,
+    Row, activate, best, bound, cube_before, cube_max, cube_sum, cube_sums, first_of, key,
+    key_of_weight, logit, mass, value, weight,
 };
 use super::{
     ASKED, EXCLUDE, INVERSE, LEAST, MIN_P, NONE, NUCLEUS, PLACE, RANKED, ROW, Shape, TOP_K, TOP_P,
@@ -76,10 +76,10 @@ fn tally(
     let mut a = UNIT_POS_Y;
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..comptime!(shape.own()) {
-            let token = start + comptime!(j * shape.plane);
-            let v = logit(token, logits, adjusted, row, shape);
+            let token = start + j * comptime!(shape.plane);
+            let v = logit(token, logits, adjusted, row);
             let k = key(v);
             if k >= low && is_within(k, token, kept.edge, kept.edge_token) {
                 number += 1.0;
@@ -88,15 +88,15 @@ fn tally(
         }
         a += comptime!(shape.planes());
     }
-    (cube_sum(number, &mut scratch.floats, shape), cube_sum(mass, &mut scratch.floats, shape))
+    cube_sums(number, mass, &mut scratch.floats, shape)
 }
 
 /// What a unit's active parts have, together.
 #[cube]
 fn own_sums(count: u32, sums: &[f32], #[comptime] shape: Shape) -> f32 {
     let mut own = f32::new(0.0);
-    for j in 0..comptime!(shape.each()) {
-        let a = UNIT_POS * comptime!(shape.each()) + j;
+    for j in 0..comptime!(shape.each) {
+        let a = UNIT_POS * comptime!(shape.each) + j;
         if a < count {
             own += sums[a as usize];
         }
@@ -123,10 +123,10 @@ fn gather(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = 0u32.runtime();
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..comptime!(shape.own()) {
-            let token = start + comptime!(j * shape.plane);
-            let k = key(logit(token, logits, adjusted, row, shape));
+            let token = start + j * comptime!(shape.plane);
+            let k = key(logit(token, logits, adjusted, row));
             own += select(is_between(k, token, low, high, kept), 1u32, 0u32);
         }
         let all = plane_sum(own);
@@ -138,8 +138,8 @@ fn gather(
     sync_cube();
     let own = own_sums(count, &scratch.sums, shape);
     let (mut before, _) = cube_before(own, &mut scratch.floats, shape);
-    for j in 0..comptime!(shape.each()) {
-        let a = UNIT_POS * comptime!(shape.each()) + j;
+    for j in 0..comptime!(shape.each) {
+        let a = UNIT_POS * comptime!(shape.each) + j;
         if a < count {
             let own = scratch.sums[a as usize];
             scratch.sums[a as usize] = before;
@@ -152,18 +152,18 @@ fn gather(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = 0u32.runtime();
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..comptime!(shape.own()) {
-            let token = start + comptime!(j * shape.plane);
-            let v = logit(token, logits, adjusted, row, shape);
+            let token = start + j * comptime!(shape.plane);
+            let v = logit(token, logits, adjusted, row);
             own += select(is_between(key(v), token, low, high, kept), 1u32, 0u32);
-            values[comptime!(j as usize)] = v;
+            values[j as usize] = v;
         }
         let mut to = u32::cast_from(scratch.sums[a as usize]) + plane_exclusive_sum(own);
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..comptime!(shape.own()) {
-            let token = start + comptime!(j * shape.plane);
-            let v = values[comptime!(j as usize)];
+            let token = start + j * comptime!(shape.plane);
+            let v = values[j as usize];
             if is_between(key(v), token, low, high, kept) {
                 scratch.keys[to as usize] = key(v);
                 scratch.tokens[to as usize] = token;
@@ -191,9 +191,9 @@ fn rank(
     let mut befores = Array::<f32>::new(comptime!(each as usize));
     let mut last = 0u32.runtime();
     let mut mass = f32::new(0.0);
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for j in 0..each {
-        let i = comptime!(j * shape.units) + UNIT_POS;
+        let i = j * comptime!(shape.units) + UNIT_POS;
         let mut before = target;
         if i < found {
             let k = scratch.keys[i as usize];
@@ -210,15 +210,15 @@ fn rank(
                 mass += weight(value(k), row.top, row.inverse);
             }
         }
-        befores[comptime!(j as usize)] = before;
+        befores[j as usize] = before;
     }
     let mass = cube_sum(mass, &mut scratch.floats, shape);
     let edge = !cube_max(last, &mut scratch.words, shape);
     let mut last = 0u32.runtime();
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for j in 0..each {
-        let i = comptime!(j * shape.units) + UNIT_POS;
-        if befores[comptime!(j as usize)] < target && scratch.keys[i as usize] == edge {
+        let i = j * comptime!(shape.units) + UNIT_POS;
+        if befores[j as usize] < target && scratch.keys[i as usize] == edge {
             last = max(last, scratch.tokens[i as usize]);
         }
     }
@@ -240,10 +240,10 @@ fn weigh(
     while a < count {
         let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
         let mut own = f32::new(0.0);
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..comptime!(shape.own()) {
-            let token = start + comptime!(j * shape.plane);
-            own += weight_of(logit(token, logits, adjusted, row, shape), token, kept, row);
+            let token = start + j * comptime!(shape.plane);
+            own += weight_of(logit(token, logits, adjusted, row), token, kept, row);
         }
         let all = plane_sum(own);
         if UNIT_POS_X == 0 {
@@ -276,10 +276,10 @@ fn last_above(
         let mut a = UNIT_POS_Y;
         while a < count {
             let start = scratch.active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-            #[unroll]
+            #[unroll(comptime!(shape.unrolls()))]
             for j in 0..comptime!(shape.own()) {
-                let t = start + comptime!(j * shape.plane);
-                let v = logit(t, logits, adjusted, row, shape);
+                let t = start + j * comptime!(shape.plane);
+                let v = logit(t, logits, adjusted, row);
                 let w = weight_of(v, t, kept, row);
                 if w > 0.0 && w >= least {
                     if round == 0 {
@@ -323,8 +323,8 @@ fn locate(
     if UNIT_POS + 1 == unit {
         let mut part = 0u32.runtime();
         let mut left = after;
-        for j in 0..comptime!(shape.each()) {
-            let a = UNIT_POS * comptime!(shape.each()) + j;
+        for j in 0..comptime!(shape.each) {
+            let a = UNIT_POS * comptime!(shape.each) + j;
             if a < count {
                 let sum = scratch.sums[a as usize];
                 if sum > 0.0 && after >= 0.0 {
@@ -344,7 +344,7 @@ fn locate(
         let left = scratch.terms[0];
         let mut own = f32::new(0.0);
         if UNIT_POS < comptime!(shape.part) {
-            own = weight_of(logit(token, logits, adjusted, row, shape), token, kept, row);
+            own = weight_of(logit(token, logits, adjusted, row), token, kept, row);
         }
         let (before, _) = cube_before(own, &mut scratch.floats, shape);
         let reached = own > 0.0 && before <= left;
@@ -361,28 +361,32 @@ pub(super) fn choose_kernel(
     stats: &[f32],
     out: &mut [u32],
     stride: u32,
+    vocab: u32,
+    parts: u32,
     #[comptime] shape: Shape,
 ) {
     let draw = CUBE_POS_X;
     let at = draw * ASKED;
-    let first = draw * comptime!(shape.parts) * 4;
+    let first = draw * parts * 4;
     let top_k = asked[(at + TOP_K) as usize];
     let mut scratch = Scratch {
-        active: Shared::<[u32]>::new_slice(comptime!(shape.parts as usize)),
-        sums: Shared::<[f32]>::new_slice(comptime!(shape.parts as usize)),
+        active: Shared::<[u32]>::new_slice(comptime!(shape.slots() as usize)),
+        sums: Shared::<[f32]>::new_slice(comptime!(shape.slots() as usize)),
         keys: Shared::<[u32]>::new_slice(comptime!(RANKED as usize)),
         tokens: Shared::<[u32]>::new_slice(comptime!(RANKED as usize)),
         terms: Shared::<[f32]>::new_slice(comptime!(RANKED as usize)),
-        floats: Shared::<[f32]>::new_slice(comptime!(shape.planes() as usize)),
+        floats: Shared::<[f32]>::new_slice(comptime!(2 * shape.planes() as usize)),
         words: Shared::<[u32]>::new_slice(comptime!(shape.planes() as usize)),
     };
-    let best = best(stats, first, &mut scratch.words, shape);
+    let best = best(stats, first, parts, &mut scratch.words, shape);
     let row = Row {
         row: asked[(at + ROW) as usize],
         place: asked[(at + PLACE) as usize],
         top: value(best),
         inverse: f32::reinterpret(asked[(at + INVERSE) as usize]),
         first,
+        parts,
+        vocab,
     };
     let least = key(f32::new(LEAST)) + 1;
     let mut token = NONE.runtime();
@@ -392,9 +396,9 @@ pub(super) fn choose_kernel(
         } else {
             // All parts, and the sum of their weights.
             let mut own = f32::new(0.0);
-            for j in 0..comptime!(shape.each()) {
-                let part = UNIT_POS * comptime!(shape.each()) + j;
-                if part < comptime!(shape.parts) {
+            for j in 0..comptime!(shape.each) {
+                let part = UNIT_POS * comptime!(shape.each) + j;
+                if part < parts {
                     let all = mass(part, stats, &row);
                     scratch.active[part as usize] = part;
                     scratch.sums[part as usize] = all;
@@ -402,7 +406,7 @@ pub(super) fn choose_kernel(
                 }
             }
             let mut total = cube_sum(own, &mut scratch.floats, shape);
-            let mut count = comptime!(shape.parts).runtime();
+            let mut count = parts;
 
             // Where the order is cut: by number, then by weight.
             let mut edge = 0u32.runtime();
@@ -411,7 +415,7 @@ pub(super) fn choose_kernel(
             for round in 0..2u32 {
                 let by_weight = round == 1;
                 let top_p = f32::reinterpret(asked[(at + TOP_P) as usize]);
-                let is_asked = select(by_weight, top_p < 1.0, top_k < comptime!(shape.vocab));
+                let is_asked = select(by_weight, top_p < 1.0, top_k < vocab);
                 if is_asked && decided {
                     let kept = Kept {
                         from: NONE.runtime(),
@@ -430,7 +434,10 @@ pub(super) fn choose_kernel(
                     let mut number = f32::new(0.0);
                     if edge == 0 {
                         let wanted = select(by_weight, NUCLEUS.runtime(), top_k);
-                        low = max(bound(wanted, stats, first, &mut scratch.floats, shape), least);
+                        low = max(
+                            bound(wanted, stats, first, parts, &mut scratch.floats, shape),
+                            least,
+                        );
                     }
                     // Once, and again where a nucleus is larger than was looked at.
                     let mut tries = 2u32.runtime();
@@ -439,6 +446,7 @@ pub(super) fn choose_kernel(
                             low,
                             stats,
                             first,
+                            parts,
                             &mut scratch.active,
                             &mut scratch.floats,
                             shape,
@@ -452,7 +460,7 @@ pub(super) fn choose_kernel(
                             above_number = n;
                             above_mass = mass;
                             // All tokens of less weight than this are not what it lacks.
-                            let part = (1.0 - top_p) * total * comptime!(0.5 / shape.vocab as f32);
+                            let part = (1.0 - top_p) * total * 0.5 / f32::cast_from(vocab);
                             low = min(key_of_weight(part, &row), high - 1);
                         } else {
                             tries = 0u32.runtime();
@@ -519,6 +527,7 @@ pub(super) fn choose_kernel(
                         low,
                         stats,
                         first,
+                        parts,
                         &mut scratch.active,
                         &mut scratch.floats,
                         shape,

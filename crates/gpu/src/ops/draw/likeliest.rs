@@ -12,6 +12,8 @@ pub(super) fn likeliest_kernel(
     stats: &[f32],
     out: &mut [u32],
     stride: u32,
+    vocab: u32,
+    parts: u32,
     #[comptime] shape: Shape,
 ) {
     let draw = CUBE_POS_X;
@@ -20,36 +22,38 @@ pub(super) fn likeliest_kernel(
     if asked[(at + WANTS) as usize] == 0 || token == NONE {
         terminate!();
     }
-    let each = comptime!(shape.each());
+    let each = comptime!(shape.each);
     // Words of the parts as the row is.
-    let first = draw * comptime!(shape.parts) * 4 + 2;
+    let first = draw * parts * 4 + 2;
     let wanted = asked[(at + LARGEST) as usize];
-    let mut active = Shared::<[u32]>::new_slice(comptime!(shape.parts as usize));
+    let mut active = Shared::<[u32]>::new_slice(comptime!(shape.slots() as usize));
     let mut floats = Shared::<[f32]>::new_slice(comptime!(shape.planes() as usize));
     let mut words = Shared::<[u32]>::new_slice(comptime!(shape.planes() as usize));
     let row = Row {
         row: asked[(at + ROW) as usize],
         place: NONE.runtime(),
-        top: value(best(stats, first, &mut words, shape)),
+        top: value(best(stats, first, parts, &mut words, shape)),
         inverse: f32::new(1.0),
         first,
+        parts,
+        vocab,
     };
     let mut own = f32::new(0.0);
     for j in 0..each {
         let part = UNIT_POS * each + j;
-        if part < comptime!(shape.parts) {
+        if part < parts {
             own += mass(part, stats, &row);
         }
     }
     let total = cube_sum(own, &mut floats, shape);
     let to = draw * stride;
     if UNIT_POS == 0 {
-        out[(to + 1) as usize] = u32::reinterpret(logit(token, logits, logits, &row, shape));
+        out[(to + 1) as usize] = u32::reinterpret(logit(token, logits, logits, &row));
         out[(to + 2) as usize] = u32::reinterpret(row.top);
         out[(to + 3) as usize] = u32::reinterpret(total);
     }
-    let low = bound(wanted, stats, first, &mut floats, shape);
-    let count = activate(low, stats, first, &mut active, &mut floats, shape);
+    let low = bound(wanted, stats, first, parts, &mut floats, shape);
+    let count = activate(low, stats, first, parts, &mut active, &mut floats, shape);
     let mut edge = NONE.runtime();
     let mut edge_token = 0u32.runtime();
     for i in 0..wanted {
@@ -60,11 +64,11 @@ pub(super) fn likeliest_kernel(
             let mut a = UNIT_POS_Y;
             while a < count {
                 let start = active[a as usize] * comptime!(shape.part) + UNIT_POS_X;
-                #[unroll]
+                #[unroll(comptime!(shape.unrolls()))]
                 for j in 0..comptime!(shape.own()) {
-                    let t = start + comptime!(j * shape.plane);
-                    let k = key(logit(t, logits, logits, &row, shape));
-                    if t < comptime!(shape.vocab) && (k < edge || (k == edge && t > edge_token)) {
+                    let t = start + j * comptime!(shape.plane);
+                    let k = key(logit(t, logits, logits, &row));
+                    if t < vocab && (k < edge || (k == edge && t > edge_token)) {
                         if again == 0 {
                             own = max(own, k);
                         } else if k == next {

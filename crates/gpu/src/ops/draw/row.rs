@@ -31,25 +31,21 @@ pub(super) struct Row {
     pub(super) place: u32,
     pub(super) top: f32,
     pub(super) inverse: f32,
-    /// Where the words of its parts begin: four each, of which the first two are read.
+    /// Where the words of its parts begin, four each, of which the first two are read, and how many parts there are.
     pub(super) first: u32,
+    pub(super) parts: u32,
+    pub(super) vocab: u32,
 }
 
 /// The logit of a token, adjusted if the row is.
 #[cube]
-pub(super) fn logit(
-    token: u32,
-    logits: &[f32],
-    adjusted: &[f32],
-    row: &Row,
-    #[comptime] shape: Shape,
-) -> f32 {
+pub(super) fn logit(token: u32, logits: &[f32], adjusted: &[f32], row: &Row) -> f32 {
     let mut v = f32::new(LEAST);
-    if token < comptime!(shape.vocab) {
+    if token < row.vocab {
         if row.place == NONE {
-            v = logits[(row.row * comptime!(shape.vocab) + token) as usize];
+            v = logits[(row.row * row.vocab + token) as usize];
         } else {
-            v = adjusted[(row.place * comptime!(shape.vocab) + token) as usize];
+            v = adjusted[(row.place * row.vocab + token) as usize];
         }
     }
     v
@@ -64,12 +60,38 @@ pub(super) fn cube_sum(value: f32, scratch: &mut [f32], #[comptime] shape: Shape
     }
     sync_cube();
     let mut total = f32::new(0.0);
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for p in 0..comptime!(shape.planes()) {
         total += scratch[p as usize];
     }
     sync_cube();
     total
+}
+
+/// Sums of two values over the cube; `scratch` has two numbers for every plane.
+#[cube]
+pub(super) fn cube_sums(
+    one: f32,
+    other: f32,
+    scratch: &mut [f32],
+    #[comptime] shape: Shape,
+) -> (f32, f32) {
+    let own = plane_sum(one);
+    let own_other = plane_sum(other);
+    if UNIT_POS_X == 0 {
+        scratch[UNIT_POS_Y as usize] = own;
+        scratch[(UNIT_POS_Y + comptime!(shape.planes())) as usize] = own_other;
+    }
+    sync_cube();
+    let mut total = f32::new(0.0);
+    let mut total_other = f32::new(0.0);
+    #[unroll(comptime!(shape.unrolls()))]
+    for p in 0..comptime!(shape.planes()) {
+        total += scratch[p as usize];
+        total_other += scratch[(p + comptime!(shape.planes())) as usize];
+    }
+    sync_cube();
+    (total, total_other)
 }
 
 /// Sum over the units before, and over all.
@@ -82,9 +104,9 @@ pub(super) fn cube_before(value: f32, scratch: &mut [f32], #[comptime] shape: Sh
     sync_cube();
     let mut before = plane_exclusive_sum(value);
     let mut total = f32::new(0.0);
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for p in 0..comptime!(shape.planes()) {
-        before += select(p.runtime() < UNIT_POS_Y, scratch[p as usize], f32::new(0.0));
+        before += select(UNIT_POS_Y > p, scratch[p as usize], f32::new(0.0));
         total += scratch[p as usize];
     }
     sync_cube();
@@ -100,7 +122,7 @@ pub(super) fn cube_max(value: u32, scratch: &mut [u32], #[comptime] shape: Shape
     }
     sync_cube();
     let mut largest = 0u32.runtime();
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for p in 0..comptime!(shape.planes()) {
         largest = max(largest, scratch[p as usize]);
     }
@@ -108,33 +130,34 @@ pub(super) fn cube_max(value: u32, scratch: &mut [u32], #[comptime] shape: Shape
     largest
 }
 
-/// A bound that the largest logits of at least `wanted` parts reach, and so as many tokens; near the best one. `first` is where the parts' words begin.
+/// A bound that the largest logits of at least `wanted` parts reach, and so as many tokens; near the best one. `first` is where the words of the `parts` begin.
 #[cube]
 pub(super) fn bound(
     wanted: u32,
     stats: &[f32],
     first: u32,
+    parts: u32,
     scratch: &mut [f32],
     #[comptime] shape: Shape,
 ) -> u32 {
-    let each = comptime!(shape.each());
+    let each = comptime!(shape.each);
     let mut keys = Array::<u32>::new(comptime!(each as usize));
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for j in 0..each {
-        let part = comptime!(j * shape.units) + UNIT_POS;
+        let part = j * comptime!(shape.units) + UNIT_POS;
         let mut k = 0u32.runtime();
-        if part < comptime!(shape.parts) {
+        if part < parts {
             k = key(stats[(first + part * 4) as usize]);
         }
-        keys[comptime!(j as usize)] = k;
+        keys[j as usize] = k;
     }
     let mut found = 0u32.runtime();
     for bit in 0..BOUND_BITS {
         let trial = found | (0x80000000u32 >> bit);
         let mut reached = 0u32.runtime();
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..each {
-            reached += select(keys[comptime!(j as usize)] >= trial, 1u32, 0u32);
+            reached += select(keys[j as usize] >= trial, 1u32, 0u32);
         }
         let total = cube_sum(f32::cast_from(reached), scratch, shape);
         found = select(total >= f32::cast_from(wanted), trial, found);
@@ -142,18 +165,19 @@ pub(super) fn bound(
     found
 }
 
-/// The key of the largest logit, none where a logit is not finite. `first` is where the parts' words begin.
+/// The key of the largest logit, none where a logit is not finite. `first` is where the words of the `parts` begin.
 #[cube]
 pub(super) fn best(
     stats: &[f32],
     first: u32,
+    parts: u32,
     scratch: &mut [u32],
     #[comptime] shape: Shape,
 ) -> u32 {
     let mut own = 0u32.runtime();
-    for j in 0..comptime!(shape.each()) {
-        let part = UNIT_POS * comptime!(shape.each()) + j;
-        if part < comptime!(shape.parts) {
+    for j in 0..comptime!(shape.each) {
+        let part = UNIT_POS * comptime!(shape.each) + j;
+        if part < parts {
             let stat = (first + part * 4) as usize;
             let bad = u32::reinterpret(stats[stat + 1]) & 0x7f800000u32 == 0x7f800000u32;
             own = max(own, select(bad, NONE, key(stats[stat])));
@@ -175,15 +199,16 @@ pub(super) fn activate(
     low: u32,
     stats: &[f32],
     first: u32,
+    parts: u32,
     active: &mut [u32],
     scratch: &mut [f32],
     #[comptime] shape: Shape,
 ) -> u32 {
-    let each = comptime!(shape.each());
+    let each = comptime!(shape.each);
     let mut own = 0u32.runtime();
     for j in 0..each {
         let part = UNIT_POS * each + j;
-        if part < comptime!(shape.parts) {
+        if part < parts {
             if key(stats[(first + part * 4) as usize]) >= low {
                 own += 1;
             }
@@ -193,7 +218,7 @@ pub(super) fn activate(
     let mut to = u32::cast_from(before);
     for j in 0..each {
         let part = UNIT_POS * each + j;
-        if part < comptime!(shape.parts) {
+        if part < parts {
             if key(stats[(first + part * 4) as usize]) >= low {
                 active[to as usize] = part;
                 to += 1;
@@ -216,9 +241,9 @@ pub(super) fn first_of(
     #[comptime] shape: Shape,
 ) -> u32 {
     let mut own = 0u32.runtime();
-    for j in 0..comptime!(shape.each()) {
-        let part = UNIT_POS * comptime!(shape.each()) + j;
-        if part < comptime!(shape.parts) {
+    for j in 0..comptime!(shape.each) {
+        let part = UNIT_POS * comptime!(shape.each) + j;
+        if part < row.parts {
             if key(stats[(row.first + part * 4) as usize]) == best {
                 own = max(own, !part);
             }
@@ -228,7 +253,7 @@ pub(super) fn first_of(
     let token = part * comptime!(shape.part) + UNIT_POS;
     let mut own = 0u32.runtime();
     if UNIT_POS < comptime!(shape.part) {
-        if key(logit(token, logits, adjusted, row, shape)) == best {
+        if key(logit(token, logits, adjusted, row)) == best {
             own = !token;
         }
     }

@@ -39,6 +39,8 @@ pub(super) fn scan_kernel(
     asked: &[u32],
     adjusted: &mut [f32],
     stats: &mut [f32],
+    vocab: u32,
+    parts: u32,
     #[comptime] shape: Shape,
 ) {
     let draw = CUBE_POS_Y;
@@ -56,50 +58,50 @@ pub(super) fn scan_kernel(
     let mut top = f32::new(LEAST);
     let mut raw_top = f32::new(LEAST);
     let mut bad = 0u32.runtime();
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for j in 0..own {
-        let token = part * comptime!(shape.part) + comptime!(j * shape.plane) + UNIT_POS_X;
+        let token = part * comptime!(shape.part) + j * comptime!(shape.plane) + UNIT_POS_X;
         let mut v = f32::new(LEAST);
         let mut r = f32::new(LEAST);
-        if token < comptime!(shape.vocab) {
-            r = logits[(row * comptime!(shape.vocab) + token) as usize];
+        if token < vocab {
+            r = logits[(row * vocab + token) as usize];
             if u32::reinterpret(r) & 0x7f800000u32 == 0x7f800000u32 {
                 bad += 1;
             }
             v = r;
             if place != NONE {
                 v = adjust(r, token, asked, from, to);
-                adjusted[(place * comptime!(shape.vocab) + token) as usize] = v;
+                adjusted[(place * vocab + token) as usize] = v;
             }
         }
-        values[comptime!(j as usize)] = v;
-        raw[comptime!(j as usize)] = r;
+        values[j as usize] = v;
+        raw[j as usize] = r;
         top = max(top, v);
         raw_top = max(raw_top, r);
     }
     let top = plane_max(top);
     let bad = plane_sum(bad);
     let mut sum = f32::new(0.0);
-    #[unroll]
+    #[unroll(comptime!(shape.unrolls()))]
     for j in 0..own {
-        sum += weight(values[comptime!(j as usize)], top, inverse);
+        sum += weight(values[j as usize], top, inverse);
     }
     let sum = plane_sum(sum);
-    let to = ((draw * comptime!(shape.parts) + part) * 4) as usize;
+    let to = ((draw * parts + part) * 4) as usize;
     let not_a_number = f32::reinterpret(0x7fc00000u32);
-    if UNIT_POS_X == 0 && part < comptime!(shape.parts) {
+    if UNIT_POS_X == 0 && part < parts {
         stats[to] = top;
         stats[to + 1] = select(bad > 0, not_a_number, sum);
     }
     if wants {
         let top = plane_max(raw_top);
         let mut sum = f32::new(0.0);
-        #[unroll]
+        #[unroll(comptime!(shape.unrolls()))]
         for j in 0..own {
-            sum += weight(raw[comptime!(j as usize)], top, f32::new(1.0));
+            sum += weight(raw[j as usize], top, f32::new(1.0));
         }
         let sum = plane_sum(sum);
-        if UNIT_POS_X == 0 && part < comptime!(shape.parts) {
+        if UNIT_POS_X == 0 && part < parts {
             stats[to + 2] = top;
             stats[to + 3] = sum;
         }
