@@ -61,7 +61,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(amx: Amx, _: &[f32], _: usize, _: &Pool) -> Self {
+    pub(crate) fn new(amx: Amx, _: &[f32], _: usize, _: usize, _: &Pool) -> Self {
         match amx {}
     }
 
