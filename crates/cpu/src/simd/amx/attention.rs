@@ -5,7 +5,7 @@
 //! the first two levels of cache. Queries, keys, values and softmax numerators are rounded to bf16, at most
 //! 2⁻⁸ of each.
 
-use super::pack::{interleave, narrow, pack_rows, transpose};
+use super::pack::{interleave, narrow, narrowed, pack_rows, transpose};
 use super::product::{Block, sums};
 use super::{Amx, DEPTH, Part, ROWS, Tile};
 use crate::Level;
@@ -179,14 +179,10 @@ impl Attend<'_> {
     ) {
         let (columns, wide) = (scores.len() / PAIR, totals.len() / PAIR);
         let lines = scores.chunks_exact_mut(columns).zip(totals.chunks_exact_mut(wide));
-        let mut tiles = weights.chunks_exact_mut(columns / DEPTH);
+        let len = columns / DEPTH;
         let mut present = self.positions[rows].iter().zip(softmax);
-        let mut tiles_of = tiles.next();
         for (r, (line, sums)) in lines.enumerate() {
-            if r == ROWS {
-                tiles_of = tiles.next();
-            }
-            let Some(tiles) = tiles_of.as_deref_mut() else { return };
+            let tiles = &mut weights[r / ROWS * len..][..len];
             let Some((&position, (max, total))) = present.next() else {
                 // SAFETY: `amx` proves the features.
                 unsafe { numerators(self.amx, line, 0..0, 0.0, tiles, r % ROWS) };
@@ -430,9 +426,8 @@ fn numerators(
                     sum = _mm512_add_ps(sum, *numerators);
                 }
             }
-            let packed = _mm512_cvtne2ps_pbh(pair[1], pair[0]);
-            let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
-            _mm512_storeu_si512(tile.0[16 * row..].as_mut_ptr().cast(), packed);
+            let [low, high] = pair;
+            _mm512_storeu_si512(tile.0[16 * row..].as_mut_ptr().cast(), narrowed(low, high));
         }
         (_mm512_reduce_add_ps(sum), max)
     }

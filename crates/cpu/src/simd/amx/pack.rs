@@ -115,13 +115,20 @@ pub(super) unsafe fn pack_rows(
                         true => _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(16)),
                         false => _mm512_setzero_ps(),
                     };
-                    let packed = _mm512_cvtne2ps_pbh(part.of(high), part.of(low));
-                    let packed = std::mem::transmute::<__m512bh, __m512i>(packed);
+                    let packed = narrowed(part.of(low), part.of(high));
                     _mm512_storeu_si512(out.as_mut_ptr().cast(), packed);
                 }
             }
         }
     }
+}
+
+/// `low` and then `high` as bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn narrowed(low: __m512, high: __m512) -> __m512i {
+    // SAFETY: a change of type only.
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
 /// `len` elements at `p`, of a row that ends there if they are fewer than 32, as bf16 and zeros; elements under scales
@@ -153,7 +160,7 @@ pub(super) unsafe fn narrow<E: Element>(
             let scale = s.splat(scale);
             (low, high) = (s.mul(low, scale), s.mul(high, scale));
         }
-        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(part.of(high), part.of(low)))
+        _mm512_castsi512_ps(narrowed(part.of(low), part.of(high)))
     }
 }
 
