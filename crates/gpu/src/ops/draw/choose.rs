@@ -434,10 +434,7 @@ pub(super) fn choose_kernel(
                     let mut number = f32::new(0.0);
                     if edge == 0 {
                         let wanted = select(by_weight, NUCLEUS.runtime(), top_k);
-                        low = max(
-                            bound(wanted, stats, first, parts, &mut scratch.floats, shape),
-                            least,
-                        );
+                        low = max(bound(wanted, stats, &row, &mut scratch.floats, shape), least);
                     }
                     // Once, and again where a nucleus is larger than was looked at.
                     let mut tries = 2u32.runtime();
@@ -445,8 +442,7 @@ pub(super) fn choose_kernel(
                         count = activate(
                             low,
                             stats,
-                            first,
-                            parts,
+                            &row,
                             &mut scratch.active,
                             &mut scratch.floats,
                             shape,
@@ -523,15 +519,8 @@ pub(super) fn choose_kernel(
                 let mut left = select(excludes, 2u32, select(is_cut, 1u32, 0u32));
                 if left > 0 {
                     let low = max(edge, select(min_p > 0.0, key_of_weight(min_p, &row), least));
-                    count = activate(
-                        low,
-                        stats,
-                        first,
-                        parts,
-                        &mut scratch.active,
-                        &mut scratch.floats,
-                        shape,
-                    );
+                    count =
+                        activate(low, stats, &row, &mut scratch.active, &mut scratch.floats, shape);
                 }
                 while left > 0 {
                     let kept = Kept { from, from_token, edge, edge_token, least: min_p };

@@ -52,8 +52,8 @@ pub(super) fn likeliest_kernel(
         out[(to + 2) as usize] = u32::reinterpret(row.top);
         out[(to + 3) as usize] = u32::reinterpret(total);
     }
-    let low = bound(wanted, stats, first, parts, &mut floats, shape);
-    let count = activate(low, stats, first, parts, &mut active, &mut floats, shape);
+    let low = bound(wanted, stats, &row, &mut floats, shape);
+    let count = activate(low, stats, &row, &mut active, &mut floats, shape);
     let mut edge = NONE.runtime();
     let mut edge_token = 0u32.runtime();
     for i in 0..wanted {

@@ -130,13 +130,12 @@ pub(super) fn cube_max(value: u32, scratch: &mut [u32], #[comptime] shape: Shape
     largest
 }
 
-/// A bound that the largest logits of at least `wanted` parts reach, and so as many tokens; near the best one. `first` is where the words of the `parts` begin.
+/// A bound that the largest logits of at least `wanted` parts reach, and so as many tokens; near the best one.
 #[cube]
 pub(super) fn bound(
     wanted: u32,
     stats: &[f32],
-    first: u32,
-    parts: u32,
+    row: &Row,
     scratch: &mut [f32],
     #[comptime] shape: Shape,
 ) -> u32 {
@@ -146,8 +145,8 @@ pub(super) fn bound(
     for j in 0..each {
         let part = j * comptime!(shape.units) + UNIT_POS;
         let mut k = 0u32.runtime();
-        if part < parts {
-            k = key(stats[(first + part * 4) as usize]);
+        if part < row.parts {
+            k = key(stats[(row.first + part * 4) as usize]);
         }
         keys[j as usize] = k;
     }
@@ -198,8 +197,7 @@ pub(super) fn mass(part: u32, stats: &[f32], row: &Row) -> f32 {
 pub(super) fn activate(
     low: u32,
     stats: &[f32],
-    first: u32,
-    parts: u32,
+    row: &Row,
     active: &mut [u32],
     scratch: &mut [f32],
     #[comptime] shape: Shape,
@@ -208,8 +206,8 @@ pub(super) fn activate(
     let mut own = 0u32.runtime();
     for j in 0..each {
         let part = UNIT_POS * each + j;
-        if part < parts {
-            if key(stats[(first + part * 4) as usize]) >= low {
+        if part < row.parts {
+            if key(stats[(row.first + part * 4) as usize]) >= low {
                 own += 1;
             }
         }
@@ -218,8 +216,8 @@ pub(super) fn activate(
     let mut to = u32::cast_from(before);
     for j in 0..each {
         let part = UNIT_POS * each + j;
-        if part < parts {
-            if key(stats[(first + part * 4) as usize]) >= low {
+        if part < row.parts {
+            if key(stats[(row.first + part * 4) as usize]) >= low {
                 active[to as usize] = part;
                 to += 1;
             }
